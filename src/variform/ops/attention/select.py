@@ -1,0 +1,140 @@
+"""`attention`: run a call on the fastest backend that computes the same function, or on the one asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from variform.errors import BackendError, ConfigError, did_you_mean
+from variform.ops.attention import meter
+from variform.ops.attention.call import Call
+from variform.ops.attention.reference import ReferenceBackend
+from variform.ops.attention.sdpa import SdpaBackend
+from variform.ops.masks import Causal
+
+__all__ = ["Backend", "Candidate", "attention", "backends", "candidates", "register_backend"]
+
+
+class Backend(Protocol):
+    """An implementation that computes a whole call or says why it cannot."""
+
+    @property
+    def name(self) -> str:
+        """The name by which it is asked for."""
+
+    def refuses(self, call: Call, training: bool) -> str | None:
+        """Why the call cannot be computed, in words; None when it can. Reads shapes and types, never values."""
+
+    def advantage(self, call: Call, training: bool) -> str | None:
+        """Why the call is expected to run faster here than on `sdpa`; None when it is not."""
+
+    def run(self, call: Call) -> Tensor:
+        """Compute the call: `[B, H, Lq, Dv]`."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one backend says to a call.
+
+    Args:
+        name: of the backend.
+        refusal: why it cannot compute the call, or None.
+        chosen: whether it is the one that runs.
+        why: the reason for choosing it or passing it over.
+    """
+
+    name: str
+    refusal: str | None
+    chosen: bool
+    why: str
+
+
+_sdpa = SdpaBackend()
+_reference = ReferenceBackend()
+_specialised: list[Backend] = []
+
+
+def backends() -> dict[str, Backend]:
+    """All backends by name, in the order in which selection asks them."""
+    return {backend.name: backend for backend in (*_specialised, _sdpa, _reference)}
+
+
+def register_backend(backend: Backend) -> None:
+    """Add a backend; `auto` asks it before those already there.
+
+    Errors: `ConfigError` when the name is taken.
+    """
+    if backend.name in backends() or backend.name == "auto":
+        raise ConfigError(f"an attention backend named {backend.name!r} is already registered")
+    _specialised.insert(0, backend)
+
+
+def attention(call: Call, backend: str = "auto") -> Tensor:
+    """Run one attention call.
+
+    Args:
+        backend: "auto", or a backend's name, which then serves the call or raises.
+
+    Shapes: -> `[B, H, Lq, Dv]`.
+    Errors: `BackendError` when the backend asked for refuses; `ConfigError` for an unknown name; `ShapeError` when
+        tensors do not fit.
+    """
+    chosen = _choose(call) if backend == "auto" else _demanded(call, backend)
+    if meter.sinks:
+        with meter.metered(call):
+            return chosen.run(call)
+    return chosen.run(call)
+
+
+def candidates(call: Call, backend: str = "auto") -> list[Candidate]:
+    """What every backend says to the call, the chosen one first; for `explain`, on real or fake tensors."""
+    training = call.needs_grad
+    chosen = _choose(call) if backend == "auto" else None
+    found = []
+    for name, candidate in backends().items():
+        refusal = candidate.refuses(call, training)
+        is_chosen = name == backend if chosen is None else candidate is chosen
+        is_chosen = is_chosen and refusal is None
+        found.append(Candidate(name, refusal, is_chosen, _why(candidate, call, training, refusal, is_chosen, backend)))
+    return sorted(found, key=lambda candidate: not candidate.chosen)
+
+
+def _why(backend: Backend, call: Call, training: bool, refusal: str | None, chosen: bool, wanted: str) -> str:
+    if refusal is not None:
+        return refusal
+    if chosen and wanted != "auto":
+        return "asked for by name"
+    reason = backend.advantage(call, training)
+    if backend is _sdpa:
+        notes = _sdpa.notes(call)
+        reason = "fused kernel" + (f" ({'; '.join(notes)})" if notes else "")
+    if chosen:
+        return reason or "computes every call"
+    return f"passed over: {reason}" if reason else "no advantage for this call"
+
+
+def _choose(call: Call) -> Backend:
+    structure = call.structure
+    if not call.scores and call.mask is None and call.q_segments is None:
+        if structure is None or type(structure) is Causal or call.q.shape[2] == 1:
+            return _sdpa  # the hot path of training and decoding, decided without asking anyone
+    training = call.needs_grad
+    for backend in _specialised:
+        if backend.advantage(call, training) is not None and backend.refuses(call, training) is None:
+            return backend
+    return _sdpa if _sdpa.refuses(call, training) is None else _reference
+
+
+def _demanded(call: Call, name: str) -> Backend:
+    backend = _reference if name == "reference" else _sdpa if name == "sdpa" else backends().get(name)
+    if backend is None:
+        raise ConfigError(f"unknown attention backend {name!r}", hint=did_you_mean(name, ["auto", *backends()]))
+    refusal = backend.refuses(call, call.needs_grad)
+    if refusal is not None:
+        fitting = [other for other, at in backends().items() if at.refuses(call, call.needs_grad) is None]
+        raise BackendError(
+            f"attention backend {name!r} refuses this call: {refusal}; these compute it: {', '.join(fitting)}"
+        )
+    return backend

@@ -1,0 +1,33 @@
+"""Attention masks as symbols: one polarity (True = may attend), combined with `&`, `|`, `~`, materialised late.
+
+from variform.ops.masks import Causal, Global, Window
+mask = (Causal() & Window(256)) | Global([0])
+mask.density(4096)
+"""
+
+from variform.ops.masks.base import And, Band, Everything, Mask, MaskMod, Not, Or
+from variform.ops.masks.convert import from_additive, from_key_padding, from_torch_mha
+from variform.ops.masks.positional import Causal, Global, Segments, Window
+from variform.ops.masks.tensors import Blocks, Dense, Documents, KeyPadding, Padding
+
+__all__ = [
+    "And",
+    "Band",
+    "Blocks",
+    "Causal",
+    "Dense",
+    "Documents",
+    "Everything",
+    "Global",
+    "KeyPadding",
+    "Mask",
+    "MaskMod",
+    "Not",
+    "Or",
+    "Padding",
+    "Segments",
+    "Window",
+    "from_additive",
+    "from_key_padding",
+    "from_torch_mha",
+]

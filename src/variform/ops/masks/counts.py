@@ -1,0 +1,118 @@
+"""Visited pairs and visited blocks of a mask: closed formulas for bands and layouts, counting in strips otherwise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from variform.ops.masks.base import Mask
+from variform.ops.masks.view import grid_view
+
+__all__ = ["band_pairs", "block_layout", "count_pairs"]
+
+_STRIP_ELEMENTS = 1 << 24
+"""Elements of a dense strip that counting holds at once (16 MiB of bool)."""
+
+
+def count_pairs(mask: Mask, q_len: int, k_len: int, offset: int = 0) -> int | float:
+    """Visited pairs for queries at positions offset..offset+q_len-1 and keys at 0..k_len-1.
+
+    The mean over batch rows and heads where they differ. Tensor-free masks are counted once and remembered.
+    """
+    band = mask.band()
+    if band is not None:
+        return band_pairs(q_len, k_len, band[0], band[1], offset)
+    if mask.has_tensors or mask.needs_segments:
+        return _counted(mask, q_len, k_len, offset)
+    return _counted_once(mask, q_len, k_len, offset)
+
+
+def band_pairs(q_len: int, k_len: int, back: int | None, ahead: int | None, offset: int = 0) -> int:
+    """Pairs with -ahead <= q - k <= back, q in [offset, offset + q_len), k in [0, k_len); None is no limit."""
+    upper = _below_diagonal(q_len, k_len, k_len if ahead is None else ahead + offset)
+    lower = 0 if back is None else _below_diagonal(q_len, k_len, offset - back - 1)
+    return max(0, upper - lower)
+
+
+def _below_diagonal(q_len: int, k_len: int, shift: int) -> int:
+    """Pairs with k <= q + shift: the sum over rows of clamp(q + shift + 1, 0, k_len)."""
+    first = max(0, -shift)  # rows before see no key
+    full = min(max(k_len - shift - 1, first), q_len)  # rows from here on see every key
+    growing = max(0, full - first)
+    return growing * (first + full - 1 + 2 * (shift + 1)) // 2 + max(0, q_len - max(full, first)) * k_len
+
+
+@functools.lru_cache(maxsize=256)
+def _counted_once(mask: Mask, q_len: int, k_len: int, offset: int) -> int | float:
+    return _counted(mask, q_len, k_len, offset)
+
+
+def _counted(mask: Mask, q_len: int, k_len: int, offset: int) -> int | float:
+    rows = max(1, _STRIP_ELEMENTS // max(1, k_len))
+    total: int | float = 0
+    with _real_tensors():
+        for strip in _strips(mask, q_len, k_len, rows, offset):
+            copies = strip.numel() // max(1, strip.shape[-2] * strip.shape[-1])
+            visited = int(strip.sum())
+            total += visited if strip.dim() == 2 else visited / copies
+    return total
+
+
+def block_layout(mask: Mask, q_len: int, k_len: int, block: int) -> Tensor:
+    """Bool `[ceil(Lq/block), ceil(Lk/block)]` or `[H, ...]`: blocks in which some batch row visits a pair."""
+    q_blocks, k_blocks = -(-q_len // block), -(-k_len // block)
+    band = mask.band()
+    if band is not None:
+        return _band_layout(q_len, k_len, block, band[0], band[1])
+    strips = []
+    per_strip = block * max(1, _STRIP_ELEMENTS // max(1, k_len * block))
+    for strip in _strips(mask, q_len, k_len, per_strip, 0):
+        rows = strip.shape[-2]
+        seen = strip.any(0) if strip.dim() == 4 else strip[None]
+        padded = torch.nn.functional.pad(seen, (0, k_blocks * block - k_len, 0, -(-rows // block) * block - rows))
+        tiles = padded.view(padded.shape[0], -1, block, k_blocks, block)
+        strips.append(tiles.any(-1).any(-2))
+    layout = torch.cat(strips, dim=1) if strips else torch.zeros(1, q_blocks, k_blocks, dtype=torch.bool)
+    return layout[0] if layout.shape[0] == 1 else layout
+
+
+def _band_layout(q_len: int, k_len: int, block: int, back: int | None, ahead: int | None) -> Tensor:
+    """A block is visited when the distances that occur in it overlap the band."""
+    q_first = torch.arange(0, q_len, block)[:, None]
+    k_first = torch.arange(0, k_len, block)[None, :]
+    q_last, k_last = (q_first + block - 1).clamp(max=q_len - 1), (k_first + block - 1).clamp(max=k_len - 1)
+    near = q_last - k_first >= (-k_len if ahead is None else -ahead)
+    far = q_first - k_last <= (q_len if back is None else back)
+    return near & far
+
+
+def _strips(mask: Mask, q_len: int, k_len: int, rows: int, offset: int) -> Iterator[Tensor]:
+    """Dense rows of the mask, `rows` at a time: bool `[n, Lk]` or `[B, H, n, Lk]`."""
+    mask.check(None, None, q_len, k_len)
+    device = _device(mask)
+    k_pos = torch.arange(k_len, device=device)
+    for start in range(0, q_len, rows):
+        index = torch.arange(start, min(start + rows, q_len), device=device)
+        view = replace(grid_view(index + offset, k_pos), q_index=index[:, None])
+        strip = mask._visit(view)
+        yield strip.expand(*strip.shape[:-2], len(index), k_len)
+
+
+def _device(mask: Mask) -> torch.device | None:
+    return next((leaf.device for leaf in pytree.tree_leaves(mask) if isinstance(leaf, Tensor)), None)
+
+
+def _real_tensors() -> AbstractContextManager[Any]:
+    """Counting needs numbers, also where the surroundings run on fake tensors."""
+    try:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+    except ImportError:
+        return nullcontext()
+    return unset_fake_temporarily()

@@ -1,0 +1,105 @@
+"""Masks without tensors: bands of distances, global positions, segments. They hash, compare and print as written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from variform.errors import ConfigError, ShapeError
+from variform.ops.masks.base import Band, Mask
+from variform.ops.masks.view import View
+
+__all__ = ["Causal", "Global", "Segments", "Window"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Causal(Mask):
+    """A query attends to keys at its own position and before: k <= q."""
+
+    def _visit(self, view: View) -> Tensor:
+        return view.k_pos <= view.q_pos
+
+    def band(self) -> Band:
+        return (None, 0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Window(Mask):
+    """A query attends to keys at distance -ahead <= q - k <= back.
+
+    Args:
+        back: how many positions before the query are attended, besides its own.
+        ahead: how many positions after it.
+    """
+
+    back: int
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        if self.back < 0 or self.ahead < 0:
+            raise ConfigError(f"Window(back={self.back}, ahead={self.ahead}): both must be >= 0")
+
+    def _visit(self, view: View) -> Tensor:
+        # Additions on the two position vectors, not on their [Lq, Lk] difference.
+        return (view.k_pos >= view.q_pos - self.back) & (view.k_pos <= view.q_pos + self.ahead)
+
+    def band(self) -> Band:
+        return (self.back, self.ahead)
+
+
+@dataclass(frozen=True, eq=False, repr=False, init=False)
+class Global(Mask):
+    """The listed positions attend to every key and are attended by every query.
+
+    Args:
+        indices: positions >= 0; any iterable of integers, a 1-D tensor included.
+    """
+
+    indices: tuple[int, ...]
+
+    def __init__(self, indices: Iterable[int] | Tensor) -> None:
+        values = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+        listed = tuple(sorted({int(value) for value in values}))
+        if listed and listed[0] < 0:
+            raise ConfigError(f"Global positions must be >= 0, got {listed[0]}")
+        object.__setattr__(self, "indices", listed)
+
+    def _visit(self, view: View) -> Tensor:
+        return self._hits(view.q_pos) | self._hits(view.k_pos)
+
+    def _hits(self, positions: Tensor) -> Tensor:
+        # Comparisons of runs instead of torch.isin: FlexAttention must trace this point by point.
+        hits = positions != positions
+        for first, last in _runs(self.indices):
+            hits = hits | ((positions >= first) & (positions <= last))
+        return hits
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segments(Mask):
+    """A query attends to keys of its own segment; the ids come with the call (`q_seg`, `k_seg`).
+
+    Errors: `ShapeError` when the call brings no segment ids.
+    """
+
+    @property
+    def needs_segments(self) -> bool:
+        return True
+
+    def _visit(self, view: View) -> Tensor:
+        if view.q_seg is None or view.k_seg is None:
+            raise ShapeError("Segments() needs the segment ids of queries and keys; pass `segments`")
+        return view.q_seg == view.k_seg
+
+
+def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Sorted integers as closed runs: (0, 1, 2, 7) -> [(0, 2), (7, 7)]."""
+    runs: list[tuple[int, int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], value)
+        else:
+            runs.append((value, value))
+    return runs

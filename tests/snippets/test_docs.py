@@ -1,7 +1,7 @@
 """Every example in README.md and docs/ runs as it stands: Python blocks, and the `variform` commands of shell blocks.
 
-The blocks of one file share a namespace and an empty folder, like a reader who types them in one after the other. A block with
-`title="model.yaml"` is also written to that folder under its name, so that later blocks and commands can use it.
+The blocks of one file share a namespace and an empty folder, like a reader who types them in one after the other. A
+block with `title="model.yaml"` is also written to that folder under its name, so that later ones can use it.
 """
 
 import re

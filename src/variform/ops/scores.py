@@ -49,6 +49,7 @@ class ScoreMod(ABC):
 
     def check(self, batch: int, heads: int, q_len: int, k_len: int) -> None:
         """Raise `ShapeError` when a tensor of this modifier does not fit a call of these sizes exactly."""
+        return None
 
 
 class _Additive(ScoreMod):

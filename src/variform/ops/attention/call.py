@@ -91,6 +91,7 @@ class Call:
             and self.q_positions is None
             and self.k_positions is None
             and self.q_segments is None
+            and self.k_segments is None
             and self.structure is not None
             and self.q.shape[2] == self.k.shape[2]
             and (type(self.structure) is Causal or self.structure.is_causal)
@@ -162,7 +163,7 @@ class Call:
             modifier.check(batch, heads, q_len, k_len)
 
     def visited_pairs(self) -> int | float:
-        """Visited (query, key) pairs of one row and head under structure and mask (padding and segments count as visited).
+        """Visited (query, key) pairs of one row and head, as `structure` and `mask` tell; padding does not lower it.
 
         Without positions both sides count from 0. With positions, whose values a cost estimate cannot read, the
         queries are taken to be the last ones of the keys. Masks whose tensors are stand-ins count as visiting all.

@@ -41,40 +41,38 @@ class SdpaBackend:
 
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
-        q, k, v = call.q, call.k, call.v
         causal = call.is_plain_causal and not call.scores
         mask = None if causal else _mask(call)
-        if k.shape[1] != q.shape[1]:
-            groups = call.groups
-            if q.device.type != "cpu" and mask is not None:
-                # The CUDA kernels that take a mask do not take grouped heads.
-                k, v = call.expanded()
-                groups = 1
-        else:
-            groups = 1
-        if v.shape[-1] != q.shape[-1]:
-            return _unequal(call, k, v, mask, causal, groups)
-        return _fused(q, k, v, mask, call.dropout, causal, call.scale, groups)
+        if mask is None or call.q.device.type == "cpu":
+            return _fused(call, mask, causal)
+        return _without_empty_rows(call, mask)
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, scale: float | None, groups: int
-) -> Tensor:
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=groups > 1
+def _without_empty_rows(call: Call, mask: Tensor) -> Tensor:
+    """Rows that attend to nothing see every key and are zeroed after, for kernels that answer NaN to them.
+
+    The CPU kernels give zeros by themselves, in forward and backward.
+    """
+    empty = (mask if mask.dtype == torch.bool else mask != -torch.inf).any(dim=-1, keepdim=True).logical_not()
+    mask = mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0)
+    return _fused(call, mask, causal=False).masked_fill(empty, 0.0)
+
+
+def _fused(call: Call, mask: Tensor | None, causal: bool) -> Tensor:
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (call.q, call.k, call.v))
+    grouped = k.shape[1] != q.shape[1] and call.groups > 1
+    if grouped and mask is not None and q.device.type != "cpu":
+        # The CUDA kernels that take a mask do not take grouped heads.
+        (k, v), grouped = call.expanded(), False
+    dim, dim_v = q.shape[-1], v.shape[-1]
+    if dim != dim_v:
+        # Zeros added to the smaller head, because fused kernels want equal sizes.
+        q, k = (functional.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
+        v = functional.pad(v, (0, dim - dim_v)) if dim_v < dim else v
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=call.dropout, is_causal=causal, scale=call.softmax_scale, enable_gqa=grouped
     )
-
-
-def _unequal(call: Call, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, groups: int) -> Tensor:
-    """Value heads of another size than query heads: zeros added to the smaller, so that a fused kernel runs."""
-    q, dim, dim_v = call.q, call.q.shape[-1], call.v.shape[-1]
-    if dim_v < dim:
-        return _fused(q, k, functional.pad(v, (0, dim - dim_v)), mask, call.dropout, causal, call.scale, groups)[
-            ..., :dim_v
-        ]
-    padded = (0, dim_v - dim)
-    q, k = functional.pad(q, padded), functional.pad(k, padded)
-    return _fused(q, k, v, mask, call.dropout, causal, call.softmax_scale, groups)
+    return out if dim <= dim_v else out[..., :dim_v]
 
 
 def _mask(call: Call) -> Tensor | None:
@@ -87,7 +85,7 @@ def _mask(call: Call) -> Tensor | None:
 
 
 def _bias(call: Call) -> Tensor | None:
-    """The sum of the modifiers, in float32 where the kernel takes it: a bias of hundreds loses its fraction in bfloat16."""
+    """The sum of the modifiers; float32 where the kernel takes it, as bfloat16 drops the fraction of large biases."""
     q_pos, k_pos = call.positions()
     half = call.q.element_size() < 4 and call.q.device.type == "cpu"
     dtype = torch.float32 if half else call.q.dtype

@@ -117,9 +117,9 @@ def _why(backend: Backend, call: Call, training: bool, refusal: str | None, chos
 
 def _choose(call: Call) -> Backend:
     structure = call.structure
-    if not call.scores and call.mask is None and call.q_segments is None:
-        if structure is None or type(structure) is Causal or call.q.shape[2] == 1:
-            return _sdpa  # the hot path of training and decoding, decided without asking anyone
+    unmasked = call.mask is None and call.q_segments is None and not call.scores
+    if unmasked and (structure is None or type(structure) is Causal or call.q.shape[2] == 1):
+        return _sdpa  # the hot path of training and decoding, decided without asking anyone
     training = call.needs_grad
     for backend in _specialised:
         if backend.advantage(call, training) is not None and backend.refuses(call, training) is None:

@@ -43,12 +43,9 @@ class Mask(ABC):
     def _visit(self, view: View) -> Tensor:
         """Bool tensor that broadcasts to the points of `view`."""
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
-        """Raise `ShapeError` when a tensor of this mask does not fit a call of these sizes exactly."""
-
     def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
-        """Raise `ShapeError` when this mask does not fit a call of these sizes (None: not known)."""
-        self._check(batch, heads, q_len, k_len)
+        """Raise `ShapeError` when a tensor of this mask does not fit a call of these sizes exactly (None: unknown)."""
+        return None
 
     def band(self) -> Band | None:
         """`(back, ahead)` when the mask is exactly a band of distances, else None."""
@@ -76,7 +73,7 @@ class Mask(ABC):
         Errors: `ShapeError` when a tensor of the mask does not fit.
         """
         batches = [t.shape[0] for t in (q_pos, k_pos, q_seg, k_seg) if t is not None and t.dim() == 2]
-        self._check(max(batches) if batches else None, None, q_pos.shape[-1], k_pos.shape[-1])
+        self.check(max(batches) if batches else None, None, q_pos.shape[-1], k_pos.shape[-1])
         return self._visit(grid_view(q_pos, k_pos, q_seg, k_seg))
 
     def mask_mod(
@@ -108,7 +105,7 @@ class Mask(ABC):
         return self.pairs(q_len, k_len) / max(1, q_len * k_len)
 
     def layout(self, q_len: int, k_len: int, block: int) -> Tensor:
-        """Bool `[ceil(Lq/block), ceil(Lk/block)]` (`[H, ...]` if heads differ): blocks with a visited pair in any row."""
+        """Blocks with a visited pair: bool `[ceil(Lq/block), ceil(Lk/block)]`, `[H, ...]` where heads differ."""
         from variform.ops.masks.counts import block_layout
 
         return block_layout(self, q_len, k_len, block)
@@ -154,7 +151,7 @@ class Mask(ABC):
 
     def __repr__(self) -> str:
         """A constructor call: fields in order, those at their default left out."""
-        shown = []
+        shown: list[str] = []
         for position, field in enumerate(dataclasses.fields(cast(Any, self))):
             value = getattr(self, field.name)
             if not isinstance(value, Tensor) and value == field.default:
@@ -169,7 +166,7 @@ class Everything(Mask):
     """Every query attends to every key."""
 
     def _visit(self, view: View) -> Tensor:
-        return (view.q_index >= 0) & (view.k_index >= 0)
+        return (view.q_pos == view.q_pos) & (view.k_pos == view.k_pos)
 
     def band(self) -> Band:
         return (None, None)
@@ -180,9 +177,9 @@ class _Combined(Mask):
     parts: tuple[Mask, ...]
     _leaves: ClassVar[tuple[str, ...]] = ("parts",)
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         for part in self.parts:
-            part._check(batch, heads, q_len, k_len)
+            part.check(batch, heads, q_len, k_len)
 
     @property
     def has_tensors(self) -> bool:
@@ -233,8 +230,8 @@ class Not(Mask):
     def _visit(self, view: View) -> Tensor:
         return ~self.part._visit(view)
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
-        self.part._check(batch, heads, q_len, k_len)
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+        self.part.check(batch, heads, q_len, k_len)
 
     @property
     def has_tensors(self) -> bool:

@@ -19,7 +19,8 @@ _Per = Literal["batch", "head"]
 def from_torch_mha(ignored: Tensor, per: _Per | None = None) -> Mask:
     """From `torch.nn.MultiheadAttention`'s boolean `attn_mask`: True = NOT attended.
 
-    Shapes: ignored bool `[Lq, Lk]`, `[B|1, H|1, Lq, Lk]`, or 3-D with `per` (torch's own `[B*H, Lq, Lk]`: view it as 4-D).
+    Shapes: ignored bool `[Lq, Lk]`, `[B|1, H|1, Lq, Lk]`, or 3-D with `per`; torch's `[B*H, Lq, Lk]` is
+        to be viewed as 4-D.
     Errors: `ShapeError` for anything but bool.
     """
     return Dense(~_bool(ignored, "from_torch_mha(ignored)"), per=per)

@@ -29,7 +29,7 @@ class Padding(Mask):
         if self.lengths.dim() != 1 or self.lengths.is_floating_point():
             raise ShapeError(f"Padding(lengths): integers [B] expected, got {_describe(self.lengths)}")
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         _same("Padding(lengths)", "batch", self.lengths.shape[0], batch)
 
     def _visit(self, view: View) -> Tensor:
@@ -50,12 +50,12 @@ class KeyPadding(Mask):
         if self.keep.dim() != 2 or self.keep.dtype != torch.bool:
             raise ShapeError(f"KeyPadding(keep): bool [B, Lk] expected, got {_describe(self.keep)}")
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         _same("KeyPadding(keep)", "batch", self.keep.shape[0], batch)
         _same("KeyPadding(keep)", "key", self.keep.shape[1], k_len)
 
     def _visit(self, view: View) -> Tensor:
-        return self.keep[view.row(self.keep.shape[0]), view.k_index]
+        return self.keep[view.row(self.keep.shape[0]), view.columns]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +74,7 @@ class Documents(Mask):
         if self.ids.dim() not in (1, 2) or self.ids.is_floating_point():
             raise ShapeError(f"Documents(ids): integers [L] or [B, L] expected, got {_describe(self.ids)}")
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         if self.ids.dim() == 2:
             _same("Documents(ids)", "batch", self.ids.shape[0], batch)
 
@@ -123,7 +123,7 @@ class Dense(Mask):
                 f"Dense(tensor): [Lq, Lk] or [B, H, Lq, Lk] expected, or 3-D with `per`; got {_describe(self.tensor)}"
             )
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         if self.by == "index" and (self.tensor.shape[-2] != q_len or self.tensor.shape[-1] != k_len):
             raise ShapeError(
                 f"Dense mask {list(self.tensor.shape)} does not fit {q_len} queries x {k_len} keys "
@@ -143,8 +143,7 @@ class Dense(Mask):
     def _visit(self, view: View) -> Tensor:
         full = self._full()
         if self.by == "index":
-            whole = view.b is None and view.q_index.numel() == full.shape[-2]
-            return full if whole else _gather(full, view, view.q_index, view.k_index)
+            return full if view.q_index is None else _gather(full, view, view.q_index, view.columns)
         known = (view.q_pos < full.shape[-2]) & (view.k_pos < full.shape[-1])
         q_pos, k_pos = view.q_pos.clamp(0, full.shape[-2] - 1), view.k_pos.clamp(0, full.shape[-1] - 1)
         return _gather(full, view, q_pos, k_pos) & known
@@ -171,7 +170,7 @@ class Blocks(Mask):
         object.__setattr__(self, "tensor", layout)
         object.__setattr__(self, "block", block)
 
-    def _check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
         if self.tensor.dim() == 3 and self.tensor.shape[0] != 1:
             _same("Blocks(layout)", "head", self.tensor.shape[0], heads)
 

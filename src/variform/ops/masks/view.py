@@ -17,20 +17,34 @@ class View:
     """Integer tensors that broadcast against each other to the shape of the answer.
 
     Shapes:
-        q_index, k_index: row and column in the call, `[Lq, 1]` and `[1, Lk]` on a grid.
+        q_index, k_index: row and column in the call; None on a grid, where `rows` and `columns` count them on demand.
         q_pos, k_pos: positions, `[Lq, 1]`, `[1, Lk]` or `[B, 1, Lq, 1]`, `[B, 1, 1, Lk]` on a grid.
         q_seg, k_seg: segment ids, shaped like the positions, or None.
         b, h: batch row and head of each point; None on a grid, where they are axes 0 and 1 of the answer.
     """
 
-    q_index: Tensor
-    k_index: Tensor
     q_pos: Tensor
     k_pos: Tensor
     q_seg: Tensor | None = None
     k_seg: Tensor | None = None
+    q_index: Tensor | None = None
+    k_index: Tensor | None = None
     b: Tensor | None = None
     h: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """Row of the call, `[Lq, 1]` on a grid."""
+        if self.q_index is not None:
+            return self.q_index
+        return torch.arange(self.q_pos.shape[-2], device=self.q_pos.device)[:, None]
+
+    @property
+    def columns(self) -> Tensor:
+        """Column of the call, `[1, Lk]` on a grid."""
+        if self.k_index is not None:
+            return self.k_index
+        return torch.arange(self.k_pos.shape[-1], device=self.k_pos.device)[None, :]
 
     def row(self, size: int) -> Tensor | int:
         """Index into an axis of `size` batch rows (size 1 is shared by all rows)."""
@@ -38,7 +52,7 @@ class View:
             return 0
         if self.b is not None:
             return self.b
-        return torch.arange(size, device=self.q_index.device).view(size, 1, 1, 1)
+        return torch.arange(size, device=self.q_pos.device).view(size, 1, 1, 1)
 
     def head(self, size: int) -> Tensor | int:
         """Index into an axis of `size` heads (size 1 is shared by all heads)."""
@@ -46,7 +60,7 @@ class View:
             return 0
         if self.h is not None:
             return self.h
-        return torch.arange(size, device=self.q_index.device).view(1, size, 1, 1)
+        return torch.arange(size, device=self.q_pos.device).view(1, size, 1, 1)
 
 
 def _spread(values: Tensor, name: str, keys: bool) -> Tensor:
@@ -66,8 +80,6 @@ def grid_view(q_pos: Tensor, k_pos: Tensor, q_seg: Tensor | None = None, k_seg: 
     if (q_seg is None) != (k_seg is None):
         raise ShapeError("q_seg and k_seg must be given together")
     return View(
-        q_index=torch.arange(q_pos.shape[-1], device=q_pos.device)[:, None],
-        k_index=torch.arange(k_pos.shape[-1], device=k_pos.device)[None, :],
         q_pos=_spread(q_pos, "q_pos", keys=False),
         k_pos=_spread(k_pos, "k_pos", keys=True),
         q_seg=None if q_seg is None else _spread(q_seg, "q_seg", keys=False),

@@ -71,7 +71,7 @@ test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 docs: $(VENV)/.dev
-	@$(BIN)/python -m mkdocs build --quiet --strict --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
 
 dist: $(VENV)/.dev
 	@rm -rf dist

@@ -65,12 +65,14 @@ class Call:
         return self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
 
     @property
-    def groups(self) -> int:
-        """Query heads per key/value head."""
+    def is_grouped(self) -> bool:
+        """Whether several query heads share a key/value head."""
         heads, kv_heads = self.q.shape[1], self.k.shape[1]
+        if heads == kv_heads:  # a branch, not its value: a kernel's flag must not be a symbolic bool under compile
+            return False
         if heads % kv_heads:
             raise ShapeError(f"{kv_heads} key/value heads do not divide {heads} query heads")
-        return heads // kv_heads
+        return True
 
     @property
     def needs_grad(self) -> bool:
@@ -84,9 +86,10 @@ class Call:
 
     @property
     def is_plain_causal(self) -> bool:
-        """Whether the mask is the causal square and nothing else, which kernels know without a mask tensor."""
+        """Whether only the causal square is asked for, which kernels know without a mask tensor."""
         return (
-            self.mask is None
+            len(self.scores) == 0
+            and self.mask is None
             and self.k_valid is None
             and self.q_positions is None
             and self.k_positions is None
@@ -108,9 +111,9 @@ class Call:
 
     def expanded(self) -> tuple[Tensor, Tensor]:
         """Keys and values with one head per query head."""
-        groups = self.groups
-        if groups == 1:
+        if not self.is_grouped:
             return self.k, self.v
+        groups = self.q.shape[1] // self.k.shape[1]
         return self.k.repeat_interleave(groups, dim=1), self.v.repeat_interleave(groups, dim=1)
 
     def symbolic_mask(self) -> Mask | None:

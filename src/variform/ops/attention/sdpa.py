@@ -41,7 +41,7 @@ class SdpaBackend:
 
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
-        causal = call.is_plain_causal and not call.scores
+        causal = call.is_plain_causal
         mask = None if causal else _mask(call)
         if mask is None or call.q.device.type == "cpu":
             return _fused(call, mask, causal)
@@ -60,17 +60,18 @@ def _without_empty_rows(call: Call, mask: Tensor) -> Tensor:
 
 def _fused(call: Call, mask: Tensor | None, causal: bool) -> Tensor:
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (call.q, call.k, call.v))
-    grouped = k.shape[1] != q.shape[1] and call.groups > 1
+    grouped = call.is_grouped
     if grouped and mask is not None and q.device.type != "cpu":
         # The CUDA kernels that take a mask do not take grouped heads.
         (k, v), grouped = call.expanded(), False
-    dim, dim_v = q.shape[-1], v.shape[-1]
+    dim, dim_v, scale = q.shape[-1], v.shape[-1], call.scale
     if dim != dim_v:
+        scale = call.softmax_scale
         # Zeros added to the smaller head, because fused kernels want equal sizes.
         q, k = (functional.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
         v = functional.pad(v, (0, dim - dim_v)) if dim_v < dim else v
     out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=call.dropout, is_causal=causal, scale=call.softmax_scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, dropout_p=call.dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return out if dim <= dim_v else out[..., :dim_v]
 

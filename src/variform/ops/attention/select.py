@@ -117,7 +117,7 @@ def _why(backend: Backend, call: Call, training: bool, refusal: str | None, chos
 
 def _choose(call: Call) -> Backend:
     structure = call.structure
-    unmasked = call.mask is None and call.q_segments is None and not call.scores
+    unmasked = call.mask is None and call.q_segments is None and len(call.scores) == 0
     if unmasked and (structure is None or type(structure) is Causal or call.q.shape[2] == 1):
         return _sdpa  # the hot path of training and decoding, decided without asking anyone
     training = call.needs_grad

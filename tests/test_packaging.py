@@ -22,7 +22,12 @@ EXTRA_MODULES = [
 
 def python(code: str, folder: Path, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -96,7 +101,14 @@ def test_contents_of_wheel_and_sdist(dist: Path) -> None:
     assert sources <= set(files)
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {"LICENSE", "README.md", "Makefile", "constraints.txt", "tests/conftest.py", "src/variform/py.typed"} <= names
+    assert {
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "constraints.txt",
+        "tests/conftest.py",
+        "src/variform/py.typed",
+    } <= names
 
 
 def test_tour_runs_from_the_wheel(dist: Path, tmp_path: Path) -> None:

@@ -24,9 +24,6 @@ NOT_RUN = {
     "make ": "the checks themselves; .ci/run and the tests of the demo run them",
     "pip install ": "tests/test_packaging.py installs the wheel",
     "python -m pytest": "this very suite",
-    "python -m venv ": "set-up, as in the Makefile",
-    "source ": "set-up, as in the Makefile",
-    "git clone ": "the reader's own copy",
     "variform train ": "minutes long; the tests of the training command run it",
 }
 

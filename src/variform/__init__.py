@@ -1,0 +1,22 @@
+"""variform: a transformer architecture as data. Describe it, check it, know its cost, build it, train it, decode with it.
+
+    import variform as vf
+
+    spec = vf.models.gpt(vocab_size=65, dim=128, depth=4, heads=4, max_seq_len=64)
+    model = vf.build(spec)
+"""
+
+from variform import models
+from variform.core.build import build, materialise
+from variform.core.codec import diff, from_dict, from_json, from_yaml, load, override, save, to_dict, to_json, to_yaml
+from variform.core.inherit import INHERIT, inherit
+from variform.core.part import Can, Part, use
+from variform.core.registry import parts, preset, presets, register
+from variform.core.resolve import resolve
+from variform.core.spec import Shared, Spec
+from variform.errors import BackendError, ConfigError, ShapeError
+from variform.library import load_parts
+
+load_parts()
+
+__version__ = "0.1.0"

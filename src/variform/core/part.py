@@ -1,0 +1,184 @@
+"""Part: the base class of everything that a model is made of, and its declared abilities."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from torch import nn
+
+from variform.core.inherit import Inherit
+from variform.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from variform.core.spec import Spec
+
+Facts = Mapping[str, Any]
+"""What is known at one place of a spec tree: field values by name."""
+
+
+@dataclass(frozen=True)
+class Can:
+    """What a part can do. Asking for what it cannot do is an error when the spec is checked.
+
+    Args:
+        causal: output t depends on no input after t when `causal` is on.
+        key_padding: keys marked invalid change nothing (`valid`, `context_mask`).
+        attention_mask: honours a query x key mask (the `mask` stream).
+        packed: several documents in one row, told apart by `segments`, do not see one another.
+        cross: the keys may come from another sequence, of another length.
+        lengths: any sequence length up to `max_seq_len` works, not only one fixed at construction.
+        decode: has a state, so that cached decoding equals the uncached forward.
+    """
+
+    causal: bool = True
+    key_padding: bool = True
+    attention_mask: bool = True
+    packed: bool = True
+    cross: bool = True
+    lengths: bool = True
+    decode: bool = True
+
+    def __and__(self, other: Can) -> Can:
+        return Can(**{f.name: getattr(self, f.name) and getattr(other, f.name) for f in fields(Can)})
+
+
+class PartMeta(type(nn.Module)):  # type: ignore[misc]  # the metaclass of Module is `type`; this names it once
+    """Refuses a direct construction that leaves a field to inheritance: there is nothing to inherit from."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from None
+        bound.apply_defaults()
+        open_fields = [name for name, value in bound.arguments.items() if isinstance(value, (Inherit, Default))]
+        if open_fields:
+            raise ConfigError(
+                f"{cls.__name__}(...) called directly must be given: {', '.join(open_fields)}",
+                hint=f"or build a spec, which fills them in: vf.build({cls.__name__}.spec(...))",
+            )
+        return super().__call__(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Default:
+    """The default of a slot: the name of a registered part of that slot's kind, with arguments."""
+
+    name: str
+    args: tuple[tuple[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"use({self.name!r}" + "".join(f", {key}={value!r}" for key, value in self.args) + ")"
+
+
+def use(name: str, **args: Any) -> Any:
+    """Declare the default part of a slot by its registered name: `norm: Norm = use("layer_norm")`."""
+    return Default(name, tuple(sorted(args.items())))
+
+
+class SpecAccess:
+    """`Class.spec(**args)` describes a part; `part.spec` is the full, resolved description it was built from."""
+
+    @overload
+    def __get__(self, part: None, owner: type[Part]) -> Callable[..., Spec]: ...
+    @overload
+    def __get__(self, part: Part, owner: type[Part]) -> Spec: ...
+    def __get__(self, part: Part | None, owner: type[Part]) -> Any:
+        from variform.core.spec import Spec
+
+        if part is None:
+            return lambda **args: Spec(owner, args)
+        spec = part.__dict__.get("_spec")
+        if spec is None:
+            raise ConfigError(
+                f"this {owner.__name__} was constructed directly and carries no spec",
+                hint="build it from a spec: vf.build(spec)",
+            )
+        return spec
+
+    def __set__(self, part: Part, spec: Spec) -> None:
+        part.__dict__["_spec"] = spec
+
+
+class Part(nn.Module, metaclass=PartMeta):
+    """A piece of an architecture: typed keyword constructor in, `nn.Module` out.
+
+    Subclass one of the *kinds* (`Mixer`, `Attention`, `Norm`, ...), register it under a name, and take **built
+    children** in the constructor. Kinds are abstract, parts are final: variation is by slot, not by subclass.
+
+    Class attributes:
+        kind: the name of the kind, set by the abstract base.
+        name: the registered name, set by `register`.
+        can: what the part can do.
+        reads: the streams its `forward` looks at.
+        stateful: whether it keeps decode state (`init_state`).
+        residual_writes: how often it adds to the residual stream (for depth-scaled initialisation).
+    """
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    can: ClassVar[Can] = Can()
+    reads: ClassVar[frozenset[str]] = frozenset()
+    stateful: ClassVar[bool] = False
+    residual_writes: ClassVar[int] = 0
+    spec = SpecAccess()
+
+    # ---- hooks of the resolution pass; all see plain values, never tensors ----
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """Further facts that follow from the own fields (they join what children may inherit)."""
+        return {}
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """Facts for the child at `slot[index]` alone, which shadow the surroundings'.
+
+        Args:
+            slot: the field the child sits in.
+            index: its place when the slot is a list, else 0.
+            count: how many children the slot has.
+            facts: the part's own facts and its surroundings'.
+        """
+        return {}
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """Facts that hold for the siblings after this part (a new `dim` after down-sampling)."""
+        return {}
+
+    @classmethod
+    def check(cls, facts: Facts) -> Iterable[Problem]:
+        """The rules that go beyond one field's type. `facts` holds all own fields, children as resolved specs.
+
+        Paths in the problems are relative: the name of the field.
+        """
+        return ()
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What the part can do with these arguments; by default the class's own `can`."""
+        return cls.can
+
+    @classmethod
+    def publishes(cls, args: Facts) -> tuple[str, ...]:
+        """The stream names its forward returns beside `x`; they come from its fields."""
+        return ()
+
+    @classmethod
+    def reads_streams(cls, args: Facts) -> frozenset[str]:
+        """The streams its own forward reads with these arguments (without its children's)."""
+        return cls.reads
+
+    # ---- parameters ----
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that this part itself owns (not its children's)."""
+
+    def extra_repr(self) -> str:
+        """The scalar fields, so that a printed model can be read."""
+        spec = self.__dict__.get("_spec")
+        return "" if spec is None else ", ".join(f"{k}={v!r}" for k, v in spec.leaves().items())

@@ -1,0 +1,258 @@
+"""Resolution: one pass down a spec tree that fills in every field and finds every mistake, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from variform.core.fields import Field, check_value, field_map, fields_of
+from variform.core.inherit import Inherit
+from variform.core.part import Part
+from variform.core.registry import parts
+from variform.core.spec import MISSING, Shared, Spec, default_of
+from variform.errors import ConfigError, Problem, did_you_mean
+
+MODEL_STREAMS = frozenset(
+    "positions valid segments mask bias context context_mask context_positions condition state cache".split()
+)
+"""The streams that a model's caller may provide; all other names come from parts that publish them."""
+
+
+def resolve(spec: Spec, **facts: Any) -> Spec:
+    """Fill in every field of a spec tree: defaults, inherited facts, slot defaults.
+
+    Args:
+        spec: the root.
+        facts: what the surroundings provide, if the root is not a whole model (`dim=64, heads=4`).
+
+    Raises:
+        ConfigError: with all problems of the tree at once.
+    """
+    resolved, problems = examine(spec, **facts)
+    if problems:
+        raise ConfigError(problems)
+    assert resolved is not None
+    return resolved
+
+
+def examine(spec: Spec, **facts: Any) -> tuple[Spec | None, list[Problem]]:
+    """Like `resolve`, but returns the problems instead of raising them."""
+    walk = _Walk(shared=_shared_specs(spec))
+    resolved = walk.visit(spec, {"writes": count_writes(spec), **facts}, "")
+    problems = _unique(walk.problems)
+    if resolved is not None and not problems:
+        problems = stream_problems(resolved)
+    return resolved, problems
+
+
+def count_writes(spec: Spec) -> int:
+    """How often the parts of a tree add to the residual stream: the `writes` fact of depth-scaled initialisation."""
+    return max(1, sum(child.part.residual_writes for _, child in spec.walk()))
+
+
+@dataclass
+class _Walk:
+    shared: Mapping[str, Spec]
+    problems: list[Problem] = field(default_factory=list)
+    first_use: dict[str, tuple[str, Spec]] = field(default_factory=dict)
+
+    def visit(self, spec: Spec, around: Mapping[str, Any], path: str) -> Spec | None:
+        known = field_map(spec.part)
+        for name in spec.args:
+            if name not in known:
+                self._report(path, name, f"{_label(spec)} has no field {name!r}", hint=did_you_mean(name, known))
+        before = len(self.problems)
+        values = self._leaves(spec, around, path)
+        facts = {**around, **{k: v for k, v in values.items() if v is not None}}
+        if len(self.problems) == before:
+            facts.update({k: v for k, v in spec.part.derive({**facts, **values}).items() if v is not None})
+        self._refuse_impossible(spec, facts, path)
+        values.update(self._slots(spec, facts, values, path))
+        if len(self.problems) == before:
+            for problem in spec.part.check({**facts, **values}):
+                self.problems.append(Problem(_join(path, problem.path), *_tail(problem)))
+        return Spec(spec.part, values) if len(self.problems) == before else None
+
+    def _leaves(self, spec: Spec, around: Mapping[str, Any], path: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for f in fields_of(spec.part):
+            if f.is_slot:
+                continue
+            value = spec.args.get(f.name, default_of(f))
+            if isinstance(value, Inherit):
+                value = self._inherited(spec, f, value, around, path)
+            if value is MISSING:
+                if f.name in spec.args or f.required:
+                    self._report(path, f.name, f"{_label(spec)} needs this field ({f.type_text()})")
+                continue
+            value, message = check_value(f, value)
+            if message:
+                self._report(path, f.name, message, value=value, hint=_choice_hint(f, value))
+            values[f.name] = value
+        return values
+
+    def _inherited(self, spec: Spec, f: Field, marker: Inherit, around: Mapping[str, Any], path: str) -> Any:
+        if around.get(f.name) is not None:
+            return around[f.name]
+        if marker.has_fallback:
+            return marker.fallback
+        if f.optional:
+            return None
+        message = f"{_label(spec)} takes this field from its surroundings, and they do not provide it"
+        self._report(path, f.name, message, hint=f"set it here or on an enclosing part ({f.type_text()})")
+        return None
+
+    def _slots(self, spec: Spec, facts: Mapping[str, Any], own: Mapping[str, Any], path: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        given: dict[str, Any] = {}
+
+        def visit(f: Field, index: int | None, count: int, value: Any) -> Any:
+            provided = spec.part.provides(f.name, index or 0, count, {**facts, **own})
+            here = _join(path, f.name if index is None else f"{f.name}.{index}")
+            return self._child(f, index, value, {**facts, **given, **provided}, given, here)
+
+        for f in fields_of(spec.part):
+            if not f.is_slot:
+                continue
+            value = spec.args.get(f.name, default_of(f))
+            if value is MISSING:
+                self._report(path, f.name, f"{_label(spec)} needs this part ({f.type_text()})")
+                continue
+            if f.many:
+                if not isinstance(value, tuple):
+                    self._report(path, f.name, "expected a list of parts", value=value)
+                    continue
+                values[f.name] = tuple(visit(f, i, len(value), item) for i, item in enumerate(value))
+            else:
+                values[f.name] = visit(f, None, 1, value)
+        return values
+
+    def _child(
+        self, f: Field, index: int | None, value: Any, around: Mapping[str, Any], given: dict[str, Any], here: str
+    ) -> Any:
+        if value is None:
+            if not f.optional or index is not None:
+                self.problems.append(Problem(here, "a part is needed here, not None"))
+            return None
+        child = self.shared.get(value.name) if isinstance(value, Shared) else value
+        if isinstance(value, Shared) and child is None:
+            self.problems.append(Problem(here, f"nothing defines the shared part {value.name!r}"))
+            return None
+        if not isinstance(child, Spec):
+            hint = "describe it: Part.spec(...), or {'part': name, ...} in a file"
+            self.problems.append(Problem(here, "expected a part", value, hint))
+            return None
+        if not issubclass(child.part, f.kinds):
+            fits = sorted(name for kind in f.kinds for _, name in parts(kind.kind or None)) if f.kind_names() else []
+            message = f"a {child.kind} ({child.name}) does not fit; the slot takes {' or '.join(f.kind_names())}"
+            self.problems.append(Problem(here, message, hint=f"known: {', '.join(fits[:12])}"))
+            return None
+        resolved = self.visit(child, around, here)
+        if resolved is None:
+            return None
+        given.update(resolved.part.gives({**around, **dict(resolved.args)}))
+        return self._share(value.name, resolved, here) if isinstance(value, Shared) else resolved
+
+    def _share(self, name: str, resolved: Spec, path: str) -> Shared:
+        first_path, first = self.first_use.setdefault(name, (path, resolved))
+        if first != resolved:
+            differing = [k for k in resolved.args if _differs(first.args.get(k), resolved.args[k])]
+            message = f"the shared part {name!r} resolves to other {', '.join(differing)} here than at {first_path}"
+            self.problems.append(Problem(path, message, hint="give these fields explicitly in the shared spec"))
+        return Shared(name, resolved)
+
+    def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], path: str) -> None:
+        """Asking a part for what it cannot do is an error here, not a silent default later."""
+        if facts.get("causal") is True and spec.kind in ("attention", "mixer"):
+            if not spec.part.can.causal:
+                able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
+                message = f"{_label(spec)} has no causal form, and causal=True is asked for"
+                self.problems.append(Problem(path, message, hint=f"causal: {able}"))
+
+    def _report(self, path: str, name: str, message: str, **more: Any) -> None:
+        self.problems.append(Problem(_join(path, name), message, **more))
+
+
+def stream_problems(spec: Spec) -> list[Problem]:
+    """Check published streams: each read has a writer before it, each write a reader, no two writers of one name.
+
+    Names end with the enclosing part of kind "stack"; parts run in field and list order.
+    """
+    problems: list[Problem] = []
+    written: dict[str, str] = {}
+    used: set[str] = set()
+    for path, child in spec.walk():
+        args = dict(child.args)
+        for name in sorted(child.part.reads_streams(args) - MODEL_STREAMS):
+            if name not in written:
+                hint = did_you_mean(name, written) if written else "no part before it publishes anything"
+                problems.append(Problem(path, f"reads the stream {name!r}, which no part before it publishes", hint=hint))
+            used.add(name)
+        for name in child.part.publishes(args):
+            if name in written:
+                problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
+            elif name in MODEL_STREAMS:
+                problems.append(Problem(path, f"publishes {name!r}, a name reserved for the model's own streams"))
+            written[name] = path
+    for name, path in written.items():
+        if name not in used:
+            problems.append(Problem(path, f"publishes the stream {name!r}, which nothing reads"))
+    return problems
+
+
+def _shared_specs(spec: Spec) -> dict[str, Spec]:
+    found: dict[str, Spec] = {}
+
+    def scan(value: Any) -> None:
+        if isinstance(value, Shared):
+            if value.spec is not None:
+                found.setdefault(value.name, value.spec)
+                scan(value.spec)
+        elif isinstance(value, Spec):
+            for item in value.args.values():
+                scan(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                scan(item)
+
+    scan(spec)
+    return found
+
+
+def _differs(a: Any, b: Any) -> bool:
+    try:
+        return bool(a != b)
+    except RuntimeError:
+        return True
+
+
+def _label(spec: Spec) -> str:
+    return f"{spec.kind} {spec.name!r}"
+
+
+def _join(path: str, step: str) -> str:
+    return f"{path}.{step}" if path and step else path or step
+
+
+def _tail(problem: Problem) -> tuple[Any, ...]:
+    return (problem.message, problem.value, problem.hint)
+
+
+def _choice_hint(f: Field, value: Any) -> str:
+    import typing
+
+    for candidate in (f.annotation, *typing.get_args(f.annotation)):
+        if typing.get_origin(candidate) is typing.Literal and isinstance(value, str):
+            return did_you_mean(value, [str(a) for a in typing.get_args(candidate)])
+    return ""
+
+
+def _unique(problems: Iterable[Problem]) -> list[Problem]:
+    seen: dict[str, Problem] = {}
+    for problem in problems:
+        seen.setdefault(str(problem), problem)
+    return list(seen.values())
+
+
+__all__ = ["MODEL_STREAMS", "Part", "count_writes", "examine", "resolve", "stream_problems"]

@@ -1,0 +1,70 @@
+"""GPT: a causal language model with learned positions and pre-norm layers."""
+
+from __future__ import annotations
+
+from variform.core.registry import preset
+from variform.core.spec import Shared, Spec
+from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.feedforward.mlp import MLP
+from variform.parts.head.heads import LMHead, TiedLMHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.norms import LayerNorm
+from variform.parts.position.absolute import LearnedPosition
+from variform.stack.model import Transformer
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
+
+
+@preset
+def gpt(
+    *,
+    vocab_size: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    max_seq_len: int,
+    kv_heads: int | None = None,
+    mult: float = 4.0,
+    dropout: float = 0.0,
+    bias: bool = False,
+    tie: bool = False,
+    init_std: float | None = 0.02,
+) -> Spec:
+    """A GPT-2 style decoder (Radford et al. 2019): pre-norm layers of attention and MLP, learned positions.
+
+    Args:
+        vocab_size: number of different tokens.
+        dim: features of the residual stream.
+        depth: number of layers.
+        heads: number of attention heads; divides `dim`.
+        max_seq_len: longest sequence.
+        kv_heads: key and value heads, a divisor of `heads`; as many by default.
+        mult: inner width of the MLP as a multiple of `dim`.
+        dropout: probability of zeroing an embedding, attention weight or branch feature, in training.
+        bias: learn offsets in the linear maps and norms.
+        tie: use the token embedding as the output head.
+        init_std: standard deviation of initial weights, residual writes scaled down with depth; None for torch's.
+    """
+    norm = LayerNorm.spec(bias=bias)
+    attention = MultiHead.spec(
+        kv_heads=kv_heads, bias=bias, out_bias=bias, attention={"part": "softmax", "dropout": dropout}
+    )
+    layer = TransformerLayer.spec(
+        sublayers=[
+            Sublayer.spec(body=attention, norm=norm, dropout=dropout),
+            Sublayer.spec(body=MLP.spec(mult=mult, bias=bias), norm=norm, dropout=dropout),
+        ]
+    )
+    tokens = TokenEmbedding.spec(position=LearnedPosition.spec(), dropout=dropout)
+    embedding = Shared("tokens", tokens) if tie else tokens
+    return Transformer.spec(
+        dim=dim,
+        heads=heads,
+        causal=True,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        init_std=init_std,
+        embedding=embedding,
+        stacks=[LayerStack.spec(layers=[layer] * depth, norm=norm)],
+        head=TiedLMHead.spec(embedding=embedding) if tie else LMHead.spec(),
+    )

@@ -1,0 +1,73 @@
+"""Llama: a causal language model with rotary positions, RMSNorm and SwiGLU."""
+
+from __future__ import annotations
+
+from variform.core.registry import preset
+from variform.core.spec import Shared, Spec
+from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.feedforward.mlp import GLU
+from variform.parts.head.heads import LMHead, TiedLMHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.norms import RMSNorm
+#from variform.parts.position.rotary import RotaryRotation
+from variform.stack.model import Transformer
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
+
+
+@preset
+def llama(
+    *,
+    vocab_size: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    max_seq_len: int | None = None,
+    kv_heads: int | None = None,
+    hidden: int | None = None,
+    rope_base: float = 10000.0,
+    rope_layout: str = "half",
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+    tie: bool = False,
+    init_std: float | None = 0.02,
+) -> Spec:
+    """A Llama style decoder (Touvron et al. 2023, arXiv:2302.13971).
+
+    Args:
+        vocab_size: number of different tokens.
+        dim: features of the residual stream.
+        depth: number of layers.
+        heads: number of attention heads; divides `dim`.
+        max_seq_len: longest sequence; None for no limit.
+        kv_heads: key and value heads, a divisor of `heads`; as many by default.
+        hidden: inner width of the SwiGLU; by default 8/3 dim, rounded up to a multiple of 64.
+        rope_base: base of the rotary wavelengths.
+        rope_layout: "half" as in Llama checkpoints, or "interleaved".
+        eps: of the norms.
+        dropout: probability of zeroing an embedding or branch feature, in training.
+        tie: use the token embedding as the output head.
+        init_std: standard deviation of initial weights; None for torch's.
+    """
+    norm = RMSNorm.spec(eps=eps)
+    inner = hidden or -(-8 * dim // (3 * 64)) * 64
+    attention = MultiHead.spec(kv_heads=kv_heads, rotation=RotaryRotation.spec(base=rope_base, layout=rope_layout))
+    layer = TransformerLayer.spec(
+        sublayers=[
+            Sublayer.spec(body=attention, norm=norm, dropout=dropout),
+            Sublayer.spec(body=GLU.spec(hidden=inner), norm=norm, dropout=dropout),
+        ]
+    )
+    tokens = TokenEmbedding.spec(dropout=dropout)
+    embedding = Shared("tokens", tokens) if tie else tokens
+    return Transformer.spec(
+        dim=dim,
+        heads=heads,
+        causal=True,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        init_std=init_std,
+        embedding=embedding,
+        stacks=[LayerStack.spec(layers=[layer] * depth, norm=norm)],
+        head=TiedLMHead.spec(embedding=embedding) if tie else LMHead.spec(),
+    )

@@ -1,0 +1,1 @@
+"""Parts: what models are made of, one folder a kind, one file a family."""

@@ -1,0 +1,1 @@
+"""Head-level attentions: what happens between the heads' queries, keys and values."""

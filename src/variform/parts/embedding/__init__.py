@@ -1,0 +1,1 @@
+"""Embeddings: from a model's raw input to features."""

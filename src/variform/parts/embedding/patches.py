@@ -1,0 +1,101 @@
+"""Patch embedding of images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.errors import Problem, ShapeError, nearest_multiples
+from variform.parts.kinds import Embedding, Norm, Position, Streams
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("patches")
+class PatchEmbedding(Embedding):
+    """Non-overlapping square patches, each mapped to one vector (Dosovitskiy et al. 2020, arXiv:2010.11929).
+
+    A learned class token may stand in front (position 0). It gives `max_seq_len`, the number of resulting tokens,
+    to the parts after it and to its own position code.
+
+    Shapes:
+        images: [B, channels, image_size, image_size] -> [B, class_tokens + (image_size / patch_size)^2, dim]
+
+    Args:
+        image_size: pixels along one side.
+        patch_size: pixels along one side of a patch; divides `image_size`.
+        channels: colour channels.
+        dim: features.
+        class_tokens: learned tokens in front of the patches.
+        position: a position code that is added.
+        norm: a norm on the sum.
+        dropout: probability of zeroing a feature, in training.
+        bias: learn an offset in the patch map.
+    """
+
+    def __init__(
+        self,
+        image_size: Size,
+        patch_size: Size,
+        channels: Size = 3,
+        dim: Size = INHERIT,
+        class_tokens: Annotated[int, Field(ge=0)] = 0,
+        position: Position | None = None,
+        norm: Norm | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.expected = (channels, image_size, image_size)
+        self.project = nn.Conv2d(channels, dim, patch_size, patch_size, bias=bias)
+        self.class_token = nn.Parameter(torch.empty(class_tokens, dim)) if class_tokens else None
+        self.position = position
+        self.norm = norm
+        self.dropout = dropout
+        self.reset_parameters()
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Patches must tile the image."""
+        image, patch = facts["image_size"], facts["patch_size"]
+        if image % patch:
+            hint = nearest_multiples(image, patch)
+            return [Problem("image_size", f"must be a multiple of patch_size = {patch}", image, hint)]
+        return []
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """How many tokens an image becomes."""
+        return {"max_seq_len": facts["class_tokens"] + (facts["image_size"] // facts["patch_size"]) ** 2}
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """Later parts see the number of tokens."""
+        return cls.derive(facts)
+
+    def reset_parameters(self) -> None:
+        """Small normal class tokens."""
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, 0.0, 0.02)
+
+    def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
+        """Cut into patches and embed."""
+        if inputs.dim() != 4 or tuple(inputs.shape[1:]) != self.expected:
+            raise ShapeError(f"images must have shape [batch, {', '.join(map(str, self.expected))}], not {list(inputs.shape)}")
+        x = self.project(inputs).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
+        if self.position is not None:
+            x = x + self.position(None, x.shape[1], x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return x

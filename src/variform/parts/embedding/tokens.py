@@ -1,0 +1,85 @@
+"""Token embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.registry import register
+from variform.errors import ShapeError
+from variform.parts.kinds import Embedding, Norm, Position, Streams
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("tokens")
+class TokenEmbedding(Embedding):
+    """A learned vector for each token, with an optional position code: x = drop(norm(E[ids] * scale + P[positions])).
+
+    Shapes:
+        ids: [B, L] integers in [0, vocab_size) -> [B, L, dim]
+
+    Args:
+        vocab_size: number of different tokens.
+        dim: features.
+        position: a position code that is added.
+        norm: a norm on the sum.
+        scale: multiply the token vectors by sqrt(dim) (Vaswani et al. 2017).
+        dropout: probability of zeroing a feature, in training.
+        init_std: standard deviation of the initial vectors; 0.02 when None.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"positions"})
+
+    def __init__(
+        self,
+        vocab_size: Size = INHERIT,
+        dim: Size = INHERIT,
+        position: Position | None = None,
+        norm: Norm | None = None,
+        scale: bool = False,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        init_std: float | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.factor = math.sqrt(dim) if scale else 1.0
+        self.std = 0.02 if init_std is None else init_std
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        self.position = position
+        self.norm = norm
+        self.dropout = dropout
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal vectors."""
+        nn.init.normal_(self.weight, 0.0, self.std)
+
+    def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
+        """Look the tokens up and add their positions."""
+        if inputs.dtype not in (torch.int64, torch.int32) or inputs.dim() != 2:
+            raise ShapeError(
+                f"token ids are integers of shape [batch, length], not {inputs.dtype} of shape {list(inputs.shape)}"
+            )
+        try:
+            x = F.embedding(inputs, self.weight)
+        except IndexError:
+            low, high = int(inputs.min()), int(inputs.max())
+            raise ShapeError(
+                f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]"
+            ) from None
+        if self.factor != 1.0:
+            x = x * self.factor
+        if self.position is not None:
+            x = x + self.position(streams.get("positions"), inputs.shape[1], x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return x

@@ -1,0 +1,1 @@
+"""Feedforwards: transformations of each token on its own."""

@@ -1,0 +1,134 @@
+"""The two-layer feedforward and its gated family."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.parts.activation import ACTIVATIONS, Activation
+from variform.parts.kinds import FeedForward, Norm, Streams
+from variform.parts.linear import Linear
+
+Size = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+@register("mlp")
+class MLP(FeedForward):
+    """Position-wise feedforward (Vaswani et al. 2017, arXiv:1706.03762): y = W2 act(W1 x + b1) + b2.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        dim: features in and out.
+        hidden: inner features; `mult * dim` by default.
+        mult: inner width as a multiple of `dim`, used when `hidden` is not given.
+        activation: act.
+        bias: learn b1 and b2.
+        dropout: probability of zeroing an inner feature, in training.
+        norm: a norm on the inner features (NormFormer, arXiv:2110.09456).
+        init_std: standard deviation of the initial weights; torch's default when None.
+        writes: residual writes of the model, for the initial scale of W2.
+    """
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        hidden: Size | None = None,
+        mult: Annotated[float, Field(gt=0)] = 4.0,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        dropout: Rate = 0.0,
+        norm: Norm | None = None,
+        init_std: float | None = INHERIT,
+        writes: int | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        hidden = hidden or int(mult * dim)
+        self.up = Linear(dim, hidden, bias, std=init_std)
+        self.down = Linear(hidden, dim, bias, std=init_std, writes=writes)
+        self.act = ACTIVATIONS[activation]
+        self.norm = norm
+        self.dropout = dropout
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
+        """The inner norm sees the inner width."""
+        return {"dim": _hidden(facts)}
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Transform each token."""
+        x = self.act(self.up(x))
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return self.down(x)
+
+
+@register("glu")
+class GLU(FeedForward):
+    """Gated linear unit family (Shazeer 2020, arXiv:2002.05202): y = W_d (act(W_g x) * (W_u x)).
+
+    With `silu` it is SwiGLU, with `gelu` GEGLU, with `relu` ReGLU, with `sigmoid` GLU, with `none` bilinear.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        dim: features in and out.
+        hidden: inner features; `mult * dim` by default.
+        mult: inner width as a multiple of `dim`, used when `hidden` is not given; 8/3 keeps an MLP's parameters.
+        activation: act, on the gate.
+        bias: learn offsets on all three maps.
+        dropout: probability of zeroing an inner feature, in training.
+        norm: a norm on the inner features.
+        init_std: standard deviation of the initial weights; torch's default when None.
+        writes: residual writes of the model, for the initial scale of W_d.
+    """
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        hidden: Size | None = None,
+        mult: Annotated[float, Field(gt=0)] = 8 / 3,
+        activation: Activation = "silu",
+        bias: bool = False,
+        dropout: Rate = 0.0,
+        norm: Norm | None = None,
+        init_std: float | None = INHERIT,
+        writes: int | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        hidden = hidden or int(mult * dim)
+        self.gate = Linear(dim, hidden, bias, std=init_std)
+        self.up = Linear(dim, hidden, bias, std=init_std)
+        self.down = Linear(hidden, dim, bias, std=init_std, writes=writes)
+        self.act = ACTIVATIONS[activation]
+        self.norm = norm
+        self.dropout = dropout
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
+        """The inner norm sees the inner width."""
+        return {"dim": _hidden(facts)}
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Transform each token."""
+        x = self.act(self.gate(x)) * self.up(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return self.down(x)
+
+
+def _hidden(facts: Facts) -> int:
+    return int(facts["hidden"] or facts["mult"] * facts["dim"])

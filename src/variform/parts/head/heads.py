@@ -1,0 +1,138 @@
+"""Language-model, tied, classification and identity heads."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.registry import register
+from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.kinds import Embedding, Head, Streams
+from variform.parts.linear import Linear
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("lm")
+class LMHead(Head):
+    """Logits over the vocabulary: W x (+ b).
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, vocab_size]
+
+    Args:
+        vocab_size: number of different tokens.
+        dim: features.
+        bias: learn an offset.
+        init_std: standard deviation of the initial weights; torch's default when None.
+    """
+
+    def __init__(
+        self, vocab_size: Size = INHERIT, dim: Size = INHERIT, bias: bool = False, init_std: float | None = INHERIT
+    ) -> None:
+        super().__init__()
+        self.project = Linear(dim, vocab_size, bias, std=init_std)
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Project."""
+        return self.project(x)
+
+
+@register("tied_lm")
+class TiedLMHead(Head):
+    """Logits by the token embedding's own vectors (Press and Wolf 2016, arXiv:1608.05859): E x.
+
+    Give it the model's embedding as a `Shared` part: what is shared is the module.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, vocab_size]
+
+    Args:
+        embedding: the shared token embedding.
+    """
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__()
+        if not isinstance(embedding, TokenEmbedding):
+            raise TypeError(f"a tied head needs a token embedding, not {type(embedding).__name__}")
+        self.embedding = embedding
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Compare with every token's vector."""
+        return F.linear(x, self.embedding.weight.to(x.dtype))
+
+
+@register("classifier")
+class ClassifierHead(Head):
+    """One answer a sequence: pool the tokens, then W x + b.
+
+    Shapes:
+        x: [B, L, dim] -> [B, classes]
+
+    Args:
+        classes: number of classes.
+        pool: "mean" over the valid tokens, the "first" token (a class token), or the "last" valid one.
+        dim: features.
+        bias: learn an offset.
+        init_std: standard deviation of the initial weights; torch's default when None.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"valid"})
+
+    def __init__(
+        self,
+        classes: Size,
+        pool: Literal["mean", "first", "last"] = "mean",
+        dim: Size = INHERIT,
+        bias: bool = True,
+        init_std: float | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.project = Linear(dim, classes, bias, std=init_std)
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Pool and project."""
+        return self.project(pool_tokens(x, streams.get("valid"), self.pool))
+
+
+@register("pool")
+class PoolHead(Head):
+    """One vector a sequence, without a projection.
+
+    Shapes:
+        x: [B, L, dim] -> [B, dim]
+
+    Args:
+        pool: "mean" over the valid tokens, the "first" token, or the "last" valid one.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"valid"})
+
+    def __init__(self, pool: Literal["mean", "first", "last"] = "mean") -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Pool."""
+        return pool_tokens(x, streams.get("valid"), self.pool)
+
+
+def pool_tokens(x: Tensor, valid: Tensor | None, pool: str) -> Tensor:
+    """[B, L, dim] to [B, dim]; padding does not count. "first" is the first valid token."""
+    if valid is None:
+        return x.mean(1) if pool == "mean" else x[:, 0 if pool == "first" else -1]
+    if pool == "mean":
+        weight = valid.to(x.dtype).unsqueeze(-1)
+        return torch.where(valid.unsqueeze(-1), x, x.new_zeros(())).sum(1) / weight.sum(1).clamp(min=1)
+    steps = torch.arange(x.shape[1], device=x.device)
+    if pool == "first":
+        index = torch.where(valid, steps, x.shape[1] - 1).amin(1)
+    else:
+        index = torch.where(valid, steps, 0).amax(1)
+    return x[torch.arange(x.shape[0], device=x.device), index]

@@ -1,0 +1,238 @@
+"""The kinds: abstract base classes, one a slot type, each with its own `forward`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from variform.core.part import Part
+from variform.ops.masks import Mask
+from variform.ops.scores import ScoreMod
+
+Streams = Mapping[str, Any]
+"""Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`."""
+
+Output = Tensor | tuple[Tensor, dict[str, Any]]
+"""What a part over streams returns: `x`, or `(x, published)` when it publishes streams or keeps state."""
+
+State = dict[str, Any]
+"""A tree of tensors that decoding carries from call to call."""
+
+
+class StreamPart(Part):
+    """Common contract of layers, mixers and feedforwards: `forward(x, streams) -> x` or `(x, published)`.
+
+    Shapes:
+        x: [B, L, dim]
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Transform `x`; publish by returning `(x, {"name": tensor})`."""
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """Empty decode state for `batch` rows of at most `max_len` tokens: by default the children's, by name."""
+        children = ((name, child) for name, child in self.named_children() if holds_state(child))
+        return {name: child.init_state(batch, max_len, streams) for name, child in children}
+
+
+class Layer(StreamPart):
+    """A residual step or a group of them: what a stack is a list of."""
+
+    kind: ClassVar[str] = "layer"
+
+
+class Mixer(StreamPart):
+    """Mixes information over the sequence; works on whole features, heads are its own business."""
+
+    kind: ClassVar[str] = "mixer"
+
+
+class FeedForward(StreamPart):
+    """Transforms each token on its own."""
+
+    kind: ClassVar[str] = "feedforward"
+
+
+class Stack(StreamPart):
+    """An ordered list of layers with a way to execute them."""
+
+    kind: ClassVar[str] = "stack"
+
+
+@dataclass(slots=True)
+class Sides:
+    """What a head-level attention knows beside q, k and v.
+
+    Args:
+        q_positions: [L] or [B, L] integers; None with `k_positions` None means 0..L-1 on both sides.
+        k_positions: the same for the keys.
+        q_segments: [B, Lq] document numbers; given together with `k_segments`.
+        k_segments: the same for the keys.
+        q_valid: [B, Lq] bool, False at padding among the new tokens.
+        k_valid: [B, Lk] bool, False at padding among the keys.
+        mask: what may attend to what, beyond causality and padding.
+        scores: score modifiers, applied in order.
+        cache: where new keys go and what they join (decoding); see `variform.stack.state`.
+        state: this attention's own decode state.
+        weights: a list that attention maps are appended to, when they are asked for.
+    """
+
+    q_positions: Tensor | None = None
+    k_positions: Tensor | None = None
+    q_segments: Tensor | None = None
+    k_segments: Tensor | None = None
+    q_valid: Tensor | None = None
+    k_valid: Tensor | None = None
+    mask: Mask | None = None
+    scores: tuple[ScoreMod, ...] = ()
+    cache: Mapping[str, Any] | None = None
+    state: State | None = None
+    weights: list[Tensor] | None = None
+
+
+class Attention(Part):
+    """A head-level attention.
+
+    Shapes:
+        q: [B, H, Lq, D]
+        k: [B, Hk, Lk, D], query head i uses key head i // (H // Hk)
+        v: [B, Hk, Lk, Dv]
+        returns: [B, H, Lq, Dv], or (that, new state) when `sides.state` is given
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
+        """Attend."""
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """Empty decode state; `like` gives dtype and device."""
+        raise NotImplementedError(f"{type(self).__name__} does not decode")
+
+
+class Norm(Part):
+    """Normalises the last dimension: `forward(x, condition=None) -> x`."""
+
+    kind: ClassVar[str] = "norm"
+
+    @abstractmethod
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Normalise; `condition` [B, dim_condition] is used by adaptive norms alone."""
+
+
+class Position(Part):
+    """A position code that is added to the embeddings: `forward(positions, length, like) -> [.., L, dim]`."""
+
+    kind: ClassVar[str] = "position"
+
+    @abstractmethod
+    def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
+        """The codes of `positions` ([L] or [B, L]; None means 0..length-1), in the dtype of `like`."""
+
+
+class Rotation(Part):
+    """Rotates queries and keys by their positions: `forward(x, positions) -> x` on [B, H, L, D]."""
+
+    kind: ClassVar[str] = "rotation"
+
+    @abstractmethod
+    def forward(self, x: Tensor, positions: Tensor | None, side: str = "q") -> Tensor:
+        """Rotate `x` ("q" or "k" side) to `positions` ([L] or [B, L]; None means 0..L-1)."""
+
+
+class Bias(Part):
+    """A position-dependent change of attention scores: `forward() -> ScoreMod`."""
+
+    kind: ClassVar[str] = "bias"
+
+    @abstractmethod
+    def forward(self) -> ScoreMod:
+        """The score modifier with the current parameters."""
+
+
+class Embedding(Part):
+    """Turns a model's raw input into [B, L, dim]: `forward(inputs, streams) -> x` or `(x, published)`."""
+
+    kind: ClassVar[str] = "embedding"
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, streams: Streams) -> Output:
+        """Embed; a part that changes the length republishes `positions`, `valid` and `segments`."""
+
+
+class Residual(Part):
+    """Joins a branch to the residual stream: `forward(x, branch) -> x`."""
+
+    kind: ClassVar[str] = "residual"
+
+    @abstractmethod
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Join [B, L, dim] and [B, L, dim]."""
+
+
+class Head(Part):
+    """Reads the answer off the last hidden states: `forward(x, streams) -> output`."""
+
+    kind: ClassVar[str] = "head"
+
+    @abstractmethod
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """From [B, L, dim] to the model's output."""
+
+
+class Model(Part):
+    """A whole model: what `vf.build` of a preset returns and `vf.generate` takes."""
+
+    kind: ClassVar[str] = "model"
+
+
+def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: dict[str, Any]) -> Tensor:
+    """Call a child and merge what it publishes into `published`; the one place where this is done.
+
+    Decode state is keyed by call: the child sees its own branch of the tree under `slot`, and its new state is
+    put there.
+
+    Args:
+        part: the child.
+        x: its main input.
+        streams: the streams it may read.
+        slot: the name of this call within the caller (the field's name, or its place in a list).
+        published: what the caller has published so far; changed in place.
+    """
+    state = streams.get("state")
+    if state is None:
+        out = part(x, streams)
+    else:
+        branch = state.get(slot)
+        out = part(x, {**streams, "state": branch} if branch is not None else _without_state(streams))
+    if isinstance(out, tuple):
+        x, new = out
+        if "state" in new:
+            published.setdefault("state", {})[slot] = new["state"]
+            new = {name: value for name, value in new.items() if name != "state"}
+        published.update(new)
+        return x
+    return out
+
+
+def _without_state(streams: Streams) -> Streams:
+    return {name: value for name, value in streams.items() if name != "state"}
+
+
+def holds_state(module: Any) -> bool:
+    """Whether a module, or anything below it, keeps decode state."""
+    return any(isinstance(child, Part) and child.stateful for child in module.modules())
+
+
+def positions_of(streams: Streams, length: int, device: Any) -> Tensor:
+    """The positions of the current tokens: the `positions` stream, or 0..length-1 where it is None."""
+    import torch
+
+    positions = streams.get("positions")
+    return torch.arange(length, device=device) if positions is None else positions

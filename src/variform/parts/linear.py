@@ -1,0 +1,37 @@
+"""A linear map that knows how it is initialised."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+class Linear(nn.Linear):
+    """`y = x W^T + b`, initialised from N(0, std^2) with a zero bias when `std` is given, else as torch does.
+
+    Args:
+        inputs: features in.
+        outputs: features out.
+        bias: add a learned bias.
+        std: standard deviation of the initial weights; None leaves torch's uniform default.
+        writes: number of residual writes N in the model; a map that writes to the residual stream divides its
+            `std` by sqrt(N), so that the stream's variance does not grow with depth (GPT-2).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool = True, *, std: float | None = None, writes: int | None = None
+    ) -> None:
+        self.std = std if std is None or writes is None else std / math.sqrt(writes)
+        super().__init__(inputs, outputs, bias)
+
+    def reset_parameters(self) -> None:
+        """Draw the initial parameters."""
+        if self.std is None:
+            super().reset_parameters()
+            return
+        with torch.no_grad():
+            nn.init.normal_(self.weight, 0.0, self.std)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)

@@ -1,0 +1,1 @@
+"""Mixers: parts that move information along the sequence."""

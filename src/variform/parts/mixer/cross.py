@@ -1,0 +1,141 @@
+"""Multi-head attention over another sequence."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Can, Facts, use
+from variform.core.registry import register
+from variform.errors import Problem, ShapeError
+from variform.ops.masks import Mask
+from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
+from variform.parts.linear import Linear
+from variform.parts.mixer.multi_head import head_facts, head_problems, slot_abilities
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("cross_attention")
+class CrossMultiHead(Mixer):
+    """Multi-head attention from `x` to the stream `context` (Vaswani et al. 2017, arXiv:1706.03762).
+
+    It uses only the context's mask and positions, and never inherits `causal`. When decoding, keys and values of
+    the context are computed once.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]; context: [B, Lc, dim_context]; context_mask: [B, Lc] or [B, L, Lc] bool
+
+    Args:
+        dim: features in and out.
+        heads: number of query heads.
+        dim_head: features of one head; dim / heads by default.
+        kv_heads: number of key and value heads; as many as `heads` by default.
+        dim_context: features of the context; `dim` by default.
+        bias: learn offsets in W_q, W_k, W_v.
+        out_bias: learn an offset in W_o.
+        attention: what happens between the heads' q, k and v.
+        q_norm: a norm on each head's q.
+        k_norm: a norm on each head's k.
+        init_std: standard deviation of the initial weights; torch's default when None.
+        writes: residual writes of the model, for the initial scale of W_o.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
+    stateful: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        dim_head: Size | None = None,
+        kv_heads: Size | None = None,
+        dim_context: Size | None = INHERIT,
+        bias: bool = False,
+        out_bias: bool = False,
+        attention: Attention = use("softmax"),
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        init_std: float | None = INHERIT,
+        writes: int | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads or heads
+        self.dim_head = dim_head or dim // heads
+        inner, kv_inner = heads * self.dim_head, self.kv_heads * self.dim_head
+        self.q = Linear(dim, inner, bias, std=init_std)
+        self.k = Linear(dim_context or dim, kv_inner, bias, std=init_std)
+        self.v = Linear(dim_context or dim, kv_inner, bias, std=init_std)
+        self.out = Linear(inner, dim, out_bias, std=init_std, writes=writes)
+        self.attention = attention
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the size of a head."""
+        return head_facts(facts)
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The attention does not inherit `causal`: it reads another sequence."""
+        return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else {"causal": False}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads must divide what they split, and the attention must accept another sequence."""
+        found = head_problems(facts)
+        attention = facts["attention"]
+        if not attention.part.abilities(dict(attention.args)).cross:
+            found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
+        return found
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """Causality towards the own sequence is kept: nothing of it is read."""
+        can = slot_abilities(args)
+        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend to the context."""
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.heads, self.dim_head).transpose(1, 2)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        state = streams.get("state")
+        if state is None:
+            k, v = self._keys_values(streams)
+        else:
+            k, v = state["k"], state["v"]
+        if getattr(self.attention, "causal", False) and k.shape[2] != length:
+            raise ShapeError(
+                f"causal cross attention needs equal lengths, not {length} queries and {k.shape[2]} context tokens"
+            )
+        out = self.attention(q, k, v, self._sides(streams))
+        assert isinstance(out, Tensor)
+        y = self.out(out.transpose(1, 2).reshape(batch, length, -1))
+        return y if state is None else (y, {"state": state})
+
+    def _keys_values(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        context = streams.get("context")
+        if context is None:
+            raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
+        batch, length, _ = context.shape
+        k = self.k(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
+        v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
+        return (k if self.k_norm is None else self.k_norm(k)), v
+
+    def _sides(self, streams: Streams) -> Sides:
+        mask = streams.get("context_mask")
+        if isinstance(mask, Mask):
+            return Sides(mask=mask, weights=streams.get("weights"))
+        return Sides(k_valid=mask, weights=streams.get("weights"))
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """The context's keys and values, computed once."""
+        k, v = self._keys_values(streams)
+        return {"k": k, "v": v}

@@ -1,0 +1,194 @@
+"""Multi-head attention: projections around a head-level attention, over the sequence itself or over a context."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Can, Facts, use
+from variform.core.registry import register
+from variform.core.spec import Spec
+from variform.errors import Problem, ShapeError, nearest_divisors
+from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
+from variform.parts.linear import Linear
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("multi_head")
+class MultiHead(Mixer):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762), with grouped keys and values.
+
+    y = W_o concat_h attention_h(W_q x, W_k x, W_v x). The attention, a rotation of queries and keys, a bias on the
+    scores and a norm on queries and keys are slots.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        dim: features in and out.
+        heads: number of query heads.
+        dim_head: features of one head; dim / heads by default.
+        kv_heads: number of key and value heads, a divisor of `heads`; as many as `heads` by default.
+        bias: learn offsets in W_q, W_k, W_v.
+        out_bias: learn an offset in W_o.
+        attention: what happens between the heads' q, k and v.
+        rotation: position code that rotates q and k.
+        position_bias: position code that biases the scores.
+        q_norm: a norm on each head's q.
+        k_norm: a norm on each head's k.
+        init_std: standard deviation of the initial weights; torch's default when None.
+        writes: residual writes of the model, for the initial scale of W_o.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask"})
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        dim_head: Size | None = None,
+        kv_heads: Size | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+        attention: Attention = use("softmax"),
+        rotation: Rotation | None = None,
+        position_bias: Bias | None = None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        init_std: float | None = INHERIT,
+        writes: int | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads or heads
+        self.dim_head = dim_head or dim // heads
+        inner, kv_inner = heads * self.dim_head, self.kv_heads * self.dim_head
+        self.q = Linear(dim, inner, bias, std=init_std)
+        self.k = Linear(dim, kv_inner, bias, std=init_std)
+        self.v = Linear(dim, kv_inner, bias, std=init_std)
+        self.out = Linear(inner, dim, out_bias, std=init_std, writes=writes)
+        self.attention = attention
+        self.rotation = rotation
+        self.position_bias = position_bias
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the size of a head."""
+        return head_facts(facts)
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """A norm on queries or keys works on one head's features."""
+        return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else {}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads must divide what they split."""
+        return head_problems(facts)
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What the attention in the slot can do."""
+        return slot_abilities(args)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend over `x` itself."""
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.heads, self.dim_head).transpose(1, 2)
+        k = self.k(x).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
+        v = self.v(x).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        positions = streams.get("positions")
+        if self.rotation is not None:
+            q, k = self.rotation(q, positions, "q"), self.rotation(k, positions, "k")
+        out = self.attention(q, k, v, self._sides(streams, positions))
+        if isinstance(out, tuple):
+            out, state = out
+            return self.out(out.transpose(1, 2).reshape(batch, length, -1)), {"state": state}
+        return self.out(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def _sides(self, streams: Streams, positions: Tensor | None) -> Sides:
+        valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
+        refuse_streams(self.attention, valid, segments, mask)
+        scores = () if self.position_bias is None else (self.position_bias(),)
+        if (extra := streams.get("bias")) is not None:
+            scores = (*scores, extra)
+        return Sides(
+            q_positions=positions,
+            k_positions=positions,
+            q_segments=segments,
+            k_segments=segments,
+            q_valid=valid,
+            k_valid=valid,
+            mask=mask,
+            scores=scores,
+            cache=streams.get("cache"),
+            state=streams.get("state"),
+            weights=streams.get("weights"),
+        )
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """The attention's own state."""
+        return self.attention.init_state(
+            batch, max_len, self.k.weight, self.kv_heads, self.dim_head, self.dim_head
+        )
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the attention in the slot keeps state."""
+        return self.attention.stateful
+
+
+def head_facts(facts: Facts) -> dict[str, Any]:
+    """The size of a head and the number of key heads, given or derived."""
+    return {
+        "dim_head": facts["dim_head"] or max(1, facts["dim"] // facts["heads"]),
+        "kv_heads": facts["kv_heads"] or facts["heads"],
+    }
+
+
+def head_problems(facts: Facts) -> list[Problem]:
+    """Heads must divide the dimension they are cut from, and key heads the heads."""
+    found = []
+    dim, heads, kv_heads = facts["dim"], facts["heads"], facts["kv_heads"]
+    if facts["dim_head"] is None and dim % heads:
+        hint = f"{nearest_divisors(dim, heads)}; or give dim_head"
+        found.append(Problem("heads", f"must divide dim = {dim}, because dim_head is derived from it", heads, hint))
+    if kv_heads is not None and heads % kv_heads:
+        found.append(Problem("kv_heads", f"must divide heads = {heads}", kv_heads, nearest_divisors(heads, kv_heads)))
+    return found
+
+
+def slot_abilities(args: Facts) -> Can:
+    """The abilities of the attention in the slot `attention`."""
+    slot = args.get("attention")
+    return slot.part.abilities(dict(slot.args)) if isinstance(slot, Spec) else Can()
+
+
+def refuse_streams(attention: Attention, valid: object, segments: object, mask: object) -> None:
+    """Refuse a stream that the attention would ignore.
+
+    Raises:
+        ShapeError: naming the stream.
+    """
+    can = attention.can
+    for name, stream, able in (
+        ("valid", valid, can.key_padding),
+        ("segments", segments, can.packed),
+        ("mask", mask, can.attention_mask),
+    ):
+        if stream is not None and not able:
+            raise ShapeError(f"the attention {attention.name!r} cannot honour the stream {name!r}; leave it out, or "
+                             "take an attention that can (`variform parts --kind attention` lists them)")
+
+
+__all__ = ["MultiHead"]

@@ -1,0 +1,1 @@
+"""Position codes: added to embeddings, rotating queries and keys, or biasing scores."""

@@ -1,0 +1,99 @@
+"""Positions that are added to the embeddings: learned and sinusoidal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.errors import Problem
+from variform.parts.kinds import Position
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("learned")
+class LearnedPosition(Position):
+    """A table of learned vectors, one a position (Gehring et al. 2017, arXiv:1705.03122).
+
+    Shapes:
+        positions: [L] or [B, L] -> [L, dim] or [B, L, dim]
+
+    Args:
+        dim: features.
+        max_seq_len: number of positions; beyond it is an error.
+        std: standard deviation of the initial table.
+    """
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        max_seq_len: Size = INHERIT,
+        std: Annotated[float, Field(ge=0)] = 0.02,
+    ) -> None:
+        super().__init__()
+        self.std = std
+        self.max_seq_len = max_seq_len
+        self.weight = nn.Parameter(torch.empty(max_seq_len, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small normal vectors."""
+        nn.init.normal_(self.weight, 0.0, self.std)
+
+    def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
+        """Look the positions up."""
+        if positions is None:
+            return self.weight[:length].to(like.dtype)
+        return F.embedding(positions, self.weight).to(like.dtype)
+
+
+@register("sinusoidal")
+class SinusoidalPosition(Position):
+    """Fixed sines and cosines of geometric wavelengths (Vaswani et al. 2017, arXiv:1706.03762).
+
+    code[p, 2i] = sin(p / base^(2i/dim)), code[p, 2i+1] = cos(p / base^(2i/dim)), times `scale`.
+
+    Shapes:
+        positions: [L] or [B, L] -> [L, dim] or [B, L, dim]
+
+    Args:
+        dim: features; even.
+        base: the longest wavelength is 2 pi base.
+        scale: factor on the code.
+    """
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        base: Annotated[float, Field(gt=0)] = 10000.0,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.base = base
+        self.scale = scale
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Sines and cosines come in pairs."""
+        dim = facts["dim"]
+        if dim % 2:
+            return [Problem("dim", "sines and cosines come in pairs: dim must be even", dim, f"nearest: {dim - 1} or {dim + 1}")]
+        return []
+
+    def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
+        """Compute the codes in float32 (float64 for float64 models), cast to the dtype of `like`."""
+        work = torch.float64 if like.dtype == torch.float64 else torch.float32
+        if positions is None:
+            positions = torch.arange(length, device=like.device)
+        steps = torch.arange(0, self.dim, 2, device=like.device, dtype=work) / self.dim
+        angles = positions.to(work).unsqueeze(-1) * self.base**-steps
+        code = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return (code * self.scale).to(like.dtype)

@@ -1,0 +1,102 @@
+"""Positions as a bias on attention scores: ALiBi and the T5 relative bias."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from variform.core.inherit import INHERIT, inherit
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.errors import Problem
+from variform.ops.scores import Alibi, BucketBias, ScoreMod, alibi_slopes
+from variform.parts.kinds import Bias
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("alibi")
+class AlibiBias(Bias):
+    """Attention with linear biases (Press et al. 2021, arXiv:2108.12409).
+
+    S_ij <- S_ij - m_h |i - j|, with slopes m_h = 2^(-8 h / H) (the paper's rule where H is no power of two).
+
+    Args:
+        heads: number of query heads.
+        learned: train the slopes.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, heads: Size = INHERIT, learned: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        empty = torch.empty(heads)
+        if learned:
+            self.slopes = nn.Parameter(empty)
+        else:
+            self.register_buffer("slopes", empty, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The paper's slopes."""
+        with torch.no_grad():
+            self.slopes.copy_(alibi_slopes(self.heads))
+
+    def forward(self) -> ScoreMod:
+        """The modifier with the current slopes."""
+        return Alibi(self.slopes)
+
+
+@register("t5")
+class T5Bias(Bias):
+    """Learned bias per head and bucket of relative distance (Raffel et al. 2019, arXiv:1910.10683).
+
+    S_ij <- S_ij + table[bucket(j - i), h]; half the buckets are exact distances, the rest logarithmic up to
+    `max_distance`.
+
+    Args:
+        heads: number of query heads.
+        buckets: rows of the table; even when bidirectional.
+        max_distance: distances beyond it share the last bucket.
+        causal: spend all buckets on the past.
+        std: standard deviation of the initial table.
+    """
+
+    def __init__(
+        self,
+        heads: Size = INHERIT,
+        buckets: Annotated[int, Field(ge=4)] = 32,
+        max_distance: Size = 128,
+        causal: bool = inherit(False),
+        std: Annotated[float, Field(ge=0)] = 0.02,
+    ) -> None:
+        super().__init__()
+        self.max_distance = max_distance
+        self.bidirectional = not causal
+        self.std = std
+        self.table = nn.Parameter(torch.empty(buckets, heads))
+        self.reset_parameters()
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Bidirectional buckets are split in two halves; the logarithmic part needs room."""
+        buckets, causal = facts["buckets"], facts["causal"]
+        if not causal and buckets % 2:
+            return [Problem("buckets", "both directions share the buckets: an even number is needed", buckets)]
+        exact = buckets // 2 if causal else buckets // 4
+        if facts["max_distance"] <= exact:
+            message = f"must exceed the {exact} distances that have buckets of their own"
+            return [Problem("max_distance", message, facts["max_distance"])]
+        return []
+
+    def reset_parameters(self) -> None:
+        """Small normal biases."""
+        nn.init.normal_(self.table, 0.0, self.std)
+
+    def forward(self) -> ScoreMod:
+        """The modifier with the current table."""
+        return BucketBias(self.table, self.bidirectional, self.max_distance)

@@ -1,0 +1,1 @@
+"""Ways to join a branch to the residual stream."""

@@ -1,0 +1,1 @@
+"""Parts that publish streams and read them back."""

@@ -1,0 +1,1 @@
+"""Sublayers, layers, stacks, programs and models: parts that hold other parts."""

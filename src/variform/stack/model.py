@@ -1,0 +1,313 @@
+"""Models: embedding, stacks and head; and an encoder with a decoder that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Facts, Part
+from variform.core.registry import register
+from variform.errors import ConfigError, ShapeError
+from variform.ops.masks import Dense, Mask
+from variform.parts.kinds import Attention, Embedding, Head, Mixer, Model, Stack, State, call, holds_state
+from variform.stack.execute import ModuleList
+from variform.stack.state import new_state, plan
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("transformer")
+class Transformer(Model):
+    """Embedding, stacks of layers, head: decoders, encoders, vision and hybrid models alike.
+
+    The scalar fields are facts that everything below inherits.
+
+    Shapes:
+        inputs: what the embedding takes, [B, L] token ids or [B, C, H, W] images
+        returns: what the head gives, [B, L, vocab_size] or [B, classes]; with a state, (that, new state)
+
+    Args:
+        embedding: from raw inputs to [B, L, dim].
+        stacks: run in order.
+        head: from [B, L, dim] to the output; None returns the hidden states.
+        dim: features of the residual stream.
+        heads: number of attention heads.
+        causal: position i depends on positions <= i only.
+        max_seq_len: longest sequence; longer inputs are an error. None for no limit.
+        vocab_size: number of different tokens.
+        dim_context: features of the `context` stream.
+        init_std: standard deviation of initial weights; torch's defaults when None.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding | None,
+        stacks: Sequence[Stack],
+        head: Head | None = None,
+        dim: Size = INHERIT,
+        heads: Size | None = INHERIT,
+        causal: bool = False,
+        max_seq_len: Size | None = None,
+        vocab_size: Size | None = INHERIT,
+        dim_context: Size | None = INHERIT,
+        init_std: Annotated[float, Field(gt=0)] | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.stacks = ModuleList(stacks)
+        self.head = head
+        self.causal = causal
+        self.max_seq_len = max_seq_len
+        self.reads_below = streams_read(self)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        positions: Tensor | None = None,
+        valid: Tensor | None = None,
+        segments: Tensor | None = None,
+        mask: Mask | Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Mask | Tensor | None = None,
+        condition: Tensor | None = None,
+        state: State | None = None,
+        hidden: bool = False,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            inputs: token ids, images, or features where there is no embedding.
+            positions: [L] or [B, L] integers; by default 0, 1, ... over the valid tokens of each row.
+            valid: [B, L] bool, False at padding; padding on either side changes no real token.
+            segments: [B, L] integers; tokens see only their own segment (packed documents).
+            mask: what may attend to what: a mask, or a bool tensor, True = may attend.
+            context: [B, Lc, dim_context] for cross attention.
+            context_mask: [B, Lc] bool, False at padding of the context.
+            condition: [B, dim_condition] for adaptive parts.
+            state: decode state of `init_state` or the call before; the result is then (output, new state).
+            hidden: return the hidden states in place of the head's output.
+
+        Raises:
+            ShapeError: a size, dtype or length that does not fit, or a stream that no part of the model reads.
+        """
+        given = {
+            "valid": valid,
+            "segments": segments,
+            "mask": as_mask(mask),
+            "context": context,
+            "context_mask": context_mask,
+            "condition": condition,
+        }
+        self._refuse_unread(given, positions)
+        batch, length = inputs.shape[0], inputs.shape[1]
+        tokens = inputs.dim() != 4
+        if tokens:
+            self._check_sizes(length, given, positions, batch)
+        streams: dict[str, Any] = {"positions": positions, **given}
+        planned = None
+        if state is not None:
+            planned = plan(state, batch, length, positions, valid, segments)
+            streams["positions"], streams["cache"] = planned.positions, planned.cache
+        elif positions is None and tokens and valid is not None:
+            streams["positions"] = (valid.long().cumsum(1) - 1).clamp(min=0)
+        x, branches = self._run(inputs, streams, state)
+        out = x if self.head is None or hidden else self.head(x, streams)
+        return out if planned is None else (out, {**planned.state, "parts": branches})
+
+    def _run(self, inputs: Tensor, streams: dict[str, Any], state: State | None) -> tuple[Tensor, State]:
+        new: dict[str, Any] = {}
+        x = inputs if self.embedding is None else self.embedding(inputs, streams)
+        if isinstance(x, tuple):
+            x, published = x
+            streams.update(published)
+        if state is not None:
+            streams["state"] = state["parts"]
+        for place, stack in enumerate(self.stacks.in_order()):
+            x = call(stack, x, streams, f"stacks.{place}", new)  # type: ignore[arg-type]
+            branches = new.pop("state", None)
+            if new:
+                streams.update(new)
+            new = {} if branches is None else {"state": branches}
+        streams.pop("state", None)
+        return x, new.get("state", {})
+
+    def init_state(
+        self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any
+    ) -> State:
+        """Empty decode state.
+
+        Args:
+            batch: rows.
+            max_len: capacity in tokens; the model's `max_seq_len` by default.
+            bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
+            **streams: what stays the same while decoding: `context`, `context_mask`.
+
+        Raises:
+            ConfigError: the model, or a part of it, cannot decode.
+        """
+        capacity = max_len or self.max_seq_len
+        if capacity is None:
+            raise ConfigError("the model has no max_seq_len: give max_len, the most tokens a row will hold")
+        if self.max_seq_len is not None and capacity > self.max_seq_len:
+            raise ConfigError(f"max_len = {capacity} exceeds the model's max_seq_len = {self.max_seq_len}")
+        refuse_undecodable(self)
+        parts: State = {}
+        for place, stack in enumerate(self.stacks.in_order()):
+            if holds_state(stack):
+                parts[f"stacks.{place}"] = stack.init_state(batch, capacity, streams)  # type: ignore[operator]
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        return new_state(batch, capacity, device, parts, bucket)
+
+    def _refuse_unread(self, given: Mapping[str, Any], positions: Tensor | None) -> None:
+        for name, value in {**given, "positions": positions}.items():
+            if value is not None and name not in self.reads_below:
+                known = ", ".join(sorted(self.reads_below - {"state", "cache"})) or "none"
+                raise ShapeError(f"{name} was given, and no part of this model reads it; it reads: {known}")
+
+    def _check_sizes(self, length: int, given: Mapping[str, Any], positions: Tensor | None, batch: int) -> None:
+        if self.max_seq_len is not None and length > self.max_seq_len:
+            raise ShapeError(f"the sequence has {length} tokens, and max_seq_len is {self.max_seq_len}")
+        if length == 0:
+            raise ShapeError("the sequence is empty: at least one token is needed")
+        valid, segments, context_mask = given["valid"], given["segments"], given["context_mask"]
+        if valid is not None and (valid.dtype != torch.bool or tuple(valid.shape) != (batch, length)):
+            raise ShapeError(
+                f"valid is a bool tensor of shape [{batch}, {length}], True at real tokens, not {_about(valid)}"
+            )
+        if segments is not None and (segments.is_floating_point() or tuple(segments.shape) != (batch, length)):
+            raise ShapeError(f"segments are integers of shape [{batch}, {length}], not {_about(segments)}")
+        if positions is not None and (positions.is_floating_point() or positions.shape[-1] != length):
+            raise ShapeError(f"positions are integers of shape [{length}] or [{batch}, {length}], not {_about(positions)}")
+        if isinstance(context_mask, Tensor) and context_mask.dtype != torch.bool:
+            raise ShapeError(f"context_mask is bool, True at real tokens, not {context_mask.dtype}")
+
+
+@register("encoder_decoder")
+class EncoderDecoder(Model):
+    """An encoder whose hidden states are the decoder's `context` (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Shapes:
+        source: the encoder's inputs; target: the decoder's inputs, [B, L] -> [B, L, vocab_size]
+
+    Args:
+        encoder: a model without a head, or whose head is not used.
+        decoder: a model with cross attention.
+        dim: features, for both.
+        heads: number of attention heads, for both.
+        vocab_size: number of different tokens, for both.
+        init_std: standard deviation of initial weights, for both.
+    """
+
+    def __init__(
+        self,
+        encoder: Model,
+        decoder: Model,
+        dim: Size | None = INHERIT,
+        heads: Size | None = INHERIT,
+        vocab_size: Size | None = INHERIT,
+        init_std: Annotated[float, Field(gt=0)] | None = INHERIT,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The decoder's context has the encoder's features."""
+        return {"dim_context": facts.get("dim")} if slot == "decoder" and facts.get("dim") else {}
+
+    def forward(
+        self,
+        source: Tensor | None,
+        target: Tensor,
+        *,
+        source_valid: Tensor | None = None,
+        valid: Tensor | None = None,
+        state: State | None = None,
+        **streams: Any,
+    ) -> Any:
+        """Encode `source`, decode `target`; with a state, `source` may be None (it was encoded by `init_state`).
+
+        Args:
+            source: the encoder's inputs.
+            target: the decoder's inputs.
+            source_valid: [B, Ls] bool, False at padding of the source.
+            valid: [B, L] bool, False at padding of the target.
+            state: decode state; the result is then (output, new state).
+            **streams: further streams of the decoder (`positions`, `mask`, `segments`).
+        """
+        if state is not None:
+            out, new = self.decoder(target, valid=valid, context_mask=state["context_mask"], state=state["decoder"], **streams)
+            return out, {**state, "decoder": new}
+        context = self.encode(source, source_valid)
+        return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
+
+    def encode(self, source: Tensor | None, valid: Tensor | None = None) -> Tensor:
+        """The encoder's hidden states, [B, Ls, dim]."""
+        if source is None:
+            raise ShapeError("a source is needed, unless a decode state that has read it is given")
+        context: Tensor = self.encoder(source, valid=valid, hidden=True)
+        return context
+
+    def init_state(
+        self,
+        batch: int,
+        max_len: int | None = None,
+        *,
+        bucket: int = 0,
+        source: Tensor | None = None,
+        source_valid: Tensor | None = None,
+    ) -> State:
+        """Decode state that has read `source`; see `Transformer.init_state`."""
+        context = self.encode(source, source_valid)
+        decoder = self.decoder.init_state(batch, max_len, bucket=bucket, context=context)
+        return {"decoder": decoder, "context_mask": source_valid}
+
+
+def streams_read(model: Part) -> frozenset[str]:
+    """All streams that parts of a model read."""
+    found: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, Part):
+            found |= module.reads
+    return frozenset(found)
+
+
+def as_mask(mask: Mask | Tensor | None) -> Mask | None:
+    """A mask from what a caller gives: a bool tensor, True = may attend, becomes `Dense`."""
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    return Dense(mask)
+
+
+def refuse_undecodable(model: Part) -> None:
+    """Refuse cached decoding for a model with a part that has no decode state or looks ahead.
+
+    Raises:
+        ConfigError: naming each such part.
+    """
+    stuck = []
+    for name, module in model.named_modules():
+        if isinstance(module, (Attention, Mixer)) and not module.can.decode:
+            stuck.append(f"{name} ({module.kind} {module.name!r}) has no decode state")
+        if isinstance(module, Attention) and getattr(module, "causal", None) is False and not _is_cross(model, name):
+            stuck.append(f"{name} ({module.name!r}) is not causal")
+    if stuck:
+        raise ConfigError("this model cannot decode step by step: " + "; ".join(stuck))
+
+
+def _is_cross(model: Part, name: str) -> bool:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return "context" in getattr(parent, "reads", ())
+
+
+def _about(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
+
+

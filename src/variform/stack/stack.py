@@ -1,0 +1,97 @@
+"""The stack: an ordered list of layers and a way to execute them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from variform.core.inherit import INHERIT, inherit
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
+from variform.stack.execute import ModuleList, list_state, run_in_order
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("stack")
+class LayerStack(Stack):
+    """Layers in order, then a final norm.
+
+    Names that its layers publish end here. `dim`, `heads` and `causal`, when given, hold for the stack's layers
+    instead of the model's. The executor `checkpoint` recomputes each layer in the backward pass instead of keeping
+    its activations (Chen et al. 2016, arXiv:1604.06174); values and gradients are the same.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        layers: what runs, in order; a `Shared` layer may stand several times.
+        norm: after the last layer (pre-norm stacks want one); None for none.
+        executor: "plain" or "checkpoint".
+        dim: features, for the layers.
+        heads: number of heads, for the layers.
+        causal: whether position i may depend on positions <= i only.
+    """
+
+    ends_streams: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        norm: Norm | None = None,
+        executor: Literal["plain", "checkpoint"] = "plain",
+        dim: Size | None = INHERIT,
+        heads: Size | None = INHERIT,
+        causal: bool = inherit(False),
+    ) -> None:
+        super().__init__()
+        self.layers = ModuleList(layers)
+        self.norm = norm
+        self.executor = executor
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """Each layer knows its place and the depth."""
+        return {"layer": index, "depth": count} if slot == "layers" else {}
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Run the layers and the final norm."""
+        if self.executor == "checkpoint" and self.training:
+            x, state = self._checkpointed(x, streams)
+        else:
+            x, state = _ending(run_in_order(self.layers, x, streams, "layers"))
+        if self.norm is not None:
+            x = self.norm(x, streams.get("condition"))
+        return x if state is None else (x, {"state": state})
+
+    def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, State | None]:
+        state: State = {}
+        for place, layer in enumerate(self.layers.in_order()):
+            slot = f"layers.{place}"
+
+            def run(x: Tensor, streams: Streams, layer: Any = layer, slot: str = slot) -> tuple[Tensor, dict[str, Any]]:
+                new: dict[str, Any] = {}
+                return call(layer, x, streams, slot, new), new
+
+            x, new = checkpoint(run, x, streams, use_reentrant=False)
+            state.update(new.pop("state", {}))
+            if new:
+                streams = {**streams, **new}
+        return x, state or None
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """One branch a layer, by place."""
+        return list_state(self.layers, "layers", batch, max_len, streams)
+
+
+def _ending(out: Output) -> tuple[Tensor, State | None]:
+    if isinstance(out, tuple):
+        x, published = out
+        state: Mapping[str, Any] | None = published.get("state")
+        return x, None if state is None else dict(state)
+    return out, None

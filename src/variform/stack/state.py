@@ -1,0 +1,164 @@
+"""Decode state of a model: how many tokens each row has seen, where they stand, and each part's own state.
+
+A state is a plain dict: `seen` [B], `positions` [B, max_len + 1], `segments` (the same, when documents are packed),
+`count` (the most tokens any row has seen), `uniform` (all rows have seen equally many), `packed`, `bucket`, and
+`parts`, a tree keyed by call. The state that goes in is void; the one that comes out is to be used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from variform.errors import ShapeError
+from variform.parts.kinds import State
+
+
+def new_state(batch: int, max_len: int, device: Any, parts: State, bucket: int = 0) -> State:
+    """An empty state for `batch` rows of at most `max_len` tokens.
+
+    Args:
+        batch: rows.
+        max_len: capacity of the buffers in tokens.
+        device: where the counters live.
+        parts: the parts' own state.
+        bucket: round the attended length up to a multiple of it (few shapes for compiled steps); 0 is exact.
+    """
+    return {
+        "seen": torch.zeros(batch, dtype=torch.long, device=device),
+        "positions": torch.zeros(batch, max_len + 1, dtype=torch.long, device=device),
+        "segments": None,
+        "count": 0,
+        "uniform": True,
+        "moved": False,
+        "bucket": bucket,
+        "parts": parts,
+    }
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one forward with a state works from: the streams it adds and the state it leaves (without `parts`)."""
+
+    positions: Tensor
+    cache: dict[str, Any]
+    state: State
+
+
+def plan(
+    state: State, batch: int, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
+) -> Plan:
+    """Decide where the new tokens go and what they join.
+
+    Args:
+        state: the state that came in.
+        batch: rows.
+        length: new tokens a row (padding included).
+        positions: [L] or [B, L] given by the caller; by default each row counts on from what it has seen.
+        valid: [B, L], False at padding; rows may have no token at all.
+        segments: [B, L] document numbers.
+
+    Raises:
+        ShapeError: more tokens than the buffers hold, or segments in some calls only.
+    """
+    if state["seen"].shape[0] != batch:
+        raise ShapeError(f"the state was made for a batch of {state['seen'].shape[0]}, this call has {batch} rows")
+    packed = state["segments"] is not None
+    if state["count"] and packed != (segments is not None):
+        raise ShapeError("segments must be given in every call with a state, or in none")
+    uniform = state["uniform"] and valid is None
+    planned = _uniform if uniform else _ragged
+    return planned(state, length, positions, valid, segments)
+
+
+def _uniform(
+    state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
+) -> Plan:
+    start = state["count"]
+    count = start + length
+    _fits(count, state)
+    moved = state["moved"] or positions is not None
+    if positions is None:
+        positions = torch.arange(start, count, device=state["seen"].device)
+    new_positions = _put(state["positions"], positions, start, None)
+    new_segments = _segments(state, segments, start, None)
+    attended = _attended(count, state)
+    cache = {
+        "start": start,
+        "slots": None,
+        "length": attended,
+        "fresh": start == 0 and attended == length and not moved,
+        "moved": moved or attended != count,
+        "positions": new_positions[:, :attended] if moved else torch.arange(attended, device=positions.device),
+        "valid": None if attended == count else torch.arange(attended, device=positions.device).unsqueeze(0) < count,
+        "segments": None if new_segments is None else new_segments[:, :attended],
+    }
+    if cache["valid"] is not None:
+        cache["valid"] = cache["valid"].expand(state["seen"].shape[0], -1)
+    new = {**state, "seen": state["seen"] + length, "count": count, "moved": moved}
+    return Plan(positions, cache, {**new, "positions": new_positions, "segments": new_segments})
+
+
+def _ragged(
+    state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
+) -> Plan:
+    seen = state["seen"]
+    if valid is None:
+        valid = torch.ones(seen.shape[0], length, dtype=torch.bool, device=seen.device)
+    offset = valid.long().cumsum(1)
+    new_seen = seen + offset[:, -1]
+    count = int(new_seen.max())
+    _fits(count, state)
+    order = seen.unsqueeze(1) + (offset - 1).clamp(min=0)
+    slots = torch.where(valid, order, state["positions"].shape[1] - 1)
+    positions = order if positions is None else positions.expand(seen.shape[0], length)
+    new_positions = _put(state["positions"], positions, None, slots)
+    new_segments = _segments(state, segments, None, slots)
+    attended = _attended(count, state)
+    cache = {
+        "start": None,
+        "slots": slots,
+        "length": attended,
+        "fresh": False,
+        "moved": True,
+        "positions": new_positions[:, :attended],
+        "valid": torch.arange(attended, device=seen.device) < new_seen.unsqueeze(1),
+        "segments": None if new_segments is None else new_segments[:, :attended],
+    }
+    new = {**state, "seen": new_seen, "count": count, "uniform": False, "moved": True}
+    return Plan(positions, cache, {**new, "positions": new_positions, "segments": new_segments})
+
+
+def _put(buffer: Tensor, values: Tensor, start: int | None, slots: Tensor | None) -> Tensor:
+    """Integers carry no gradient, but the caller may keep the old state: copy unless autograd is off."""
+    buffer = buffer.clone() if torch.is_grad_enabled() else buffer
+    if start is not None:
+        buffer[:, start : start + values.shape[-1]] = values
+    else:
+        assert slots is not None
+        buffer.scatter_(1, slots, values.expand_as(slots))
+    return buffer
+
+
+def _segments(state: State, segments: Tensor | None, start: int | None, slots: Tensor | None) -> Tensor | None:
+    if segments is None:
+        return None
+    buffer = torch.zeros_like(state["positions"]) if state["segments"] is None else state["segments"]
+    return _put(buffer, segments, start, slots)
+
+
+def _attended(count: int, state: State) -> int:
+    bucket: int = state["bucket"]
+    capacity: int = state["positions"].shape[1] - 1
+    return count if not bucket else min(capacity, -(-count // bucket) * bucket)
+
+
+def _fits(count: int, state: State) -> None:
+    capacity = state["positions"].shape[1] - 1
+    if count > capacity:
+        raise ShapeError(
+            f"the decode state holds {capacity} tokens a row and would need {count}; make it with a larger max_len"
+        )

@@ -1,0 +1,116 @@
+"""One residual step, and a layer made of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.part import use
+from variform.core.registry import register
+from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Output, Residual, Streams, call
+from variform.stack.execute import ModuleList, list_state, run_in_order
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("sublayer")
+class Sublayer(Layer):
+    """One residual step: x <- out_norm(residual(x, drop(branch_norm(body(norm(x)))))).
+
+    Every placement of norms is a filling of its slots:
+    pre-norm `norm`; post-norm `out_norm`; sandwich `norm` and `branch_norm`; DeepNorm `out_norm` and
+    `residual: deepnorm`. An empty slot costs nothing; without `residual` the branch is added.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        body: the mixer, feedforward or layer that does the work.
+        norm: before the body (pre-norm); None for none.
+        branch_norm: after the body, before it joins the stream.
+        out_norm: after joining (post-norm).
+        residual: how the branch joins; None adds it.
+        dropout: probability of zeroing a feature of the branch, in training.
+        drop_path: probability of dropping the whole branch of a row, in training (stochastic depth, Huang et al.
+            2016, arXiv:1603.09382); the kept rows are scaled by 1 / (1 - drop_path).
+    """
+
+    residual_writes: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        body: Mixer | FeedForward | Layer,
+        norm: Norm | None = use("layer_norm"),
+        branch_norm: Norm | None = None,
+        out_norm: Norm | None = None,
+        residual: Residual | None = None,
+        dropout: Rate = 0.0,
+        drop_path: Rate = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.body = body
+        self.branch_norm = branch_norm
+        self.residual = residual
+        self.out_norm = out_norm
+        self.dropout = dropout
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Take the step."""
+        published: dict[str, Any] = {}
+        condition = streams.get("condition")
+        branch = call(self.body, x if self.norm is None else self.norm(x, condition), streams, "body", published)
+        if self.branch_norm is not None:
+            branch = self.branch_norm(branch, condition)
+        if self.training and (self.dropout or self.drop_path):
+            branch = self._drop(branch)
+        x = x + branch if self.residual is None else self.residual(x, branch)
+        if self.out_norm is not None:
+            x = self.out_norm(x, condition)
+        return (x, published) if published else x
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        if self.dropout:
+            branch = F.dropout(branch, self.dropout)
+        if self.drop_path:
+            keep = 1.0 - self.drop_path
+            shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
+            branch = branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
+        return branch
+
+
+@register("layer")
+class TransformerLayer(Layer):
+    """A layer: sublayers in order; what one publishes, the later ones may read.
+
+    `dim` and `heads`, when given, hold for this layer's sublayers instead of the model's.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        sublayers: residual steps, or layers again.
+        dim: features, for the children.
+        heads: number of heads, for the children.
+    """
+
+    def __init__(
+        self, sublayers: Sequence[Layer], dim: Size | None = INHERIT, heads: Size | None = INHERIT
+    ) -> None:
+        super().__init__()
+        self.sublayers = ModuleList(sublayers)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Run the sublayers."""
+        return run_in_order(self.sublayers, x, streams, "sublayers")
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> dict[str, Any]:
+        """One branch a sublayer, by place."""
+        return list_state(self.sublayers, "sublayers", batch, max_len, streams)

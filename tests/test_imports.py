@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "parts": {"errors", "core", "ops"},
     "stack": {"errors", "core", "ops", "parts"},
     "models": MODELS,
+    "library": MODELS,
     "inspect": MODELS,
     "weights": MODELS,
     "generate": MODELS,

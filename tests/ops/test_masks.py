@@ -1,0 +1,223 @@
+import copy
+import pickle
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from variform.errors import ConfigError, ShapeError
+from variform.ops.masks import (
+    And,
+    Blocks,
+    Causal,
+    Dense,
+    Documents,
+    Everything,
+    Global,
+    KeyPadding,
+    Mask,
+    Padding,
+    Segments,
+    Window,
+    from_additive,
+    from_key_padding,
+    from_torch_mha,
+)
+
+LAYOUT = torch.tensor([[True, False, True], [False, True, False], [True, True, False]])
+
+# A mask and the same rule for one pair of positions in batch row b, head h.
+RULES: list[tuple[Mask, Callable[[int, int, int, int], bool]]] = [
+    (Everything(), lambda b, h, q, k: True),
+    (Causal(), lambda b, h, q, k: k <= q),
+    (Window(3), lambda b, h, q, k: 0 <= q - k <= 3),
+    (Window(2, 4), lambda b, h, q, k: -4 <= q - k <= 2),
+    (Window(0), lambda b, h, q, k: q == k),
+    (Causal() & Window(2, 4), lambda b, h, q, k: 0 <= q - k <= 2),
+    (Global([0, 1, 5]), lambda b, h, q, k: q in (0, 1, 5) or k in (0, 1, 5)),
+    (Global([]), lambda b, h, q, k: False),
+    (~Causal(), lambda b, h, q, k: k > q),
+    (Causal() & (Window(1) | Global([0])), lambda b, h, q, k: k <= q and (q - k <= 1 or k == 0 or q == 0)),
+    (Padding(torch.tensor([4, 9])), lambda b, h, q, k: k < (4, 9)[b]),
+    (Documents(torch.arange(12) // 4), lambda b, h, q, k: q // 4 == k // 4),
+    (
+        Documents(torch.stack([torch.arange(12) // 4, torch.zeros(12).long()])),
+        lambda b, h, q, k: b == 1 or q // 4 == k // 4,
+    ),
+    (Blocks(LAYOUT, 4), lambda b, h, q, k: bool(LAYOUT[q // 4, k // 4])),
+    (Blocks(torch.stack([LAYOUT, ~LAYOUT]), 4), lambda b, h, q, k: bool(LAYOUT[q // 4, k // 4]) != (h == 1)),
+    (Dense(torch.eye(12, dtype=torch.bool), by="position"), lambda b, h, q, k: q == k),
+]
+
+
+def _expected(rule: Callable[[int, int, int, int], bool], q: list[list[int]], k: list[list[int]]) -> Tensor:
+    return torch.tensor([[[[rule(b, h, i, j) for j in k[b]] for i in q[b]] for h in range(2)] for b in range(2)])
+
+
+@pytest.mark.parametrize(("mask", "rule"), RULES, ids=lambda value: repr(value) if isinstance(value, Mask) else "")
+def test_dense_is_the_rule_at_any_positions(mask: Mask, rule: Callable[[int, int, int, int], bool]) -> None:
+    plain = list(range(12))
+    ragged_q, ragged_k = [[3, 4, 5], [0, 9, 11]], [[2, 4, 6, 8, 3], [1, 0, 9, 10, 11]]
+    dense = mask.dense(torch.arange(12), torch.arange(12))
+    assert dense.dtype == torch.bool
+    assert dense.dim() in (2, 4)
+    torch.testing.assert_close(dense.expand(2, 2, 12, 12), _expected(rule, [plain] * 2, [plain] * 2))
+    q_pos, k_pos = torch.tensor(ragged_q), torch.tensor(ragged_k)
+    dense = mask.dense(q_pos, k_pos)
+    torch.testing.assert_close(dense.expand(2, 2, 3, 5), _expected(rule, ragged_q, ragged_k))
+    dense = mask.dense(q_pos[0], k_pos)
+    torch.testing.assert_close(dense.expand(2, 2, 3, 5), _expected(rule, [ragged_q[0]] * 2, ragged_k))
+
+
+@pytest.mark.parametrize(("mask", "rule"), RULES, ids=lambda value: repr(value) if isinstance(value, Mask) else "")
+def test_mask_mod_pairs_and_layout_agree_with_dense(mask: Mask, rule: object) -> None:
+    dense = mask.dense(torch.arange(11), torch.arange(12)).expand(2, 2, 11, 12)
+    points = torch.meshgrid(torch.arange(2), torch.arange(2), torch.arange(11), torch.arange(12), indexing="ij")
+    torch.testing.assert_close(mask.mask_mod()(*points).expand(2, 2, 11, 12), dense)
+    positions = torch.stack([torch.arange(11), torch.arange(11)])
+    torch.testing.assert_close(mask.mask_mod(positions, torch.arange(12))(*points).expand(2, 2, 11, 12), dense)
+    assert mask.pairs(11, 12) == pytest.approx(dense.double().mean().item() * 11 * 12)
+    assert mask.density(11, 12) == pytest.approx(dense.double().mean().item())
+    padded = torch.nn.functional.pad(dense.any(0), (0, 3, 0, 4)).view(2, 3, 5, 3, 5)
+    torch.testing.assert_close(mask.layout(11, 12, 5).expand(2, 3, 3), padded.any(-1).any(2))
+
+
+@pytest.mark.parametrize("mask", [Causal(), Window(3), Window(2, 5), Causal() & Window(4), Everything(), Window(50)])
+def test_closed_formula_of_bands(mask: Mask) -> None:
+    for q_len in (0, 1, 2, 7, 20):
+        for k_len in (0, 1, 3, 8, 20):
+            assert mask.pairs(q_len, k_len) == int(
+                mask.dense(torch.arange(q_len), torch.arange(k_len)).expand(q_len, k_len).sum()
+            )
+
+
+def test_counting_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("variform.ops.masks.counts._STRIP_ELEMENTS", 64)
+    for mask in (Dense(torch.rand(40, 40) > 0.5), Blocks(LAYOUT, 16), Dense(torch.rand(2, 3, 40, 40) > 0.5)):
+        dense = mask.dense(torch.arange(40), torch.arange(40))
+        assert mask.pairs(40) == pytest.approx(dense.double().mean().item() * 1600)
+        blocks = dense.unflatten(-1, (4, 10)).unflatten(-3, (4, 10)).any(-1).any(-2)
+        torch.testing.assert_close(mask.layout(40, 40, 10), blocks.any(0) if blocks.dim() == 4 else blocks)
+
+
+def test_segments() -> None:
+    ids = torch.tensor([[0, 0, 1], [2, 3, 3]])
+    dense = (Segments() & Causal()).dense(torch.arange(3), torch.arange(3), ids, ids)
+    assert dense[0, 0].tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+    assert dense[1, 0].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+    assert Segments().needs_segments
+    with pytest.raises(ShapeError, match="segment ids"):
+        Segments().dense(torch.arange(3), torch.arange(3))
+
+
+def test_algebra_simplifies() -> None:
+    assert (Everything() & Causal()) == Causal()
+    assert (Everything() | Causal()) == Everything()
+    assert ~~Causal() == Causal()
+    assert (Causal() & Window(2) & Window(3)) == And((Causal(), Window(2), Window(3)))
+    assert Causal().is_causal
+    assert (Causal() & Window(4, 2)).band() == (4, 0)
+    assert (Causal() | Window(4)).band() is None
+    with pytest.raises(TypeError):
+        Causal() & torch.ones(2)  # type: ignore[operator]
+
+
+def test_equality_is_structural() -> None:
+    assert (Causal() & Window(2)) == (Causal() & Window(2))
+    assert hash(Global([1, 0])) == hash(Global((0, 1)))
+    assert Window(2) != Window(3)
+    assert Causal() != "causal"
+    tensor = torch.ones(2, 2, dtype=torch.bool)
+    assert Dense(tensor) == Dense(tensor)
+    assert Dense(tensor) != Dense(tensor.clone())
+    assert len({Causal(), Causal(), Window(1)}) == 2
+
+
+@pytest.mark.parametrize("mask", [mask for mask, _ in RULES] + [Segments()])
+def test_masks_are_immutable_values(mask: Mask) -> None:
+    for other in (copy.deepcopy(mask), pickle.loads(pickle.dumps(mask)), pytree.tree_map(lambda leaf: leaf, mask)):
+        assert type(other) is type(mask)
+        assert repr(other) == repr(mask)
+        if not mask.has_tensors:
+            assert other == mask
+    _, spec = pytree.tree_flatten(mask)
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    assert mask.has_tensors == bool(pytree.tree_leaves(mask))
+    with pytest.raises(AttributeError):
+        mask.anything = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "text", ["Causal() & Window(3)", "(Window(1, 2) | Global((0, 4))) & Causal()", "~(Causal() & Window(3))"]
+)
+def test_repr_is_the_constructor_call(text: str) -> None:
+    assert repr(eval(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dense(torch.zeros(2, 2)), "from_additive"),
+        (lambda: Dense(torch.ones(2, 2, 2, dtype=torch.bool)), "per='batch'"),
+        (lambda: Dense(torch.ones(2, dtype=torch.bool)), r"\[Lq, Lk\]"),
+        (lambda: Dense(torch.ones(2, 2, dtype=torch.bool), per="head"), "3-D"),
+        (lambda: Dense(torch.ones(1, 2, 2, dtype=torch.bool), per="row"), "per is"),  # type: ignore[arg-type]
+        (lambda: Padding(torch.ones(2)), "integers"),
+        (lambda: Documents(torch.ones(2)), "integers"),
+        (lambda: KeyPadding(torch.ones(2, 2)), "bool"),
+        (lambda: Blocks(torch.ones(2, 2), 4), "bool"),
+        (lambda: Blocks(LAYOUT, 0), "block"),
+        (lambda: Window(-1), ">= 0"),
+        (lambda: Global([-1]), ">= 0"),
+        (lambda: from_torch_mha(torch.zeros(2, 2)), "bool"),
+        (lambda: from_key_padding(), "exactly one"),
+        (lambda: from_additive(torch.tensor([[0.0, 1.0]])), "DenseBias"),
+        (lambda: from_additive(torch.tensor([[0, 1]])), "floats"),
+    ],
+)
+def test_wrong_arguments_are_refused(make: Callable[[], Mask], message: str) -> None:
+    with pytest.raises((ShapeError, ConfigError), match=message):
+        make()
+
+
+def test_sizes_are_never_broadcast_by_accident() -> None:
+    for shape in ((3, 1), (1, 4), (3, 5), (2, 1, 3, 1)):
+        with pytest.raises(ShapeError, match="does not fit"):
+            Dense(torch.ones(shape, dtype=torch.bool)).dense(torch.arange(3), torch.arange(4))
+    with pytest.raises(ShapeError, match="batch"):
+        Padding(torch.tensor([1, 2, 3])).dense(torch.zeros(2, 3).long(), torch.arange(3))
+    with pytest.raises(ShapeError, match="head"):
+        (Causal() & Blocks(LAYOUT.expand(3, 3, 3), 4)).check(2, 4, 12, 12)
+
+
+def test_beyond_a_layout_nothing_is_attended() -> None:
+    dense = (Blocks(torch.ones(1, 1, dtype=torch.bool), 2) | Documents(torch.zeros(2).long())).dense(
+        torch.arange(4), torch.arange(4)
+    )
+    assert dense.tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
+
+
+def test_foreign_conventions() -> None:
+    ignored = torch.tensor([[False, True], [False, False]])
+    positions = torch.arange(2)
+    assert from_torch_mha(ignored).dense(positions, positions).tolist() == [[True, False], [True, True]]
+    additive = torch.zeros(2, 2).masked_fill(ignored, -torch.inf)
+    assert from_additive(additive).dense(positions, positions).tolist() == [[True, False], [True, True]]
+    for mask in (from_key_padding(ignore=ignored), from_key_padding(keep=~ignored)):
+        assert mask.dense(positions, positions)[:, 0, 0].tolist() == [[True, False], [True, True]]
+
+
+def test_plot() -> None:
+    pytest.importorskip("matplotlib")
+    axes = (Causal() & Window(3)).plot(8)
+    assert "Window(3)" in axes.get_title()
+    assert Padding(torch.tensor([2, 3])).plot(4).get_xlabel() == "key"
+
+
+def test_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"variform\[plot\]"):
+        Causal().plot(4)

@@ -174,31 +174,44 @@ class _Walk:
         self.problems.append(Problem(_join(path, name), message, **more))
 
 
+REPUBLISHED = frozenset({"positions", "valid", "segments"})
+"""Streams of the model that a part which changes the length publishes anew."""
+
+
 def stream_problems(spec: Spec) -> list[Problem]:
     """Check published streams: each read has a writer before it, each write a reader, no two writers of one name.
 
-    Names end with the enclosing part of kind "stack"; parts run in field and list order.
+    Parts run in field and list order; names end with the enclosing stack.
     """
     problems: list[Problem] = []
-    written: dict[str, str] = {}
-    used: set[str] = set()
-    for path, child in spec.walk():
-        args = dict(child.args)
-        for name in sorted(child.part.reads_streams(args) - MODEL_STREAMS):
-            if name not in written:
-                hint = did_you_mean(name, written) if written else "no part before it publishes anything"
-                problems.append(Problem(path, f"reads the stream {name!r}, which no part before it publishes", hint=hint))
-            used.add(name)
-        for name in child.part.publishes(args):
-            if name in written:
-                problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
-            elif name in MODEL_STREAMS:
-                problems.append(Problem(path, f"publishes {name!r}, a name reserved for the model's own streams"))
-            written[name] = path
-    for name, path in written.items():
-        if name not in used:
-            problems.append(Problem(path, f"publishes the stream {name!r}, which nothing reads"))
+    _scan(spec, "", {}, set(), problems)
     return problems
+
+
+def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], problems: list[Problem]) -> None:
+    """Visit one part: its reads against `written`, then its children, then what it publishes."""
+    outer = set(written)
+    for name in sorted(spec.part.reads_streams(spec.args) - MODEL_STREAMS):
+        used.add(name)
+        if name not in written:
+            hint = did_you_mean(name, written) if written else "no part before it publishes anything"
+            problems.append(Problem(path, f"reads the stream {name!r}, which no part before it publishes", hint=hint))
+    for slot, index, child in spec.children():
+        inner = child.spec if isinstance(child, Shared) else child
+        if inner is not None:
+            _scan(inner, _join(path, slot if index is None else f"{slot}.{index}"), written, used, problems)
+    for name in set(spec.part.publishes(spec.args)) - REPUBLISHED:
+        if name in written:
+            problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
+        elif name in MODEL_STREAMS:
+            problems.append(Problem(path, f"publishes {name!r}, a name reserved for the model's own streams"))
+        written[name] = path
+    if spec.kind == "stack" or not path:
+        for name in sorted(set(written) - outer):
+            where = written.pop(name)
+            if name not in used:
+                problems.append(Problem(where, f"publishes the stream {name!r}, which nothing reads"))
+            used.discard(name)
 
 
 def _shared_specs(spec: Spec) -> dict[str, Spec]:

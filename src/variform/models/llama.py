@@ -9,7 +9,7 @@ from variform.parts.feedforward.mlp import GLU
 from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import RMSNorm
-#from variform.parts.position.rotary import RotaryRotation
+from variform.parts.position.rotary import RotaryRotation
 from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer

@@ -137,13 +137,19 @@ class Position(Part):
 
 
 class Rotation(Part):
-    """Rotates queries and keys by their positions: `forward(x, positions) -> x` on [B, H, L, D]."""
+    """Rotates queries and keys by their positions: `forward(q, k, q_positions, k_positions) -> (q, k)`.
+
+    Shapes:
+        q: [B, H, Lq, D], k: [B, Hk, Lk, D]; positions: [L] or [B, L] integers, None means 0..L-1
+    """
 
     kind: ClassVar[str] = "rotation"
 
     @abstractmethod
-    def forward(self, x: Tensor, positions: Tensor | None, side: str = "q") -> Tensor:
-        """Rotate `x` ("q" or "k" side) to `positions` ([L] or [B, L]; None means 0..L-1)."""
+    def forward(
+        self, q: Tensor, k: Tensor, q_positions: Tensor | None, k_positions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate both sides to their positions."""
 
 
 class Bias(Part):

@@ -109,7 +109,7 @@ class MultiHead(Mixer):
             k = self.k_norm(k)
         positions = streams.get("positions")
         if self.rotation is not None:
-            q, k = self.rotation(q, positions, "q"), self.rotation(k, positions, "k")
+            q, k = self.rotation(q, k, positions, positions)
         out = self.attention(q, k, v, self._sides(streams, positions))
         if isinstance(out, tuple):
             out, state = out

@@ -1,9 +1,9 @@
-"""variform: a transformer architecture as data. Describe it, check it, know its cost, build it, train it, decode with it.
+"""variform: a transformer architecture as data: describe it, check it, know its cost, build it, train it, decode.
 
-    import variform as vf
+import variform as vf
 
-    spec = vf.models.gpt(vocab_size=65, dim=128, depth=4, heads=4, max_seq_len=64)
-    model = vf.build(spec)
+spec = vf.models.gpt(vocab_size=65, dim=128, depth=4, heads=4, max_seq_len=64)
+model = vf.build(spec)
 """
 
 from variform import models

@@ -25,7 +25,6 @@ from variform.core.registry import lookup, presets
 from variform.core.spec import Shared, Spec, default_of
 from variform.errors import ConfigError, Problem, did_you_mean
 
-
 # ---- to plain data ----
 
 
@@ -297,7 +296,7 @@ def _part(data: Any, kinds: tuple[str, ...], path: str, problems: list[Problem])
     name = data.get("part")
     if not isinstance(name, str):
         keys = ", ".join(map(repr, data)) or "nothing"
-        hint = did_you_mean("part", [k for k in map(str, data)]) if data else ""
+        hint = did_you_mean("part", map(str, data)) if data else ""
         hint = hint if hint.startswith("did") else "every part is written {part: NAME, field: value}"
         problems.append(Problem(path, f"this part has no name: 'part' is missing among {keys}", hint=hint))
         return None
@@ -429,9 +428,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -456,7 +457,7 @@ _CORE = {
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
     for _tag, (_pattern, _first) in _CORE.items():
-        _class.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))  # type: ignore[no-untyped-call]
+        _class.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def _int(loader: Any, node: Any) -> int:

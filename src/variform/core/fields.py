@@ -106,6 +106,15 @@ def check_value(field: Field, value: Any) -> tuple[Any, str | None]:
         return value, _readable(field, error)
 
 
+INHERIT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"const": "INHERIT"},
+        {"type": "object", "properties": {"inherit": {}}, "required": ["inherit"], "additionalProperties": False},
+    ]
+}
+"""How a file says "take it from the surroundings": `INHERIT`, or `{inherit: fallback}`."""
+
+
 def field_schema(field: Field) -> dict[str, Any]:
     """The JSON Schema of a plain field; slots are referred to by kind."""
     if field.is_slot:
@@ -115,7 +124,7 @@ def field_schema(field: Field) -> dict[str, Any]:
             schema = {"anyOf": [schema, {"type": "null"}]}
     else:
         adapter = _adapter(field.annotation)
-        schema = {} if adapter is None else adapter.json_schema()
+        schema = {} if adapter is None else {"anyOf": [adapter.json_schema(), INHERIT_SCHEMA]}
     if field.doc:
         schema = {**schema, "description": field.doc}
     if isinstance(field.default, Inherit):
@@ -180,9 +189,13 @@ def _type_text(annotation: Any) -> str:
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
+_LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of"}
+
+
 def _limit_text(limit: Any) -> str:
     metadata = getattr(limit, "metadata", None) or [limit]
-    return ", ".join(str(m) for m in metadata)
+    found = ((sign, getattr(item, name, None)) for item in metadata for name, sign in _LIMITS.items())
+    return ", ".join(f"{sign} {bound}" for sign, bound in found if bound is not None)
 
 
 def _argument_docs(part: type[Part]) -> dict[str, str]:

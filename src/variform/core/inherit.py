@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 _MISSING = object()
 
@@ -14,7 +14,7 @@ class Inherit:
     to `x`. There is one object per fallback, and it survives copy, deepcopy and pickle.
     """
 
-    _known: dict[str, Inherit] = {}
+    _known: ClassVar[dict[str, Inherit]] = {}
     fallback: Any
 
     def __new__(cls, fallback: Any = _MISSING) -> Inherit:

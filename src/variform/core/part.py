@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -45,12 +46,18 @@ class Can:
         return Can(**{f.name: getattr(self, f.name) and getattr(other, f.name) for f in fields(Can)})
 
 
+@functools.cache
+def _signature(part: type) -> inspect.Signature:
+    signature = inspect.signature(part.__init__)  # type: ignore[misc]  # of this very class, not of an instance
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class PartMeta(type(nn.Module)):  # type: ignore[misc]  # the metaclass of Module is `type`; this names it once
     """Refuses a direct construction that leaves a field to inheritance: there is nothing to inherit from."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         try:
-            bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+            bound = _signature(cls).bind(*args, **kwargs)
         except TypeError as error:
             raise ConfigError(f"{cls.__name__}: {error}") from None
         bound.apply_defaults()

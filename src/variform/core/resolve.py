@@ -14,7 +14,19 @@ from variform.core.spec import MISSING, Shared, Spec, default_of
 from variform.errors import ConfigError, Problem, did_you_mean
 
 MODEL_STREAMS = frozenset(
-    "positions valid segments mask bias context context_mask context_positions condition state cache".split()
+    {
+        "positions",
+        "valid",
+        "segments",
+        "mask",
+        "bias",
+        "context",
+        "context_mask",
+        "context_positions",
+        "condition",
+        "state",
+        "cache",
+    }
 )
 """The streams that a model's caller may provide; all other names come from parts that publish them."""
 
@@ -164,11 +176,11 @@ class _Walk:
 
     def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], path: str) -> None:
         """Asking a part for what it cannot do is an error here, not a silent default later."""
-        if facts.get("causal") is True and spec.kind in ("attention", "mixer"):
-            if not spec.part.can.causal:
-                able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
-                message = f"{_label(spec)} has no causal form, and causal=True is asked for"
-                self.problems.append(Problem(path, message, hint=f"causal: {able}"))
+        asked = facts.get("causal") is True and spec.kind in ("attention", "mixer")
+        if asked and not spec.part.can.causal:
+            able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
+            message = f"{_label(spec)} has no causal form, and causal=True is asked for"
+            self.problems.append(Problem(path, message, hint=f"causal: {able}"))
 
     def _report(self, path: str, name: str, message: str, **more: Any) -> None:
         self.problems.append(Problem(_join(path, name), message, **more))

@@ -27,6 +27,7 @@ class Spec:
     __slots__ = ("_key", "args", "part")
     part: type[Part]
     args: Mapping[str, Any]
+    _key: tuple[Any, ...] | None
 
     def __init__(self, part: type[Part], args: Mapping[str, Any]) -> None:
         object.__setattr__(self, "part", part)
@@ -95,14 +96,15 @@ class Spec:
 
     def canonical_key(self) -> tuple[Any, ...]:
         """A hashable form in which every default is written out."""
-        if self._key is None:
+        key = self._key
+        if key is None:
             values = []
             known = field_map(self.part)
             for name in sorted({*known, *self.args}):
                 value = self.args[name] if name in self.args else default_of(known[name])
                 values.append((name, _key(value)))
-            object.__setattr__(self, "_key", (self.part.__module__, self.part.__qualname__, tuple(values)))
-        key: tuple[Any, ...] = self._key
+            key = (self.part.__module__, self.part.__qualname__, tuple(values))
+            object.__setattr__(self, "_key", key)
         return key
 
     def __eq__(self, other: object) -> bool:
@@ -168,9 +170,9 @@ class FrozenDict(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("the arguments of a Spec are frozen; use spec.replace(...)")
 
-    __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = __ior__ = _refuse
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict is unhashable, a frozen one need not be
         return hash(_key(self))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -34,10 +34,17 @@ class StreamPart(Part):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Transform `x`; publish by returning `(x, {"name": tensor})`."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, streams: Streams) -> Output: ...
+
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """Empty decode state for `batch` rows of at most `max_len` tokens: by default the children's, by name."""
-        children = ((name, child) for name, child in self.named_children() if holds_state(child))
-        return {name: child.init_state(batch, max_len, streams) for name, child in children}
+        return {
+            name: child.init_state(batch, max_len, streams)
+            for name, child in self.named_children()
+            if isinstance(child, StreamPart) and holds_state(child)
+        }
 
 
 class Layer(StreamPart):
@@ -111,6 +118,10 @@ class Attention(Part):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]: ...
+
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """Empty decode state; `like` gives dtype and device."""
         raise NotImplementedError(f"{type(self).__name__} does not decode")
@@ -125,6 +136,10 @@ class Norm(Part):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalise; `condition` [B, dim_condition] is used by adaptive norms alone."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
+
 
 class Position(Part):
     """A position code that is added to the embeddings: `forward(positions, length, like) -> [.., L, dim]`."""
@@ -134,6 +149,10 @@ class Position(Part):
     @abstractmethod
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
         """The codes of `positions` ([L] or [B, L]; None means 0..length-1), in the dtype of `like`."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor: ...
 
 
 class Rotation(Part):
@@ -151,6 +170,12 @@ class Rotation(Part):
     ) -> tuple[Tensor, Tensor]:
         """Rotate both sides to their positions."""
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, q: Tensor, k: Tensor, q_positions: Tensor | None, k_positions: Tensor | None
+        ) -> tuple[Tensor, Tensor]: ...
+
 
 class Bias(Part):
     """A position-dependent change of attention scores: `forward() -> ScoreMod`."""
@@ -160,6 +185,10 @@ class Bias(Part):
     @abstractmethod
     def forward(self) -> ScoreMod:
         """The score modifier with the current parameters."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self) -> ScoreMod: ...
 
 
 class Embedding(Part):
@@ -171,6 +200,10 @@ class Embedding(Part):
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed; a part that changes the length republishes `positions`, `valid` and `segments`."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, inputs: Tensor, streams: Streams) -> Output: ...
+
 
 class Residual(Part):
     """Joins a branch to the residual stream: `forward(x, branch) -> x`."""
@@ -180,6 +213,10 @@ class Residual(Part):
     @abstractmethod
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Join [B, L, dim] and [B, L, dim]."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, branch: Tensor) -> Tensor: ...
 
 
 class Head(Part):
@@ -191,11 +228,19 @@ class Head(Part):
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """From [B, L, dim] to the model's output."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, streams: Streams) -> Tensor: ...
+
 
 class Model(Part):
     """A whole model: what `vf.build` of a preset returns and `vf.generate` takes."""
 
     kind: ClassVar[str] = "model"
+
+    @abstractmethod
+    def init_state(self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any) -> State:
+        """Empty decode state for `batch` rows of at most `max_len` tokens."""
 
 
 def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: dict[str, Any]) -> Tensor:

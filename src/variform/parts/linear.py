@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
@@ -25,6 +26,10 @@ class Linear(nn.Linear):
     ) -> None:
         self.std = std if std is None or writes is None else std / math.sqrt(writes)
         super().__init__(inputs, outputs, bias)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def reset_parameters(self) -> None:
         """Draw the initial parameters."""

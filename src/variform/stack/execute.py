@@ -32,7 +32,7 @@ class ModuleList(nn.ModuleList):
     def in_order(self) -> Iterator[nn.Module]:
         """The modules as they run."""
         modules = list(self._modules.values())
-        return (modules[index] for index in self.order)  # type: ignore[misc]
+        return (modules[index] for index in self.order)
 
 
 def run_in_order(layers: ModuleList, x: Tensor, streams: Streams, slot: str) -> Output:
@@ -59,6 +59,3 @@ def list_state(layers: ModuleList, slot: str, batch: int, max_len: int, streams:
             assert isinstance(layer, StreamPart)
             state[f"{slot}.{place}"] = layer.init_state(batch, max_len, streams)
     return state
-
-
-

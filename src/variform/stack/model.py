@@ -137,9 +137,7 @@ class Transformer(Model):
         streams.pop("state", None)
         return x, new.get("state", {})
 
-    def init_state(
-        self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any
-    ) -> State:
+    def init_state(self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any) -> State:
         """Empty decode state.
 
         Args:
@@ -183,7 +181,9 @@ class Transformer(Model):
         if segments is not None and (segments.is_floating_point() or tuple(segments.shape) != (batch, length)):
             raise ShapeError(f"segments are integers of shape [{batch}, {length}], not {_about(segments)}")
         if positions is not None and (positions.is_floating_point() or positions.shape[-1] != length):
-            raise ShapeError(f"positions are integers of shape [{length}] or [{batch}, {length}], not {_about(positions)}")
+            raise ShapeError(
+                f"positions are integers of shape [{length}] or [{batch}, {length}], not {_about(positions)}"
+            )
         if isinstance(context_mask, Tensor) and context_mask.dtype != torch.bool:
             raise ShapeError(f"context_mask is bool, True at real tokens, not {context_mask.dtype}")
 
@@ -243,7 +243,9 @@ class EncoderDecoder(Model):
             **streams: further streams of the decoder (`positions`, `mask`, `segments`).
         """
         if state is not None:
-            out, new = self.decoder(target, valid=valid, context_mask=state["context_mask"], state=state["decoder"], **streams)
+            out, new = self.decoder(
+                target, valid=valid, context_mask=state["context_mask"], state=state["decoder"], **streams
+            )
             return out, {**state, "decoder": new}
         context = self.encode(source, source_valid)
         return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
@@ -263,8 +265,11 @@ class EncoderDecoder(Model):
         bucket: int = 0,
         source: Tensor | None = None,
         source_valid: Tensor | None = None,
+        **streams: Any,
     ) -> State:
         """Decode state that has read `source`; see `Transformer.init_state`."""
+        if streams:
+            raise ConfigError(f"an encoder-decoder's state takes source and source_valid, not {', '.join(streams)}")
         context = self.encode(source, source_valid)
         decoder = self.decoder.init_state(batch, max_len, bucket=bucket, context=context)
         return {"decoder": decoder, "context_mask": source_valid}
@@ -309,5 +314,3 @@ def _is_cross(model: Part, name: str) -> bool:
 
 def _about(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
-
-

@@ -102,9 +102,7 @@ def _uniform(
     return Plan(positions, cache, {**new, "positions": new_positions, "segments": new_segments})
 
 
-def _ragged(
-    state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
-) -> Plan:
+def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None) -> Plan:
     seen = state["seen"]
     if valid is None:
         valid = torch.ones(seen.shape[0], length, dtype=torch.bool, device=seen.device)

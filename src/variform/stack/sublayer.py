@@ -101,9 +101,7 @@ class TransformerLayer(Layer):
         heads: number of heads, for the children.
     """
 
-    def __init__(
-        self, sublayers: Sequence[Layer], dim: Size | None = INHERIT, heads: Size | None = INHERIT
-    ) -> None:
+    def __init__(self, sublayers: Sequence[Layer], dim: Size | None = INHERIT, heads: Size | None = INHERIT) -> None:
         super().__init__()
         self.sublayers = ModuleList(sublayers)
 

@@ -88,8 +88,10 @@ class PatchEmbedding(Embedding):
     def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
         """Cut into patches and embed."""
         if inputs.dim() != 4 or tuple(inputs.shape[1:]) != self.expected:
-            raise ShapeError(f"images must have shape [batch, {', '.join(map(str, self.expected))}], not {list(inputs.shape)}")
-        x = self.project(inputs).flatten(2).transpose(1, 2)
+            raise ShapeError(
+                f"images must have shape [batch, {', '.join(map(str, self.expected))}], not {list(inputs.shape)}"
+            )
+        x: Tensor = self.project(inputs).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
         if self.position is not None:

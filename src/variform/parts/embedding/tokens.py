@@ -71,9 +71,7 @@ class TokenEmbedding(Embedding):
             x = F.embedding(inputs, self.weight)
         except IndexError:
             low, high = int(inputs.min()), int(inputs.max())
-            raise ShapeError(
-                f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]"
-            ) from None
+            raise ShapeError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
         if self.factor != 1.0:
             x = x * self.factor
         if self.position is not None:

@@ -138,9 +138,7 @@ class MultiHead(Mixer):
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The attention's own state."""
-        return self.attention.init_state(
-            batch, max_len, self.k.weight, self.kv_heads, self.dim_head, self.dim_head
-        )
+        return self.attention.init_state(batch, max_len, self.k.weight, self.kv_heads, self.dim_head, self.dim_head)
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -187,8 +185,10 @@ def refuse_streams(attention: Attention, valid: object, segments: object, mask: 
         ("mask", mask, can.attention_mask),
     ):
         if stream is not None and not able:
-            raise ShapeError(f"the attention {attention.name!r} cannot honour the stream {name!r}; leave it out, or "
-                             "take an attention that can (`variform parts --kind attention` lists them)")
+            raise ShapeError(
+                f"the attention {attention.name!r} cannot honour the stream {name!r}; leave it out, or "
+                "take an attention that can (`variform parts --kind attention` lists them)"
+            )
 
 
 __all__ = ["MultiHead"]

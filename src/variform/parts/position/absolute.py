@@ -85,7 +85,11 @@ class SinusoidalPosition(Position):
         """Sines and cosines come in pairs."""
         dim = facts["dim"]
         if dim % 2:
-            return [Problem("dim", "sines and cosines come in pairs: dim must be even", dim, f"nearest: {dim - 1} or {dim + 1}")]
+            return [
+                Problem(
+                    "dim", "sines and cosines come in pairs: dim must be even", dim, f"nearest: {dim - 1} or {dim + 1}"
+                )
+            ]
         return []
 
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:

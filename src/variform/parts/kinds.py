@@ -113,6 +113,8 @@ class Attention(Part):
     """
 
     kind: ClassVar[str] = "attention"
+    takes_scores: ClassVar[bool] = False
+    """Whether it has scores that a position bias can change."""
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:

@@ -41,6 +41,7 @@ class SoftmaxAttention(Attention):
     """
 
     can: ClassVar[Can] = Can()
+    takes_scores: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
     def __init__(
@@ -106,6 +107,7 @@ class LocalAttention(Attention):
     """
 
     can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
     def __init__(

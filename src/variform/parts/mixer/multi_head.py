@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from variform.core.inherit import INHERIT
-from variform.core.part import Can, Facts, use
+from variform.core.part import Can, Facts, Part, use
 from variform.core.registry import register
 from variform.core.spec import Spec
 from variform.errors import Problem, ShapeError, nearest_divisors
@@ -89,8 +89,13 @@ class MultiHead(Mixer):
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
-        """Heads must divide what they split."""
-        return head_problems(facts)
+        """Heads must divide what they split, and a bias needs scores."""
+        found = head_problems(facts)
+        attention = facts["attention"]
+        if facts["position_bias"] is not None and not takes_scores(attention.part):
+            message = f"the attention {attention.name!r} has no scores that a bias could change"
+            found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
+        return found
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -120,8 +125,6 @@ class MultiHead(Mixer):
         valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
         refuse_streams(self.attention, valid, segments, mask)
         scores = () if self.position_bias is None else (self.position_bias(),)
-        if (extra := streams.get("bias")) is not None:
-            scores = (*scores, extra)
         return Sides(
             q_positions=positions,
             k_positions=positions,
@@ -144,6 +147,11 @@ class MultiHead(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention in the slot keeps state."""
         return self.attention.stateful
+
+
+def takes_scores(part: type[Part]) -> bool:
+    """Whether an attention has scores that a position bias can change."""
+    return issubclass(part, Attention) and part.takes_scores
 
 
 def head_facts(facts: Facts) -> dict[str, Any]:

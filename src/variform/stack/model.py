@@ -16,7 +16,7 @@ from variform.errors import ConfigError, ShapeError
 from variform.ops.masks import Dense, Mask
 from variform.parts.kinds import Attention, Embedding, Head, Mixer, Model, Stack, State, call, holds_state
 from variform.stack.execute import ModuleList
-from variform.stack.state import new_state, plan
+from variform.stack.state import count_positions, new_state, plan
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -83,7 +83,7 @@ class Transformer(Model):
 
         Args:
             inputs: token ids, images, or features where there is no embedding.
-            positions: [L] or [B, L] integers; by default 0, 1, ... over the valid tokens of each row.
+            positions: [L] or [B, L] integers; by default 0, 1, ... over the valid tokens of each row and segment.
             valid: [B, L] bool, False at padding; padding on either side changes no real token.
             segments: [B, L] integers; tokens see only their own segment (packed documents).
             mask: what may attend to what: a mask, or a bool tensor, True = may attend.
@@ -114,8 +114,8 @@ class Transformer(Model):
         if state is not None:
             planned = plan(state, batch, length, positions, valid, segments)
             streams["positions"], streams["cache"] = planned.positions, planned.cache
-        elif positions is None and tokens and valid is not None:
-            streams["positions"] = (valid.long().cumsum(1) - 1).clamp(min=0)
+        elif positions is None and tokens:
+            streams["positions"] = count_positions(valid, segments)
         x, branches = self._run(inputs, streams, state)
         out = x if self.head is None or hidden else self.head(x, streams)
         return out if planned is None else (out, {**planned.state, "parts": branches})
@@ -161,6 +161,12 @@ class Transformer(Model):
                 parts[f"stacks.{place}"] = stack.init_state(batch, capacity, streams)  # type: ignore[operator]
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         return new_state(batch, capacity, device, parts, bucket)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of different tokens it reads, where it reads tokens."""
+        size: int | None = getattr(self.embedding, "vocab_size", None)
+        return size
 
     def _refuse_unread(self, given: Mapping[str, Any], positions: Tensor | None) -> None:
         for name, value in {**given, "positions": positions}.items():
@@ -249,6 +255,18 @@ class EncoderDecoder(Model):
             return out, {**state, "decoder": new}
         context = self.encode(source, source_valid)
         return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """The longest target."""
+        longest: int | None = getattr(self.decoder, "max_seq_len", None)
+        return longest
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of different target tokens."""
+        size: int | None = getattr(self.decoder, "vocab_size", None)
+        return size
 
     def encode(self, source: Tensor | None, valid: Tensor | None = None) -> Tensor:
         """The encoder's hidden states, [B, Ls, dim]."""

@@ -74,17 +74,55 @@ def plan(
     return planned(state, length, positions, valid, segments)
 
 
+def room(state: State) -> int:
+    """How many tokens more a row can hold; for the state of an encoder-decoder, that of its decoder."""
+    inner = state.get("decoder", state)
+    capacity: int = inner["positions"].shape[1] - 1
+    count: int = inner["count"]
+    return capacity - count
+
+
+def count_positions(valid: Tensor | None, segments: Tensor | None) -> Tensor | None:
+    """Positions over the valid tokens of each row, starting anew in each segment; None where they are 0..L-1.
+
+    Shapes:
+        valid: [B, L] bool; segments: [B, L] integers -> [B, L] integers
+    """
+    if segments is None:
+        return None if valid is None else (valid.long().cumsum(1) - 1).clamp(min=0)
+    steps = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    if valid is None:
+        order, before = steps, steps - 1
+    else:
+        order = valid.long().cumsum(1) - 1
+        newest = torch.where(valid, steps, -1).cummax(1).values
+        before = torch.cat((newest.new_full((newest.shape[0], 1), -1), newest[:, :-1]), 1)
+    starts = (before < 0) | (segments != segments.gather(1, before.clamp(min=0)))
+    if valid is not None:
+        starts = starts & valid
+    return (order - torch.where(starts, order, 0).cummax(1).values).clamp(min=0)
+
+
+def _in_segment(order: Tensor, segments: Tensor) -> Tensor:
+    """Positions within their segment of tokens at the slots `order` [B, L] of the buffer `segments` [B, slots]."""
+    steps = torch.arange(segments.shape[1], device=segments.device)
+    starts = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    return order - torch.where(starts, steps, 0).cummax(1).values.gather(1, order)
+
+
 def _uniform(
     state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
 ) -> Plan:
     start = state["count"]
     count = start + length
     _fits(count, state)
-    moved = state["moved"] or positions is not None
+    moved = state["moved"] or positions is not None or segments is not None
+    new_segments = _segments(state, segments, start, None)
     if positions is None:
         positions = torch.arange(start, count, device=state["seen"].device)
+        if new_segments is not None:
+            positions = _in_segment(positions.expand(state["seen"].shape[0], length), new_segments)
     new_positions = _put(state["positions"], positions, start, None)
-    new_segments = _segments(state, segments, start, None)
     attended = _attended(count, state)
     cache = {
         "start": start,
@@ -105,16 +143,20 @@ def _uniform(
 def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None) -> Plan:
     seen = state["seen"]
     if valid is None:
-        valid = torch.ones(seen.shape[0], length, dtype=torch.bool, device=seen.device)
-    offset = valid.long().cumsum(1)
-    new_seen = seen + offset[:, -1]
-    count = int(new_seen.max())
-    _fits(count, state)
-    order = seen.unsqueeze(1) + (offset - 1).clamp(min=0)
-    slots = torch.where(valid, order, state["positions"].shape[1] - 1)
-    positions = order if positions is None else positions.expand(seen.shape[0], length)
-    new_positions = _put(state["positions"], positions, None, slots)
+        order = slots = seen.unsqueeze(1) + torch.arange(length, device=seen.device)
+        new_seen, count = seen + length, state["count"] + length
+        _fits(count, state)
+    else:
+        offset = valid.long().cumsum(1)
+        new_seen = seen + offset[:, -1]
+        count = int(new_seen.max())
+        _fits(count, state)
+        order = seen.unsqueeze(1) + (offset - 1).clamp(min=0)
+        slots = torch.where(valid, order, state["positions"].shape[1] - 1)
     new_segments = _segments(state, segments, None, slots)
+    if positions is None:
+        positions = order if new_segments is None else _in_segment(order, new_segments)
+    new_positions = _put(state["positions"], positions.expand(seen.shape[0], length), None, slots)
     attended = _attended(count, state)
     cache = {
         "start": None,

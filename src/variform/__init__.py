@@ -15,6 +15,7 @@ from variform.core.registry import parts, preset, presets, register
 from variform.core.resolve import resolve
 from variform.core.spec import Shared, Spec
 from variform.errors import BackendError, ConfigError, ShapeError
+from variform.generate.loop import generate, stream
 from variform.library import load_parts
 
 load_parts()

@@ -1,0 +1,130 @@
+"""What can be asked of `generate` and `stream`, and the checks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from variform.errors import ConfigError, Problem, did_you_mean
+from variform.generate.samplers import Filter
+from variform.parts.kinds import State
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `generate` and `stream`.
+
+    Args:
+        temperature: divides the logits, 1.0 by default; 0 is greedy.
+        top_k: draw from the k most probable tokens.
+        top_p: draw from the smallest set of most probable tokens that together reach this probability.
+        min_p: draw from the tokens at least this many times as probable as the most probable one.
+        filters: further samplers, functions from logits [B, V] to logits, applied last.
+        greedy: take the most probable token.
+        eos: token or tokens that end a row; one inside the prompt does not count.
+        pad: what an ended row is filled up with; the first `eos` by default.
+        lengths: [B], real tokens a row, of prompts padded on the right.
+        valid: [B, L] bool, False at padding of the prompts, wherever it stands.
+        seed: makes the draws reproducible.
+        generator: draws from this generator; not with `seed`.
+        source: the encoder's input, for a model that has one.
+        source_valid: [B, Ls] bool, False at padding of the source.
+        context: [B, Lc, dim_context] for cross attention.
+        context_mask: [B, Lc] bool, False at padding of the context.
+        condition: [B, dim_condition] for adaptive parts.
+        state: continue from this state; the prompt is what has not been read yet.
+        max_len: capacity of the decode state in tokens; by default what this call needs, or with `return_state` the
+            model's `max_seq_len`.
+        use_cache: keep a decode state (default); False reads everything again for each token.
+        bucket: round the attended length up to a multiple of it, for compiled steps; 0 is exact.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    filters: Sequence[Filter]
+    greedy: bool
+    eos: int | Sequence[int] | None
+    pad: int | None
+    lengths: Tensor | Sequence[int] | None
+    valid: Tensor | None
+    seed: int | None
+    generator: torch.Generator | None
+    source: Tensor | None
+    source_valid: Tensor | None
+    context: Tensor | None
+    context_mask: Tensor | None
+    condition: Tensor | None
+    state: State | None
+    max_len: int | None
+    use_cache: bool
+    bucket: int
+
+
+def check_options(options: Mapping[str, Any], max_new_tokens: int) -> None:
+    """Raise `ConfigError` with everything that is wrong with the options."""
+    known = Options.__annotations__
+    problems = [
+        Problem(name, "no such option", hint=did_you_mean(name, known)) for name in options if name not in known
+    ]
+    _check_number(problems, "max_new_tokens", max_new_tokens, whole=True, low=1)
+    _check_number(problems, "temperature", options.get("temperature", 1.0), low=0)
+    _check_number(problems, "top_k", options.get("top_k"), whole=True, low=1)
+    _check_number(problems, "top_p", options.get("top_p"), low=0, high=1, above=True)
+    _check_number(problems, "min_p", options.get("min_p"), low=0, high=1)
+    _check_number(problems, "bucket", options.get("bucket", 0), whole=True, low=0)
+    _check_number(problems, "max_len", options.get("max_len"), whole=True, low=1)
+    _check_number(problems, "pad", options.get("pad"), whole=True)
+    if options.get("seed") is not None and options.get("generator") is not None:
+        problems.append(Problem("seed", "seed and generator both fix the draws: give one of them"))
+    if not options.get("use_cache", True):
+        problems += [
+            Problem(name, "needs the cache, and use_cache is False")
+            for name in ("state", "bucket", "max_len")
+            if options.get(name)
+        ]
+    if options.get("state") is not None and (options.get("bucket") or options.get("max_len")):
+        problems.append(Problem("state", "bucket and max_len were settled when the state was made: leave them out"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def end_tokens(options: Mapping[str, Any], vocab_size: int | None) -> tuple[int, ...]:
+    """The tokens that end a row.
+
+    Raises:
+        ConfigError: one is no token.
+    """
+    eos = options.get("eos")
+    ends = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    for token in ends:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0 or (vocab_size and token >= vocab_size):
+            raise ConfigError(f"a token id in [0, {vocab_size or 'the vocabulary'}) is needed", path="eos", value=token)
+    return ends
+
+
+def _check_number(
+    problems: list[Problem],
+    name: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    above: bool = False,
+) -> None:
+    if value is None and name != "max_new_tokens":
+        return
+    kind = "an integer" if whole else "a number"
+    rule = f"must be {kind}"
+    if high is not None:
+        rule += f" in {'(' if above else '['}{low}, {high}]"
+    elif low is not None:
+        rule += f" of at least {low}"
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    good = good and (low is None or (value > low if above else value >= low)) and (high is None or value <= high)
+    if not good:
+        problems.append(Problem(name, rule, value))

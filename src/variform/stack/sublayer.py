@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,6 +40,8 @@ class Sublayer(Layer):
         dropout: probability of zeroing a feature of the branch, in training.
         drop_path: probability of dropping the whole branch of a row, in training (stochastic depth, Huang et al.
             2016, arXiv:1603.09382); the kept rows are scaled by 1 / (1 - drop_path).
+        layer_drop: probability of leaving the whole step out for all rows, in training (LayerDrop, Fan et al. 2019,
+            arXiv:1909.11556); nothing is scaled.
     """
 
     residual_writes: ClassVar[int] = 1
@@ -52,6 +55,7 @@ class Sublayer(Layer):
         residual: Residual | None = None,
         dropout: Rate = 0.0,
         drop_path: Rate = 0.0,
+        layer_drop: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -61,6 +65,7 @@ class Sublayer(Layer):
         self.out_norm = out_norm
         self.dropout = dropout
         self.drop_path = drop_path
+        self.layer_drop = layer_drop
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""
@@ -71,10 +76,13 @@ class Sublayer(Layer):
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):
             branch = self._drop(branch)
-        x = x + branch if self.residual is None else self.residual(x, branch)
+        y = x + branch if self.residual is None else self.residual(x, branch)
         if self.out_norm is not None:
-            x = self.out_norm(x, condition)
-        return (x, published) if published else x
+            y = self.out_norm(y, condition)
+        if self.training and self.layer_drop:
+            # The step is computed either way: every parameter keeps a gradient and a compiled graph stays whole.
+            y = torch.where(torch.rand((), device=x.device) < self.layer_drop, x, y)
+        return (y, published) if published else y
 
     def _drop(self, branch: Tensor) -> Tensor:
         if self.dropout:

@@ -38,6 +38,8 @@ class PatchEmbedding(Embedding):
         norm: a norm on the sum.
         dropout: probability of zeroing a feature, in training.
         bias: learn an offset in the patch map.
+        patch_norm: a norm on the pixels of each patch, before the map.
+        token_norm: a norm after the map, before tokens and positions are added.
     """
 
     def __init__(
@@ -51,8 +53,12 @@ class PatchEmbedding(Embedding):
         norm: Norm | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         bias: bool = True,
+        patch_norm: Norm | None = None,
+        token_norm: Norm | None = None,
     ) -> None:
         super().__init__()
+        self.patch_norm = patch_norm
+        self.token_norm = token_norm
         self.expected = (channels, image_size, image_size)
         self.project = nn.Conv2d(channels, dim, patch_size, patch_size, bias=bias)
         self.class_token = nn.Parameter(torch.empty(class_tokens, dim)) if class_tokens else None
@@ -76,6 +82,11 @@ class PatchEmbedding(Embedding):
         return {"max_seq_len": facts["class_tokens"] + (facts["image_size"] // facts["patch_size"]) ** 2}
 
     @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """A norm on pixels sees as many features as a patch has pixels in all channels."""
+        return {"dim": facts["channels"] * facts["patch_size"] ** 2} if slot == "patch_norm" else {}
+
+    @classmethod
     def gives(cls, facts: Facts) -> Facts:
         """Later parts see the number of tokens."""
         return cls.derive(facts)
@@ -91,7 +102,9 @@ class PatchEmbedding(Embedding):
             raise ShapeError(
                 f"images must have shape [batch, {', '.join(map(str, self.expected))}], not {list(inputs.shape)}"
             )
-        x: Tensor = self.project(inputs).flatten(2).transpose(1, 2)
+        x = self._tokens(inputs)
+        if self.token_norm is not None:
+            x = self.token_norm(x)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
         if self.position is not None:
@@ -101,3 +114,11 @@ class PatchEmbedding(Embedding):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return x
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        if self.patch_norm is None:
+            mapped: Tensor = self.project(images)
+            return mapped.flatten(2).transpose(1, 2)
+        size = self.project.kernel_size[0]
+        pixels = F.unfold(images, size, stride=size).transpose(1, 2)
+        return F.linear(self.patch_norm(pixels), self.project.weight.flatten(1), self.project.bias)

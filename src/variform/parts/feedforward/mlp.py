@@ -87,7 +87,8 @@ class GLU(FeedForward):
         hidden: inner features; `mult * dim` by default.
         mult: inner width as a multiple of `dim`, used when `hidden` is not given; 8/3 keeps an MLP's parameters.
         activation: act, on the gate.
-        bias: learn offsets on all three maps.
+        bias: learn offsets on the maps W_g and W_u.
+        out_bias: learn an offset on W_d; as `bias` says by default.
         dropout: probability of zeroing an inner feature, in training.
         norm: a norm on the inner features.
         init_std: standard deviation of the initial weights; torch's default when None.
@@ -105,12 +106,13 @@ class GLU(FeedForward):
         norm: Norm | None = None,
         init_std: float | None = INHERIT,
         writes: int | None = INHERIT,
+        out_bias: bool | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden or int(mult * dim)
         self.gate = Linear(dim, hidden, bias, std=init_std)
         self.up = Linear(dim, hidden, bias, std=init_std)
-        self.down = Linear(hidden, dim, bias, std=init_std, writes=writes)
+        self.down = Linear(hidden, dim, bias if out_bias is None else out_bias, std=init_std, writes=writes)
         self.act = ACTIVATIONS[activation]
         self.norm = norm
         self.dropout = dropout

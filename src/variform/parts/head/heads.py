@@ -45,7 +45,7 @@ class LMHead(Head):
 
 @register("tied_lm")
 class TiedLMHead(Head):
-    """Logits by the token embedding's own vectors (Press and Wolf 2016, arXiv:1608.05859): E x.
+    """Logits by the token embedding's own vectors (Press and Wolf 2016, arXiv:1608.05859): scale * E x.
 
     Give it the model's embedding as a `Shared` part: what is shared is the module.
 
@@ -54,17 +54,20 @@ class TiedLMHead(Head):
 
     Args:
         embedding: the shared token embedding.
+        scale: factor on the logits.
     """
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding, scale: float = 1.0) -> None:
         super().__init__()
         if not isinstance(embedding, TokenEmbedding):
             raise TypeError(f"a tied head needs a token embedding, not {type(embedding).__name__}")
         self.embedding = embedding
+        self.scale = scale
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Compare with every token's vector."""
-        return F.linear(x, self.embedding.weight.to(x.dtype))
+        logits = F.linear(x, self.embedding.weight.to(x.dtype))
+        return logits if self.scale == 1.0 else logits * self.scale
 
 
 @register("classifier")

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
+from variform.core.part import Facts
 from variform.core.registry import register
+from variform.errors import Problem
 from variform.parts.kinds import Norm
 
 Size = Annotated[int, Field(gt=0)]
@@ -61,25 +63,45 @@ class RMSNorm(Norm):
     Shapes:
         x: [..., dim] -> [..., dim]
 
+    With a tiny `eps` it is sqrt(dim) times the l2-normalised x.
+
     Args:
         dim: size of the last dimension.
         eps: added to the mean square.
+        gain: learn the weight; without it the weight is one.
+        per_head: learn one weight for each of this many heads, for x of shape [B, per_head, L, dim].
     """
 
-    def __init__(self, dim: Size = INHERIT, eps: Epsilon = 1e-6) -> None:
+    def __init__(
+        self, dim: Size = INHERIT, eps: Epsilon = 1e-6, gain: bool = True, per_head: Size | None = None
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.per_head = per_head is not None
+        self.weight = None
+        if gain:
+            self.weight = nn.Parameter(torch.empty(dim) if per_head is None else torch.empty(per_head, 1, dim))
         self.reset_parameters()
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads share no gain where there is none."""
+        if facts["per_head"] is not None and not facts["gain"]:
+            return [Problem("per_head", "there is no gain to be learned for each head: gain is off", facts["per_head"])]
+        return []
 
     def reset_parameters(self) -> None:
         """Gain one."""
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        if self.per_head and weight is not None:
+            return F.rms_norm(x, (self.dim,), None, self.eps) * weight
+        return F.rms_norm(x, (self.dim,), weight, self.eps)
 
 
 @register("scale_norm")

@@ -29,6 +29,7 @@ class LearnedPosition(Position):
         dim: features.
         max_seq_len: number of positions; beyond it is an error.
         std: standard deviation of the initial table.
+        scale: factor on the vectors.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class LearnedPosition(Position):
         dim: Size = INHERIT,
         max_seq_len: Size = INHERIT,
         std: Annotated[float, Field(ge=0)] = 0.02,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.std = std
+        self.scale = scale
         self.max_seq_len = max_seq_len
         self.weight = nn.Parameter(torch.empty(max_seq_len, dim))
         self.reset_parameters()
@@ -50,8 +53,10 @@ class LearnedPosition(Position):
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
         """Look the positions up."""
         if positions is None:
-            return self.weight[:length].to(like.dtype)
-        return F.embedding(positions, self.weight).to(like.dtype)
+            found = self.weight[:length]
+        else:
+            found = F.embedding(positions, self.weight)
+        return (found if self.scale == 1.0 else found * self.scale).to(like.dtype)
 
 
 @register("sinusoidal")

@@ -27,13 +27,15 @@ class AlibiBias(Bias):
     Args:
         heads: number of query heads.
         learned: train the slopes.
+        slopes: m_h for each head, where others than the paper's are wanted; 0 leaves a head without a bias.
     """
 
     slopes: Tensor
 
-    def __init__(self, heads: Size = INHERIT, learned: bool = False) -> None:
+    def __init__(self, heads: Size = INHERIT, learned: bool = False, slopes: tuple[float, ...] | None = None) -> None:
         super().__init__()
         self.heads = heads
+        self.initial = slopes
         empty = torch.empty(heads)
         if learned:
             self.slopes = nn.Parameter(empty)
@@ -41,10 +43,18 @@ class AlibiBias(Bias):
             self.register_buffer("slopes", empty, persistent=False)
         self.reset_parameters()
 
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """One slope a head."""
+        slopes, heads = facts["slopes"], facts["heads"]
+        if slopes is not None and len(slopes) != heads:
+            return [Problem("slopes", f"one slope for each of the {heads} heads is needed, not {len(slopes)}", slopes)]
+        return []
+
     def reset_parameters(self) -> None:
-        """The paper's slopes."""
+        """The slopes given, or the paper's."""
         with torch.no_grad():
-            self.slopes.copy_(alibi_slopes(self.heads))
+            self.slopes.copy_(alibi_slopes(self.heads) if self.initial is None else torch.tensor(self.initial))
 
     def forward(self) -> ScoreMod:
         """The modifier with the current slopes."""
@@ -55,7 +65,7 @@ class AlibiBias(Bias):
 class T5Bias(Bias):
     """Learned bias per head and bucket of relative distance (Raffel et al. 2019, arXiv:1910.10683).
 
-    S_ij <- S_ij + table[bucket(j - i), h]; half the buckets are exact distances, the rest logarithmic up to
+    S_ij <- S_ij + scale * table[bucket(j - i), h]; half the buckets are exact distances, the rest logarithmic up to
     `max_distance`.
 
     Args:
@@ -64,6 +74,7 @@ class T5Bias(Bias):
         max_distance: distances beyond it share the last bucket.
         causal: spend all buckets on the past.
         std: standard deviation of the initial table.
+        scale: factor on the table.
     """
 
     def __init__(
@@ -73,11 +84,13 @@ class T5Bias(Bias):
         max_distance: Size = 128,
         causal: bool = inherit(False),
         std: Annotated[float, Field(ge=0)] = 0.02,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.max_distance = max_distance
         self.bidirectional = not causal
         self.std = std
+        self.scale = scale
         self.table = nn.Parameter(torch.empty(buckets, heads))
         self.reset_parameters()
 
@@ -99,4 +112,5 @@ class T5Bias(Bias):
 
     def forward(self) -> ScoreMod:
         """The modifier with the current table."""
-        return BucketBias(self.table, self.bidirectional, self.max_distance)
+        table = self.table if self.scale == 1.0 else self.table * self.scale
+        return BucketBias(table, self.bidirectional, self.max_distance)

@@ -15,19 +15,21 @@ from variform.parts.kinds import Residual
 
 @register("scaled")
 class ScaledResidual(Residual):
-    """x <- alpha x + f(x) with a constant alpha.
+    """x <- alpha x + beta f(x) with constants alpha and beta (beta = 1/2: macaron, arXiv:1906.02762).
 
     Args:
         alpha: factor on the stream.
+        beta: factor on the branch.
     """
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
         super().__init__()
         self.alpha = alpha
+        self.beta = beta
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Scale and add."""
-        return self.alpha * x + branch
+        return torch.add(x if self.alpha == 1.0 else self.alpha * x, branch, alpha=self.beta)
 
 
 @register("deepnorm")

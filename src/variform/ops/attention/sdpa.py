@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from variform.ops.attention.call import Call
 
-__all__ = ["SdpaBackend"]
+__all__ = ["SdpaBackend", "fused"]
 
 
 class SdpaBackend:
@@ -44,8 +44,41 @@ class SdpaBackend:
         causal = call.is_plain_causal
         mask = None if causal else _mask(call)
         if mask is None or call.q.device.type == "cpu":
-            return _fused(call, mask, causal)
+            return _run(call, mask, causal)
         return _without_empty_rows(call, mask)
+
+
+def fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    grouped: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` in the form that its fused kernels take; arguments as there."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    dim, dim_v = q.shape[-1], v.shape[-1]
+    if dim != dim_v:
+        # Zeros added to the smaller head, because fused kernels want equal sizes.
+        scale = dim**-0.5 if scale is None else scale
+        q, k = (functional.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
+        v = functional.pad(v, (0, dim - dim_v)) if dim_v < dim else v
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+    return out if dim <= dim_v else out[..., :dim_v]
+
+
+def _run(call: Call, mask: Tensor | None, causal: bool) -> Tensor:
+    k, v, grouped = call.k, call.v, call.is_grouped
+    if grouped and mask is not None and call.q.device.type != "cpu":
+        # The CUDA kernels that take a mask do not take grouped heads.
+        (k, v), grouped = call.expanded(), False
+    return fused(call.q, k, v, mask, causal=causal, dropout=call.dropout, scale=call.scale, grouped=grouped)
 
 
 def _without_empty_rows(call: Call, mask: Tensor) -> Tensor:
@@ -55,25 +88,7 @@ def _without_empty_rows(call: Call, mask: Tensor) -> Tensor:
     """
     empty = (mask if mask.dtype == torch.bool else mask != -torch.inf).any(dim=-1, keepdim=True).logical_not()
     mask = mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0)
-    return _fused(call, mask, causal=False).masked_fill(empty, 0.0)
-
-
-def _fused(call: Call, mask: Tensor | None, causal: bool) -> Tensor:
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (call.q, call.k, call.v))
-    grouped = call.is_grouped
-    if grouped and mask is not None and q.device.type != "cpu":
-        # The CUDA kernels that take a mask do not take grouped heads.
-        (k, v), grouped = call.expanded(), False
-    dim, dim_v, scale = q.shape[-1], v.shape[-1], call.scale
-    if dim != dim_v:
-        scale = call.softmax_scale
-        # Zeros added to the smaller head, because fused kernels want equal sizes.
-        q, k = (functional.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
-        v = functional.pad(v, (0, dim - dim_v)) if dim_v < dim else v
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=call.dropout, is_causal=causal, scale=scale, enable_gqa=grouped
-    )
-    return out if dim <= dim_v else out[..., :dim_v]
+    return _run(call, mask, causal=False).masked_fill(empty, 0.0)
 
 
 def _mask(call: Call) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from variform.errors import BackendError, ConfigError, did_you_mean
 from variform.ops.attention import meter
+from variform.ops.attention.block_sparse import BlockSparseBackend
 from variform.ops.attention.call import Call
 from variform.ops.attention.reference import ReferenceBackend
 from variform.ops.attention.sdpa import SdpaBackend
@@ -53,7 +54,7 @@ class Candidate:
 
 _sdpa = SdpaBackend()
 _reference = ReferenceBackend()
-_specialised: list[Backend] = []
+_specialised: list[Backend] = [BlockSparseBackend()]
 
 
 def backends() -> dict[str, Backend]:

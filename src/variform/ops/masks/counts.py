@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from variform.ops.masks.base import Mask
 from variform.ops.masks.view import grid_view
 
-__all__ = ["band_pairs", "block_layout", "count_pairs"]
+__all__ = ["band_pairs", "block_layout", "count_pairs", "real_tensors"]
 
 _STRIP_ELEMENTS = 1 << 24
 """Elements of a dense strip that counting holds at once (16 MiB of bool)."""
@@ -57,7 +57,7 @@ def _counted_once(mask: Mask, q_len: int, k_len: int, offset: int) -> int | floa
 def _counted(mask: Mask, q_len: int, k_len: int, offset: int) -> int | float:
     rows = max(1, _STRIP_ELEMENTS // max(1, k_len))
     total: int | float = 0
-    with _real_tensors():
+    with real_tensors():
         for strip in _strips(mask, q_len, k_len, rows, offset):
             copies = strip.numel() // max(1, strip.shape[-2] * strip.shape[-1])
             visited = int(strip.sum())
@@ -109,7 +109,7 @@ def _device(mask: Mask) -> torch.device | None:
     return next((leaf.device for leaf in pytree.tree_leaves(mask) if isinstance(leaf, Tensor)), None)
 
 
-def _real_tensors() -> AbstractContextManager[Any]:
+def real_tensors() -> AbstractContextManager[Any]:
     """Counting needs numbers, also where the surroundings run on fake tensors."""
     try:
         from torch._subclasses.fake_tensor import unset_fake_temporarily

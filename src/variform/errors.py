@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _UNSET = object()
@@ -41,6 +41,10 @@ class Problem:
         value = f" (got {_short(self.value)})" if self.has_value else ""
         hint = f"; {self.hint}" if self.hint else ""
         return f"{where}{self.message}{value}{hint}"
+
+    def below(self, path: str) -> Problem:
+        """The same problem, seen from a tree in which this one hangs at `path`."""
+        return replace(self, path=join_path(path, self.path))
 
     def to_json(self) -> dict[str, Any]:
         """The problem as plain data, for programs."""
@@ -106,6 +110,11 @@ class ShapeError(VariformError, ValueError):
 
 class BackendError(VariformError, RuntimeError):
     """An implementation was asked for by name and cannot compute this call; the message says why."""
+
+
+def join_path(path: str, step: str) -> str:
+    """A dotted path and one step below it; either may be empty."""
+    return f"{path}.{step}" if path and step else path or step
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -97,13 +97,15 @@ def check_value(field: Field, value: Any) -> tuple[Any, str | None]:
     """
     if value is None and field.optional:
         return None, None
-    adapter = _adapter(field.annotation)
-    if adapter is None:
-        return value, None
+    return check_type(field.annotation, value)
+
+
+def check_type(annotation: Any, value: Any) -> tuple[Any, str | None]:
+    """Check a value against a type; returns it (converted where nothing is lost) and a message when it is wrong."""
     try:
-        return adapter.validate_python(value), None
+        return _adapter(annotation).validate_python(value), None
     except ValidationError as error:
-        return value, _readable(field, error)
+        return value, _readable(annotation, error)
 
 
 INHERIT_SCHEMA: dict[str, Any] = {
@@ -123,8 +125,7 @@ def field_schema(field: Field) -> dict[str, Any]:
         if field.optional:
             schema = {"anyOf": [schema, {"type": "null"}]}
     else:
-        adapter = _adapter(field.annotation)
-        schema = {} if adapter is None else {"anyOf": [adapter.json_schema(), INHERIT_SCHEMA]}
+        schema = {"anyOf": [type_schema(field.annotation), INHERIT_SCHEMA]}
     if field.doc:
         schema = {**schema, "description": field.doc}
     if isinstance(field.default, Inherit):
@@ -136,21 +137,28 @@ def field_schema(field: Field) -> dict[str, Any]:
     return schema
 
 
+def type_schema(annotation: Any) -> dict[str, Any]:
+    """The JSON Schema of a plain type."""
+    return _adapter(annotation).json_schema()
+
+
 @functools.cache
-def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
     except PydanticUserError:
         return TypeAdapter(annotation)
 
 
-def _readable(field: Field, error: ValidationError) -> str:
+def _readable(annotation: Any, error: ValidationError) -> str:
     first = error.errors()[0]
+    if first["type"] == "literal_error":
+        return f"expected {first['ctx']['expected']}"
     text = str(first["msg"])
     text = text[0].lower() + text[1:]
     place = ".".join(str(step) for step in first["loc"] if isinstance(step, int))
     where = f" at index {place}" if place else ""
-    return f"{text}{where}; the field is {field.type_text()}"
+    return f"{text}{where}; the field is {_type_text(annotation)}"
 
 
 def _slot(annotation: Any) -> tuple[tuple[type[Part], ...], bool, bool]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from variform.core.fields import check_type
 from variform.core.part import Part
-from variform.errors import ConfigError, did_you_mean
+from variform.errors import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from variform.core.spec import Spec
@@ -35,6 +37,8 @@ def register(name: str, *, override: bool = False) -> Callable[[type[P]], type[P
                 f"cannot register {getattr(part, '__name__', part)!r}: it is not a subclass of a kind",
                 hint="derive it from one of: " + ", ".join(sorted(k.__name__ for k in kinds().values())),
             )
+        if getattr(part.forward, "__isabstractmethod__", False):
+            raise ConfigError(f"cannot register {part.__name__!r}: it has no forward")
         key = (part.kind, name)
         taken = _parts.get(key)
         if taken is not None and taken is not part and not override and not _is_reload(taken, part):
@@ -90,19 +94,33 @@ def lookup(name: str, allowed: tuple[str, ...] = ()) -> type[Part]:
 def preset(function: Callable[..., Spec]) -> Callable[..., Spec]:
     """Register a function that returns a spec, so that configs can name it: `preset: gpt`."""
 
+    label = f"the preset {function.__name__!r}"
+    signature = inspect.signature(function)
+    types = typing.get_type_hints(function, include_extras=True)
+
     @functools.wraps(function)
     def checked(*args: object, **kwargs: object) -> Spec:
-        known = list(inspect.signature(function).parameters)
-        unknown = [key for key in kwargs if key not in known]
-        if unknown:
-            raise ConfigError(
-                f"the preset {function.__name__!r} has no field {unknown[0]!r}", hint=did_you_mean(unknown[0], known)
-            )
+        known = list(signature.parameters)
+        problems = [
+            Problem(key, f"{label} has no field {key!r}", hint=did_you_mean(key, known))
+            for key in kwargs
+            if key not in known
+        ]
         try:
-            inspect.signature(function).bind(*args, **kwargs)
+            bound = signature.bind_partial(*args, **{key: value for key, value in kwargs.items() if key in known})
         except TypeError as error:
-            raise ConfigError(f"the preset {function.__name__!r}: {error}") from None
-        return function(*args, **kwargs)
+            raise ConfigError(f"{label}: {error}") from None
+        for name, parameter in signature.parameters.items():
+            if name in bound.arguments:
+                value, message = check_type(types[name], bound.arguments[name])
+                bound.arguments[name] = value
+                if message is not None:
+                    problems.append(Problem(name, message, value))
+            elif parameter.default is parameter.empty:
+                problems.append(Problem(name, f"{label} needs this field"))
+        if problems:
+            raise ConfigError(problems)
+        return function(*bound.args, **bound.kwargs)
 
     _presets[function.__name__] = checked
     return checked

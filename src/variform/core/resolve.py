@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from variform.core.codec import as_spec
 from variform.core.fields import Field, check_value, field_map, fields_of
 from variform.core.inherit import Inherit
 from variform.core.part import Part
 from variform.core.registry import parts
-from variform.core.spec import MISSING, Shared, Spec, default_of
-from variform.errors import ConfigError, Problem, did_you_mean
+from variform.core.spec import MISSING, Shared, Spec, default_of, shared_specs
+from variform.errors import ConfigError, Problem, did_you_mean, join_path
 
 MODEL_STREAMS = frozenset(
     {
@@ -31,17 +32,17 @@ MODEL_STREAMS = frozenset(
 """The streams that a model's caller may provide; all other names come from parts that publish them."""
 
 
-def resolve(spec: Spec, **facts: Any) -> Spec:
+def resolve(spec: Any, **facts: Any) -> Spec:
     """Fill in every field of a spec tree: defaults, inherited facts, slot defaults.
 
     Args:
-        spec: the root.
+        spec: the root: a spec, or what describes one.
         facts: what the surroundings provide, if the root is not a whole model (`dim=64, heads=4`).
 
     Raises:
         ConfigError: with all problems of the tree at once.
     """
-    resolved, problems = examine(spec, **facts)
+    resolved, problems = examine(as_spec(spec), **facts)
     if problems:
         raise ConfigError(problems)
     assert resolved is not None
@@ -50,12 +51,24 @@ def resolve(spec: Spec, **facts: Any) -> Spec:
 
 def examine(spec: Spec, **facts: Any) -> tuple[Spec | None, list[Problem]]:
     """Like `resolve`, but returns the problems instead of raising them."""
-    walk = _Walk(shared=_shared_specs(spec))
+    walk = _Walk(shared=shared_specs(spec), problems=_unknown_facts(facts))
     resolved = walk.visit(spec, {"writes": count_writes(spec), **facts}, "")
     problems = _unique(walk.problems)
     if resolved is not None and not problems:
         problems = stream_problems(resolved)
     return resolved, problems
+
+
+def _unknown_facts(facts: Mapping[str, Any]) -> list[Problem]:
+    """A fact that no part could inherit is a misspelt one."""
+    if not facts:
+        return []
+    known = {f.name for part in parts().values() for f in fields_of(part) if f.inherits}
+    return [
+        Problem(name, "no part takes this fact from its surroundings", value, did_you_mean(name, known))
+        for name, value in facts.items()
+        if name not in known
+    ]
 
 
 def count_writes(spec: Spec) -> int:
@@ -69,102 +82,127 @@ class _Walk:
     problems: list[Problem] = field(default_factory=list)
     first_use: dict[str, tuple[str, Spec]] = field(default_factory=dict)
 
-    def visit(self, spec: Spec, around: Mapping[str, Any], path: str) -> Spec | None:
+    def visit(self, spec: Spec, around: Mapping[str, Any], path: str, sure: bool = True) -> Spec | None:
+        """Resolve one part and what is below it.
+
+        Args:
+            spec: the part.
+            around: the facts of its surroundings.
+            path: its place.
+            sure: whether `around` is complete; when a mistake further up left facts open, what is missing here is
+                no mistake of its own.
+        """
         known = field_map(spec.part)
+        before = len(self.problems)
         for name in spec.args:
             if name not in known:
                 self._report(path, name, f"{_label(spec)} has no field {name!r}", hint=did_you_mean(name, known))
-        before = len(self.problems)
-        values = self._leaves(spec, around, path)
+        values = self._leaves(spec, around, path, sure)
+        complete = all(f.is_slot or f.name in values for f in known.values())
         facts = {**around, **{k: v for k, v in values.items() if v is not None}}
-        if len(self.problems) == before:
+        if complete:
             facts.update({k: v for k, v in spec.part.derive({**facts, **values}).items() if v is not None})
-        self._refuse_impossible(spec, facts, path)
-        values.update(self._slots(spec, facts, values, path))
-        if len(self.problems) == before:
-            for problem in spec.part.check({**facts, **values}):
-                self.problems.append(Problem(_join(path, problem.path), *_tail(problem)))
-        return Spec(spec.part, values) if len(self.problems) == before else None
+            self._refuse_impossible(spec, facts, path)
+        values.update(self._slots(spec, facts, values if complete else None, path))
+        if len(self.problems) > before or any(name not in values for name in known):
+            return None
+        problems = list(spec.part.check({**facts, **values}))
+        self.problems.extend(problem.below(path) for problem in problems)
+        return None if problems else Spec(spec.part, values)
 
-    def _leaves(self, spec: Spec, around: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def _leaves(self, spec: Spec, around: Mapping[str, Any], path: str, sure: bool) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for f in fields_of(spec.part):
             if f.is_slot:
                 continue
             value = spec.args.get(f.name, default_of(f))
             if isinstance(value, Inherit):
-                value = self._inherited(spec, f, value, around, path)
+                value = self._inherited(spec, f, value, around, path if sure else None)
+                if value is MISSING:
+                    continue
             if value is MISSING:
-                if f.name in spec.args or f.required:
-                    self._report(path, f.name, f"{_label(spec)} needs this field ({f.type_text()})")
+                self._report(path, f.name, f"{_label(spec)} needs this field ({f.type_text()})")
                 continue
             value, message = check_value(f, value)
             if message:
                 self._report(path, f.name, message, value=value, hint=_choice_hint(f, value))
-            values[f.name] = value
+            else:
+                values[f.name] = value
         return values
 
-    def _inherited(self, spec: Spec, f: Field, marker: Inherit, around: Mapping[str, Any], path: str) -> Any:
+    def _inherited(self, spec: Spec, f: Field, marker: Inherit, around: Mapping[str, Any], path: str | None) -> Any:
         if around.get(f.name) is not None:
             return around[f.name]
         if marker.has_fallback:
             return marker.fallback
         if f.optional:
             return None
-        message = f"{_label(spec)} takes this field from its surroundings, and they do not provide it"
-        self._report(path, f.name, message, hint=f"set it here or on an enclosing part ({f.type_text()})")
-        return None
+        if path is not None:
+            message = f"{_label(spec)} takes this field from its surroundings, and they do not provide it"
+            self._report(path, f.name, message, hint=f"set it here or on an enclosing part ({f.type_text()})")
+        return MISSING
 
-    def _slots(self, spec: Spec, facts: Mapping[str, Any], own: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def _slots(self, spec: Spec, facts: Mapping[str, Any], own: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
+        """The resolved children by field; a field with a mistake is left out.
+
+        `own` is None when the part's own values are not all known.
+        """
         values: dict[str, Any] = {}
         given: dict[str, Any] = {}
-
-        def visit(f: Field, index: int | None, count: int, value: Any) -> Any:
-            provided = spec.part.provides(f.name, index or 0, count, {**facts, **own})
-            here = _join(path, f.name if index is None else f"{f.name}.{index}")
-            return self._child(f, index, value, {**facts, **given, **provided}, given, here)
-
+        sure = own is not None
         for f in fields_of(spec.part):
             if not f.is_slot:
                 continue
             value = spec.args.get(f.name, default_of(f))
             if value is MISSING:
                 self._report(path, f.name, f"{_label(spec)} needs this part ({f.type_text()})")
-                continue
-            if f.many:
-                if not isinstance(value, tuple):
-                    self._report(path, f.name, "expected a list of parts", value=value)
-                    continue
-                values[f.name] = tuple(visit(f, i, len(value), item) for i, item in enumerate(value))
+            elif value is None and f.optional:
+                values[f.name] = None
+            elif f.many and not isinstance(value, tuple):
+                self._report(path, f.name, "expected a list of parts", value=value)
             else:
-                values[f.name] = visit(f, None, 1, value)
+                items = value if f.many else (value,)
+                children: list[Any] = []
+                for index, item in enumerate(items):
+                    here = join_path(path, f"{f.name}.{index}" if f.many else f.name)
+                    provided = {} if own is None else spec.part.provides(f.name, index, len(items), {**facts, **own})
+                    child = self._child(f, item, {**facts, **given, **provided}, given, here, sure)
+                    sure = sure and child is not None  # what a broken child gives to its siblings is not known
+                    children.append(child)
+                if all(child is not None for child in children):
+                    values[f.name] = tuple(children) if f.many else children[0]
         return values
 
     def _child(
-        self, f: Field, index: int | None, value: Any, around: Mapping[str, Any], given: dict[str, Any], here: str
-    ) -> Any:
-        if value is None:
-            if not f.optional or index is not None:
-                self.problems.append(Problem(here, "a part is needed here, not None"))
-            return None
-        child = self.shared.get(value.name) if isinstance(value, Shared) else value
-        if isinstance(value, Shared) and child is None:
-            self.problems.append(Problem(here, f"nothing defines the shared part {value.name!r}"))
-            return None
-        if not isinstance(child, Spec):
-            hint = "describe it: Part.spec(...), or {'part': name, ...} in a file"
-            self.problems.append(Problem(here, "expected a part", value, hint))
-            return None
-        if not issubclass(child.part, f.kinds):
-            fits = sorted(name for kind in f.kinds for _, name in parts(kind.kind or None)) if f.kind_names() else []
-            message = f"a {child.kind} ({child.name}) does not fit; the slot takes {' or '.join(f.kind_names())}"
-            self.problems.append(Problem(here, message, hint=f"known: {', '.join(fits[:12])}"))
-            return None
-        resolved = self.visit(child, around, here)
+        self, f: Field, value: Any, around: Mapping[str, Any], given: dict[str, Any], here: str, sure: bool
+    ) -> Spec | Shared | None:
+        child = self._described(f, value, here)
+        resolved = None if child is None else self.visit(child, around, here, sure)
         if resolved is None:
             return None
         given.update(resolved.part.gives({**around, **dict(resolved.args)}))
         return self._share(value.name, resolved, here) if isinstance(value, Shared) else resolved
+
+    def _described(self, f: Field, value: Any, here: str) -> Spec | None:
+        """The description of a child that fits the slot, or None after reporting why there is none."""
+        problem = None
+        child = self.shared.get(value.name) if isinstance(value, Shared) else value
+        if isinstance(value, Shared) and child is None:
+            problem = Problem(here, f"nothing defines the shared part {value.name!r}")
+        elif isinstance(value, Shared) and value.spec is not None and value.spec != child:
+            message = f"the shared part {value.name!r} is described differently at another place"
+            problem = Problem(here, message, hint="describe it once, or use two names")
+        elif not isinstance(child, Spec):
+            hint = "describe it: Part.spec(...), or {'part': name, ...} in a file"
+            problem = Problem(here, "expected a part", value, hint)
+        elif not issubclass(child.part, f.kinds):
+            fits = sorted(name for kind in f.kinds if kind.kind for _, name in parts(kind.kind))
+            message = f"a {child.kind} ({child.name}) does not fit; the slot takes {' or '.join(f.kind_names())}"
+            problem = Problem(here, message, hint=f"known: {', '.join(fits[:12])}")
+        else:
+            return child
+        self.problems.append(problem)
+        return None
 
     def _share(self, name: str, resolved: Spec, path: str) -> Shared:
         first_path, first = self.first_use.setdefault(name, (path, resolved))
@@ -183,7 +221,7 @@ class _Walk:
             self.problems.append(Problem(path, message, hint=f"causal: {able}"))
 
     def _report(self, path: str, name: str, message: str, **more: Any) -> None:
-        self.problems.append(Problem(_join(path, name), message, **more))
+        self.problems.append(Problem(join_path(path, name), message, **more))
 
 
 REPUBLISHED = frozenset({"positions", "valid", "segments"})
@@ -211,7 +249,7 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
     for slot, index, child in spec.children():
         inner = child.spec if isinstance(child, Shared) else child
         if inner is not None:
-            _scan(inner, _join(path, slot if index is None else f"{slot}.{index}"), written, used, problems)
+            _scan(inner, join_path(path, slot if index is None else f"{slot}.{index}"), written, used, problems)
     for name in set(spec.part.publishes(spec.args)) - REPUBLISHED:
         if name in written:
             problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
@@ -226,25 +264,6 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
             used.discard(name)
 
 
-def _shared_specs(spec: Spec) -> dict[str, Spec]:
-    found: dict[str, Spec] = {}
-
-    def scan(value: Any) -> None:
-        if isinstance(value, Shared):
-            if value.spec is not None:
-                found.setdefault(value.name, value.spec)
-                scan(value.spec)
-        elif isinstance(value, Spec):
-            for item in value.args.values():
-                scan(item)
-        elif isinstance(value, tuple):
-            for item in value:
-                scan(item)
-
-    scan(spec)
-    return found
-
-
 def _differs(a: Any, b: Any) -> bool:
     try:
         return bool(a != b)
@@ -254,14 +273,6 @@ def _differs(a: Any, b: Any) -> bool:
 
 def _label(spec: Spec) -> str:
     return f"{spec.kind} {spec.name!r}"
-
-
-def _join(path: str, step: str) -> str:
-    return f"{path}.{step}" if path and step else path or step
-
-
-def _tail(problem: Problem) -> tuple[Any, ...]:
-    return (problem.message, problem.value, problem.hint)
 
 
 def _choice_hint(f: Field, value: Any) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import typing
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from variform.core.fields import REQUIRED, field_schema, fields_of
+from variform.core.fields import REQUIRED, field_schema, fields_of, type_schema
 from variform.core.part import Part
-from variform.core.registry import parts
+from variform.core.registry import parts, presets
+
+ANYWHERE = ("shared", "repeat", "preset")
+"""What may stand in the place of a part."""
 
 
 def part_schema(part: type[Part]) -> dict[str, Any]:
@@ -28,23 +33,43 @@ def part_schema(part: type[Part]) -> dict[str, Any]:
 def registry_schema() -> dict[str, Any]:
     """One JSON Schema for all registered parts; the root is a model, a stack or a layer."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
-    for (kind, name), part in parts().items():
+    for (kind, _), part in parts().items():
         by_kind.setdefault(kind, []).append(part_schema(part))
-        by_kind[kind][-1]["properties"]["part"] = {"enum": [name, f"{kind}/{name}"]}
     defs: dict[str, Any] = {
-        kind: {"anyOf": [*schemas, {"type": "string"}, {"$ref": "#/$defs/shared"}, {"$ref": "#/$defs/repeat"}]}
+        kind: {"anyOf": [*schemas, _names(schemas), *({"$ref": f"#/$defs/{other}"} for other in ANYWHERE)]}
         for kind, schemas in by_kind.items()
     }
+    defs["preset"] = {"anyOf": [preset_schema(name, function) for name, function in presets().items()]}
     defs["shared"] = {"type": "object", "properties": {"shared": {"type": "string"}, "of": {}}, "required": ["shared"]}
     repeat = {"repeat": {"type": "integer", "minimum": 0}, "of": {}}
     defs["repeat"] = {"type": "object", "properties": repeat, "required": ["repeat", "of"]}
     for reference in _unions(by_kind):
         defs[reference] = {"anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in reference.split("|") if kind in by_kind]}
+    roots = [kind for kind in ("model", "stack", "layer") if kind in by_kind]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("model", "stack", "layer") if kind in by_kind],
+        "anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in roots],
         "$defs": defs,
     }
+
+
+def preset_schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The JSON Schema of one preset: an object with its arguments."""
+    types = typing.get_type_hints(function, include_extras=True)
+    arguments = inspect.signature(function).parameters.values()
+    return {
+        "title": f"preset {name}",
+        "description": (inspect.getdoc(function) or "").split("\n", 1)[0],
+        "type": "object",
+        "properties": {"preset": {"const": name}, **{a.name: type_schema(types[a.name]) for a in arguments}},
+        "required": ["preset", *(a.name for a in arguments if a.default is a.empty)],
+        "additionalProperties": False,
+    }
+
+
+def _names(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part without arguments, by its name alone."""
+    return {"enum": [name for schema in schemas for name in schema["properties"]["part"]["enum"]]}
 
 
 def part_info(part: type[Part]) -> dict[str, Any]:

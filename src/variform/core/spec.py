@@ -182,6 +182,26 @@ class FrozenDict(dict[str, Any]):
         return self
 
 
+def shared_specs(spec: Spec) -> dict[str, Spec]:
+    """The descriptions of the shared parts of a tree by name: the first of each name."""
+    found: dict[str, Spec] = {}
+
+    def scan(value: Any) -> None:
+        if isinstance(value, Shared):
+            if value.spec is not None:
+                found.setdefault(value.name, value.spec)
+                scan(value.spec)
+        elif isinstance(value, Spec):
+            for item in value.args.values():
+                scan(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                scan(item)
+
+    scan(spec)
+    return found
+
+
 def freeze(value: Any) -> Any:
     """A deep, read-only copy of plain containers; specs, tensors, modules and callables are kept as they are."""
     if isinstance(value, FrozenDict):
@@ -201,7 +221,7 @@ def _as_part(field: Field | None, value: Any) -> Any:
         return tuple(_as_part(field, item) for item in value)
     if not isinstance(value, (str, Mapping)):
         return value
-    from variform.core.codec import from_plain  # the codec needs Spec; a slot given as plain data needs the codec
+    from variform.core.plain import from_plain  # the codec needs Spec; a slot given as plain data needs the codec
 
     return from_plain(value, field.kind_names())
 

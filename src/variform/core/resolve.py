@@ -25,6 +25,8 @@ MODEL_STREAMS = frozenset(
         "context_mask",
         "context_positions",
         "condition",
+        "prefix",
+        "prefix_valid",
         "state",
         "cache",
     }

@@ -16,6 +16,7 @@ from variform.errors import ConfigError, ShapeError
 from variform.ops.masks import Dense, Mask
 from variform.parts.kinds import Attention, Embedding, Head, Mixer, Model, Stack, State, call, holds_state
 from variform.stack.execute import ModuleList
+from variform.stack.prefix import behind_prefix
 from variform.stack.state import count_positions, new_state, plan
 
 Size = Annotated[int, Field(gt=0)]
@@ -76,6 +77,8 @@ class Transformer(Model):
         context: Tensor | None = None,
         context_mask: Mask | Tensor | None = None,
         condition: Tensor | None = None,
+        prefix: Tensor | None = None,
+        prefix_valid: Tensor | None = None,
         state: State | None = None,
         hidden: bool = False,
     ) -> Any:
@@ -90,6 +93,9 @@ class Transformer(Model):
             context: [B, Lc, dim_context] for cross attention.
             context_mask: [B, Lc] bool, False at padding of the context.
             condition: [B, dim_condition] for adaptive parts.
+            prefix: [B, P, dim] features that stand before the tokens (an embedding `prefixed` takes them); they do not
+                count against max_seq_len, `positions` and `valid` are of the tokens alone, a mask is over all.
+            prefix_valid: [B, P] bool, False at padding of the prefix.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
             hidden: return the hidden states in place of the head's output.
 
@@ -103,6 +109,8 @@ class Transformer(Model):
             "context": context,
             "context_mask": context_mask,
             "condition": condition,
+            "prefix": prefix,
+            "prefix_valid": prefix_valid,
         }
         self._refuse_unread(given, positions)
         batch, length = inputs.shape[0], inputs.shape[1]
@@ -116,13 +124,18 @@ class Transformer(Model):
             streams["positions"], streams["cache"] = planned.positions, planned.cache
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)
-        x, branches = self._run(inputs, streams, state)
+        after = {} if prefix is None else behind_prefix(prefix, prefix_valid, streams, length)
+        x, branches = self._run(inputs, streams, after, state)
         out = x if self.head is None or hidden else self.head(x, streams)
         return out if planned is None else (out, {**planned.state, "parts": branches})
 
-    def _run(self, inputs: Tensor, streams: dict[str, Any], state: State | None) -> tuple[Tensor, State]:
+    def _run(
+        self, inputs: Tensor, streams: dict[str, Any], after: Mapping[str, Any], state: State | None
+    ) -> tuple[Tensor, State]:
+        """Embed, then run the stacks with the streams that hold `after` the embedding."""
         new: dict[str, Any] = {}
         x = inputs if self.embedding is None else self.embedding(inputs, streams)
+        streams.update(after)
         if isinstance(x, tuple):
             x, published = x
             streams.update(published)

@@ -1,0 +1,60 @@
+"""Features in front of the embedded tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from variform.core.registry import register
+from variform.errors import ShapeError
+from variform.parts.kinds import Embedding, Output, Streams
+
+
+@register("prefixed")
+class PrefixedEmbedding(Embedding):
+    """Puts the stream `prefix` before the embedded tokens: x = drop([prefix; E(ids)]).
+
+    So a language model reads an image (PaLI, Chen et al. 2022, arXiv:2209.06794) or a soft prompt. Without a prefix
+    it is the embedding alone.
+
+    Shapes:
+        ids: [B, L] -> [B, P + L, dim]; prefix: [B, P, dim]
+
+    Args:
+        embedding: of the tokens.
+        dropout: probability of zeroing a feature of prefix and tokens, in training.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"prefix", "prefix_valid"})
+
+    def __init__(self, embedding: Embedding, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.dropout = dropout
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of different tokens, where the embedding reads tokens."""
+        size: int | None = getattr(self.embedding, "vocab_size", None)
+        return size
+
+    def forward(self, inputs: Tensor, streams: Streams) -> Output:
+        """Embed the tokens and put the prefix in front."""
+        x = self.embedding(inputs, streams)
+        published: dict[str, Any] = {}
+        if isinstance(x, tuple):
+            x, published = x
+        prefix = streams.get("prefix")
+        if prefix is not None:
+            if prefix.shape[0] != x.shape[0] or prefix.shape[2] != x.shape[2]:
+                raise ShapeError(
+                    f"the prefix must have shape [{x.shape[0]}, length, {x.shape[2]}], not {list(prefix.shape)}"
+                )
+            x = torch.cat((prefix.to(x.dtype), x), 1)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return (x, published) if published else x

@@ -1,12 +1,12 @@
 import torch
 
 from tests.ops.cases import build, qkv
-from variform.ops.attention import Call, attention, inside_attention, metering
+from variform.ops.attention import Call, attention, inside_attention, metering, standing_in
 from variform.ops.masks import Causal, Dense, Window
 
 
 def test_sink_sees_every_call_once() -> None:
-    seen: list[Call] = []
+    seen: list[tuple[Call, str]] = []
     inside: list[bool] = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
@@ -15,12 +15,12 @@ def test_sink_sees_every_call_once() -> None:
             return func(*args, **(kwargs or {}))
 
     call = build("soft_cap", 7)
-    with metering(seen.append), Spy():
+    with metering(lambda call, backend: seen.append((call, backend))), Spy():
         attention(call)
         attention(call, backend="reference")
         assert not inside_attention()
     attention(call)
-    assert seen == [call, call]
+    assert seen == [(call, "auto"), (call, "reference")]
     assert all(inside)
     assert inside
 
@@ -53,3 +53,13 @@ def test_flops_on_fake_tensors() -> None:
         assert Call(heads, heads, heads, structure=Causal(), mask=fake).visited_pairs() == 64 * 65 // 2
         assert Call(heads, heads, heads, mask=real).visited_pairs() == 64
         assert Call(heads, heads, heads, structure=(Causal() & Window(3)) | ~Causal()).visited_pairs() > 0
+
+
+def test_standing_in_targets_another_device() -> None:
+    seen: list[Call] = []
+    call = build("soft_cap", 7)
+    with metering(lambda call, backend: seen.append(call)), standing_in("cuda"):
+        out = attention(call, backend="sdpa")  # refuses a soft cap; the report says so, and the run goes on
+    assert seen[0].target == "cuda"
+    assert torch.equal(out, attention(call, backend="reference"))
+    assert call.target == "cpu"

@@ -46,6 +46,25 @@ class Can:
         return Can(**{f.name: getattr(self, f.name) and getattr(other, f.name) for f in fields(Can)})
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one call of a part costs, its children included; a multiply-add counts 2.
+
+    Args:
+        flops: operations of the forward pass.
+        flops_dense: the same with every pair of positions visited.
+        flops_backward: operations of the backward pass, without what is computed again.
+        activation_bytes: what is kept for the backward pass; None measures it.
+        output: empty tensors like the result, where `forward` cannot run without data (sizes that depend on it).
+    """
+
+    flops: int
+    flops_dense: int
+    flops_backward: int
+    activation_bytes: int | None = None
+    output: Any = None
+
+
 @functools.cache
 def _signature(part: type) -> inspect.Signature:
     signature = inspect.signature(part.__init__)  # type: ignore[misc]  # of this very class, not of an instance
@@ -179,6 +198,15 @@ class Part(nn.Module, metaclass=PartMeta):
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The streams its own forward reads with these arguments (without its children's)."""
         return cls.reads
+
+    # ---- cost ----
+
+    def cost(self, *args: Any, **kwargs: Any) -> Cost | None:
+        """What a call with these arguments costs, by formula; None lets its operations be counted.
+
+        For what counting cannot see: scans, Fourier transforms, sizes that depend on the data.
+        """
+        return None
 
     # ---- parameters ----
 

@@ -5,7 +5,7 @@ out = attention(Call(q, k, v, structure=Causal()))
 """
 
 from variform.ops.attention.call import Call
-from variform.ops.attention.meter import inside_attention, metering
+from variform.ops.attention.meter import inside_attention, metering, standing_in
 from variform.ops.attention.reference import reference, reference_weights
 from variform.ops.attention.select import Backend, Candidate, attention, backends, candidates, register_backend
 
@@ -21,4 +21,5 @@ __all__ = [
     "reference",
     "reference_weights",
     "register_backend",
+    "standing_in",
 ]

@@ -7,22 +7,40 @@ from contextlib import contextmanager
 
 from variform.ops.attention.call import Call
 
-__all__ = ["Sink", "inside_attention", "metering"]
+__all__ = ["Sink", "inside_attention", "metering", "standing_in"]
 
-Sink = Callable[[Call], None]
+Sink = Callable[[Call, str], None]
+"""Told of each attention: the call, and the backend asked for."""
 
 sinks: list[Sink] = []
+target: str | None = None
 _depth = 0
 
 
 @contextmanager
 def metering(sink: Sink) -> Iterator[None]:
-    """Within the context `attention()` calls `sink(call)` once per attention, before it runs."""
+    """Within the context `attention()` calls `sink(call, backend)` once per attention, before it runs."""
     sinks.append(sink)
     try:
         yield
     finally:
         sinks.remove(sink)
+
+
+@contextmanager
+def standing_in(device: str) -> Iterator[None]:
+    """Within the context (and under `metering`) tensors are stand-ins for those of another device type.
+
+    Calls carry `device` as their target, so that backends answer for it. What runs is a fused attention that keeps
+    q, k, v and the result, or the plain one where no fused attention computes the call; whoever was asked for by
+    name and refuses is reported, not raised.
+    """
+    global target
+    before, target = target, device
+    try:
+        yield
+    finally:
+        target = before
 
 
 def inside_attention() -> bool:
@@ -31,12 +49,12 @@ def inside_attention() -> bool:
 
 
 @contextmanager
-def metered(call: Call) -> Iterator[None]:
-    """Report `call` to the sinks and mark its run."""
+def metered(call: Call, backend: str) -> Iterator[None]:
+    """Report a call to the sinks and mark its run."""
     global _depth
     if not _depth:
         for sink in sinks:
-            sink(call)
+            sink(call, backend)
     _depth += 1
     try:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -82,11 +82,21 @@ def attention(call: Call, backend: str = "auto") -> Tensor:
     Errors: `BackendError` when the backend asked for refuses; `ConfigError` for an unknown name; `ShapeError` when
         tensors do not fit.
     """
+    if meter.sinks and meter.target is not None:
+        return _stand_in(replace(call, device=meter.target), backend)
     chosen = _choose(call) if backend == "auto" else _demanded(call, backend)
     if meter.sinks:
-        with meter.metered(call):
+        with meter.metered(call, backend):
             return chosen.run(call)
     return chosen.run(call)
+
+
+def _stand_in(call: Call, backend: str) -> Tensor:
+    """Report a call that is meant for another device, and run it as a fused attention there would keep its tensors."""
+    with meter.metered(call, backend):
+        if call.target != "cpu":
+            call = replace(call, dropout=0.0)  # elsewhere fused kernels draw the dropout again in the backward pass
+        return (_sdpa if _sdpa.refuses(call, call.needs_grad) is None else _reference).run(call)
 
 
 def candidates(call: Call, backend: str = "auto") -> list[Candidate]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from variform.ops.masks import Blocks, Mask
+from variform.ops.masks import And, Blocks, Mask
 from variform.ops.masks.counts import block_layout, real_tensors
 
-__all__ = ["Group", "Indices", "Plan", "execution_block", "indices", "make_plan"]
+__all__ = ["Group", "Indices", "Plan", "conjuncts", "execution_block", "indices", "make_plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,19 @@ class Indices(NamedTuple):
 
 
 def execution_block(mask: Mask) -> int:
-    """The block length to run a mask with: its own where it has a usable one."""
-    parts = getattr(mask, "parts", (mask,))
+    """The block length to run a mask with: its own where it has a usable one, shorter for narrow windows."""
+    parts = conjuncts(mask)
     own = [part.block for part in parts if isinstance(part, Blocks) and 32 <= part.block <= 256]
-    return own[0] if own else 128
+    if own:
+        return own[0]
+    bands = [part.band() for part in parts]
+    widths = [band[0] + (band[1] or 0) for band in bands if band is not None and band[0] is not None]
+    return 64 if widths and min(widths) < 128 else 128
+
+
+def conjuncts(mask: Mask) -> tuple[Mask, ...]:
+    """The masks that must all agree."""
+    return mask.parts if isinstance(mask, And) else (mask,)
 
 
 def make_plan(mask: Mask, q_len: int, k_len: int, block: int) -> Plan:

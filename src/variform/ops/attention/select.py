@@ -11,6 +11,7 @@ from variform.errors import BackendError, ConfigError, did_you_mean
 from variform.ops.attention import meter
 from variform.ops.attention.block_sparse import BlockSparseBackend
 from variform.ops.attention.call import Call
+from variform.ops.attention.flex import FlexBackend
 from variform.ops.attention.reference import ReferenceBackend
 from variform.ops.attention.sdpa import SdpaBackend
 from variform.ops.masks import Causal
@@ -54,7 +55,7 @@ class Candidate:
 
 _sdpa = SdpaBackend()
 _reference = ReferenceBackend()
-_specialised: list[Backend] = [BlockSparseBackend()]
+_specialised: list[Backend] = [BlockSparseBackend(), FlexBackend()]
 
 
 def backends() -> dict[str, Backend]:

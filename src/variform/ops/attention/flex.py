@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class FlexBackend:
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
         call.check()
-        run: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled()
+        run = cast(Callable[..., Any], flex_attention) if torch.compiler.is_compiling() else _compiled()
         out: Tensor = run(
             call.q,
             call.k,

@@ -33,7 +33,7 @@ class Padding(Mask):
         _same("Padding(lengths)", "batch", self.lengths.shape[0], batch)
 
     def _visit(self, view: View) -> Tensor:
-        return view.k_pos < self.lengths[view.row(self.lengths.shape[0])]
+        return view.k_pos < view.lift(self.lengths)[view.row(self.lengths.shape[0])]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,7 @@ class KeyPadding(Mask):
         _same("KeyPadding(keep)", "key", self.keep.shape[1], k_len)
 
     def _visit(self, view: View) -> Tensor:
-        return self.keep[view.row(self.keep.shape[0]), view.columns]
+        return view.lift(self.keep)[view.row(self.keep.shape[0]), view.columns]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +85,8 @@ class Documents(Mask):
 
     def _at(self, positions: Tensor, view: View) -> Tensor:
         clamped = positions.clamp(0, self.ids.shape[-1] - 1)
-        return self.ids[clamped] if self.ids.dim() == 1 else self.ids[view.row(self.ids.shape[0]), clamped]
+        ids = view.lift(self.ids)
+        return ids[clamped] if ids.dim() == 1 else ids[view.row(ids.shape[0]), clamped]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,7 +142,7 @@ class Dense(Mask):
         return self.tensor[:, None] if self.per == "batch" else self.tensor[None]
 
     def _visit(self, view: View) -> Tensor:
-        full = self._full()
+        full = view.lift(self._full())
         if self.by == "index":
             return full if view.q_index is None else _gather(full, view, view.q_index, view.columns)
         known = (view.q_pos < full.shape[-2]) & (view.k_pos < full.shape[-1])
@@ -175,7 +176,8 @@ class Blocks(Mask):
             _same("Blocks(layout)", "head", self.tensor.shape[0], heads)
 
     def _visit(self, view: View) -> Tensor:
-        full = self.tensor if self.tensor.dim() == 2 else self.tensor[None]
+        layout = view.lift(self.tensor)
+        full = layout if layout.dim() == 2 else layout[None]
         q_block, k_block = view.q_pos // self.block, view.k_pos // self.block
         known = (q_block < full.shape[-2]) & (k_block < full.shape[-1])
         q_block, k_block = q_block.clamp(0, full.shape[-2] - 1), k_block.clamp(0, full.shape[-1] - 1)

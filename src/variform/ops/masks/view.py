@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from variform.errors import ShapeError
 
@@ -45,6 +46,12 @@ class View:
         if self.k_index is not None:
             return self.k_index
         return torch.arange(self.k_pos.shape[-1], device=self.k_pos.device)[None, :]
+
+    def lift(self, tensor: Tensor) -> Tensor:
+        """A mask's tensor as it can meet the call's: a stand-in where the call runs on fake tensors."""
+        if isinstance(self.q_pos, FakeTensor) and not isinstance(tensor, FakeTensor):
+            return self.q_pos.fake_mode.from_tensor(tensor)
+        return tensor
 
     def row(self, size: int) -> Tensor | int:
         """Index into an axis of `size` batch rows (size 1 is shared by all rows)."""

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, overload
 
 from torch import nn
 
@@ -69,6 +69,19 @@ class Cost:
 def _signature(part: type) -> inspect.Signature:
     signature = inspect.signature(part.__init__)  # type: ignore[misc]  # of this very class, not of an instance
     return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class Follower(Protocol):
+    """Follows the children of a list slot: tells each what the ones before it lead to, and finds what they break."""
+
+    def before(self, index: int, child: Any) -> Facts | None:
+        """Further facts for the child that comes next; None passes it over, for a problem known already."""
+
+    def after(self, index: int, child: Any) -> None:
+        """Take note of the resolved child; None where it has a problem or was passed over."""
+
+    def problems(self) -> list[Problem]:
+        """What the children break together; paths are relative to the slot."""
 
 
 class PartMeta(type(nn.Module)):  # type: ignore[misc]  # the metaclass of Module is `type`; this names it once
@@ -172,6 +185,11 @@ class Part(nn.Module, metaclass=PartMeta):
         return {}
 
     @classmethod
+    def follow(cls, slot: str, facts: Facts) -> Follower | None:
+        """An object that follows the children of a list slot as they are resolved one after another, if need be."""
+        return None
+
+    @classmethod
     def gives(cls, facts: Facts) -> Facts:
         """Facts that hold for the siblings after this part (a new `dim` after down-sampling)."""
         return {}
@@ -198,6 +216,11 @@ class Part(nn.Module, metaclass=PartMeta):
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The streams its own forward reads with these arguments (without its children's)."""
         return cls.reads
+
+    @classmethod
+    def steps(cls, slot: str) -> bool:
+        """Whether the children in `slot` run step by step when decoding; those that read another side do not."""
+        return "context" not in cls.reads
 
     # ---- cost ----
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from variform.core.part import Part
+from variform.core.dims import Shape
+from variform.core.part import Facts, Part
 from variform.ops.masks import Mask
 from variform.ops.scores import ScoreMod
 
@@ -202,6 +203,11 @@ class Embedding(Part):
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed; a part that changes the length republishes `positions`, `valid` and `segments`."""
 
+    @abstractmethod
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """An input of the sizes asked for; `length` is ignored where the input has no such size."""
+        raise NotImplementedError(f"{type(self).__name__} does not define example_inputs(batch, length)")
+
     if TYPE_CHECKING:
 
         def __call__(self, inputs: Tensor, streams: Streams) -> Output: ...
@@ -235,6 +241,44 @@ class Head(Part):
         def __call__(self, x: Tensor, streams: Streams) -> Tensor: ...
 
 
+class Op(Part):
+    """A step of a program: some tensors in, one or several out, no side inputs.
+
+    Sizes are inferred before anything is built: `shapes` maps the shapes of the inputs, known or named sizes, to
+    those of the outputs. `facts` of a step: `dim` is the last size of its first input, where that is a number.
+
+    Class attributes:
+        arity: how many tensors it takes.
+        ids: the places of inputs that are integer ids.
+        spare: the places of inputs that may be larger than needed, and of batch size 1.
+        ordered: whether the result depends on where in the sequence a row stands.
+    """
+
+    kind: ClassVar[str] = "op"
+    arity: ClassVar[int] = 1
+    ids: ClassVar[tuple[int, ...]] = ()
+    spare: ClassVar[tuple[int, ...]] = ()
+    ordered: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        """The shapes of the outputs.
+
+        Raises:
+            ShapeError: the inputs do not fit the op, or one another.
+        """
+
+    @classmethod
+    def constants(cls, args: Facts) -> dict[str, Shape]:
+        """Fixed tensors that the op reads beside its inputs, by name, to be shown in tables."""
+        return {}
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute the outputs."""
+
+
 class Model(Part):
     """A whole model: what `vf.build` of a preset returns and `vf.generate` takes."""
 
@@ -243,6 +287,21 @@ class Model(Part):
     @abstractmethod
     def init_state(self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any) -> State:
         """Empty decode state for `batch` rows of at most `max_len` tokens."""
+
+    @abstractmethod
+    def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Positional and keyword arguments of `forward`, of the sizes asked for (cost, checks, export).
+
+        Args:
+            batch: rows.
+            length: tokens a row; the longest the model takes by default. Ignored where the input has no such size.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define example_inputs(batch, length)")
+
+    def example_state(self, batch: int, max_len: int | None = None) -> State:
+        """Empty decode state, with example side inputs where it has to read them."""
+        streams: dict[str, Any] = self.example_inputs(batch, max_len)[1]
+        return self.init_state(batch, max_len, **streams)
 
 
 def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: dict[str, Any]) -> Tensor:

@@ -14,7 +14,8 @@ from variform.core.part import Facts, Part
 from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError
 from variform.ops.masks import Dense, Mask
-from variform.parts.kinds import Attention, Embedding, Head, Mixer, Model, Stack, State, call, holds_state
+from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
+from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.prefix import behind_prefix
 from variform.stack.state import count_positions, new_state, plan
@@ -59,6 +60,8 @@ class Transformer(Model):
         init_std: Annotated[float, Field(gt=0)] | None = INHERIT,
     ) -> None:
         super().__init__()
+        self.dim = dim
+        self.dim_context = dim_context
         self.embedding = embedding
         self.stacks = ModuleList(stacks)
         self.head = head
@@ -175,6 +178,19 @@ class Transformer(Model):
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         return new_state(batch, capacity, device, parts, bucket)
 
+    def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Arguments of the sizes asked for; a context of the same length where a part reads one."""
+        length = length or self.max_seq_len
+        if self.embedding is not None:
+            inputs = self.embedding.example_inputs(batch, length)
+        elif length is None:
+            raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
+        else:
+            inputs = torch.zeros(batch, length, self.dim)
+        if "context" not in self.reads_below:
+            return (inputs,), {}
+        return (inputs,), {"context": torch.zeros(batch, length or 1, self.dim_context or self.dim)}
+
     @property
     def vocab_size(self) -> int | None:
         """The number of different tokens it reads, where it reads tokens."""
@@ -240,6 +256,22 @@ class EncoderDecoder(Model):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The decoder's context has the encoder's features."""
         return {"dim_context": facts.get("dim")} if slot == "decoder" and facts.get("dim") else {}
+
+    @classmethod
+    def steps(cls, slot: str) -> bool:
+        """The encoder reads its whole input at once."""
+        return slot != "encoder"
+
+    def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """A source and a target of `length` tokens, or as many as each side takes."""
+        (source, *_), _ = self.encoder.example_inputs(batch, _at_most(length, self.encoder))
+        (target, *_), _ = self.decoder.example_inputs(batch, _at_most(length, self.decoder))
+        return (source, target), {}
+
+    def example_state(self, batch: int, max_len: int | None = None) -> State:
+        """Decode state that has read a source as long as the target may become."""
+        (source, _), _ = self.example_inputs(batch, max_len)
+        return self.init_state(batch, max_len, source=source)
 
     def forward(
         self,
@@ -322,25 +354,9 @@ def as_mask(mask: Mask | Tensor | None) -> Mask | None:
     return Dense(mask)
 
 
-def refuse_undecodable(model: Part) -> None:
-    """Refuse cached decoding for a model with a part that has no decode state or looks ahead.
-
-    Raises:
-        ConfigError: naming each such part.
-    """
-    stuck = []
-    for name, module in model.named_modules():
-        if isinstance(module, (Attention, Mixer)) and not module.can.decode:
-            stuck.append(f"{name} ({module.kind} {module.name!r}) has no decode state")
-        if isinstance(module, Attention) and getattr(module, "causal", None) is False and not _is_cross(model, name):
-            stuck.append(f"{name} ({module.name!r}) is not causal")
-    if stuck:
-        raise ConfigError("this model cannot decode step by step: " + "; ".join(stuck))
-
-
-def _is_cross(model: Part, name: str) -> bool:
-    parent = model.get_submodule(name.rpartition(".")[0])
-    return "context" in getattr(parent, "reads", ())
+def _at_most(length: int | None, model: Model) -> int | None:
+    limit: int | None = getattr(model, "max_seq_len", None)
+    return length if length is None or limit is None else min(length, limit)
 
 
 def _about(x: Tensor) -> str:

@@ -96,6 +96,10 @@ class PatchEmbedding(Embedding):
         if self.class_token is not None:
             nn.init.normal_(self.class_token, 0.0, 0.02)
 
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """Black images; their size is fixed."""
+        return torch.zeros(batch, *self.expected)
+
     def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
         """Cut into patches and embed."""
         if inputs.dim() != 4 or tuple(inputs.shape[1:]) != self.expected:

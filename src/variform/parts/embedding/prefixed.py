@@ -42,6 +42,10 @@ class PrefixedEmbedding(Embedding):
         size: int | None = getattr(self.embedding, "vocab_size", None)
         return size
 
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """Those of the embedding of tokens, without a prefix."""
+        return self.embedding.example_inputs(batch, length)
+
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed the tokens and put the prefix in front."""
         x = self.embedding(inputs, streams)

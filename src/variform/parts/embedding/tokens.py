@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
 from variform.core.registry import register
-from variform.errors import ShapeError
+from variform.errors import ConfigError, ShapeError
 from variform.parts.kinds import Embedding, Norm, Position, Streams
 
 Size = Annotated[int, Field(gt=0)]
@@ -60,6 +60,12 @@ class TokenEmbedding(Embedding):
     def reset_parameters(self) -> None:
         """Normal vectors."""
         nn.init.normal_(self.weight, 0.0, self.std)
+
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """Token 0 throughout."""
+        if length is None:
+            raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
+        return torch.zeros(batch, length, dtype=torch.long)
 
     def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
         """Look the tokens up and add their positions."""

@@ -1,0 +1,81 @@
+"""Counting while a model runs on stand-in tensors: floating-point operations, and the memory behind tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from variform.ops.attention.call import Call
+from variform.ops.attention.meter import inside_attention
+
+_WITH_ADDEND = {torch.ops.aten.addmm, torch.ops.aten.baddbmm}
+"""Products that add their first operand."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one part costs, its children included; a multiply-add counts 2.
+
+    Args:
+        flops: operations of the forward pass; attention counts the pairs its mask visits.
+        flops_dense: the same, with attention over the full square.
+        flops_backward: operations of the backward pass, without what is computed again.
+        activation_bytes: what the forward pass keeps for the backward pass, parameters and buffers excluded.
+    """
+
+    flops: int = 0
+    flops_dense: int = 0
+    flops_backward: int = 0
+    activation_bytes: int = 0
+
+    def add(self, other: Figures) -> None:
+        """Add another part's figures to these."""
+        self.flops += other.flops
+        self.flops_dense += other.flops_dense
+        self.flops_backward += other.flops_backward
+        self.activation_bytes += other.activation_bytes
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Reports matrix products and convolutions to `report(flops, flops_backward)`, by torch's own formulas.
+
+    Each operand that needs a gradient costs the forward's operations once more in the backward pass. What runs
+    inside a metered attention is left out: the attention accounts for itself.
+    """
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.report = report
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None and not inside_attention():
+            flops = int(formula(*args, **(kwargs or {}), out_val=out))
+            self.report(flops, flops * sum(factor.requires_grad for factor in _factors(func, args)))
+        return out
+
+
+def _factors(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """The two operands that are multiplied; an added one is not among them."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    return tensors[1:3] if func._overloadpacket in _WITH_ADDEND else tensors[:2]
+
+
+def attention_figures(call: Call) -> Figures:
+    """The two products of one attention; backward they are four, where a gradient is needed."""
+    visited, dense = call.flops()
+    return Figures(visited, dense, 2 * visited if call.needs_grad else 0)
+
+
+def storage_of(tensor: Tensor) -> tuple[int, Any]:
+    """The identity of the memory behind a tensor, and the memory itself (to keep the identity from being reused)."""
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage

@@ -1,0 +1,119 @@
+"""Where the parts of a built model stand: a tree of places, named by their paths in the spec."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from variform.core.part import Part
+from variform.core.spec import Shared, Spec
+
+FOLDED = "="
+"""First character of the name of a shared part that `fold` made; names of users' shared parts are their own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a spec tree and the part that stands there.
+
+    Args:
+        path: dotted, as in the spec: `stacks.0.layers.3.sublayers.0.body`; empty for the root.
+        spec: the resolved spec.
+        part: the module; the same one at every place of a shared part.
+        shared: the name under which it is shared, or None.
+        children: the places below, in field order.
+    """
+
+    path: str
+    spec: Spec
+    part: Part
+    shared: str | None
+    children: tuple[Place, ...]
+
+    def walk(self) -> Iterator[Place]:
+        """This place and all below it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+def place_tree(model: Part) -> Place:
+    """The places of a model that was built from a spec.
+
+    Raises:
+        ConfigError: the model was constructed directly and carries no spec.
+    """
+    built = {id(part.__dict__["_spec"]): part for part in model.modules() if "_spec" in part.__dict__}
+    return _place("", model, None, built, {})  # type: ignore[arg-type]
+
+
+def _place(path: str, part: Part, shared: str | None, built: dict[int, Part], named: dict[str, Part]) -> Place:
+    below = []
+    for slot, index, child in part.spec.children():
+        step = slot if index is None else f"{slot}.{index}"
+        here = f"{path}.{step}" if path else step
+        if isinstance(child, Shared):
+            if child.name not in named:  # the module was made from the spec of the first place
+                named[child.name] = built[id(child.spec)]
+            below.append(_place(here, named[child.name], child.name, built, named))
+        else:
+            below.append(_place(here, built[id(child)], None, built, named))
+    return Place(path, part.spec, part, shared, tuple(below))
+
+
+def fold(resolved: Spec) -> Spec:
+    """The same model with equal items of a list made one shared part, so that a hundred equal layers are built once.
+
+    Items that differ in the fact `layer` alone count as equal.
+
+    Args:
+        resolved: a resolved spec.
+    """
+    return _folded(resolved, "", {})
+
+
+def _folded(spec: Spec, path: str, named: dict[str, Shared]) -> Spec:
+    changed: dict[str, Spec | Shared | tuple[Spec | Shared, ...]] = {}
+    for name, value in spec.args.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, (Spec, Shared)):
+            changed[name] = _item(value, here, named)
+        elif isinstance(value, tuple) and any(isinstance(item, (Spec, Shared)) for item in value):
+            changed[name] = _items(value, here, named)
+    return spec.replace(**changed) if changed else spec
+
+
+def _items(values: tuple[Spec | Shared, ...], path: str, named: dict[str, Shared]) -> tuple[Spec | Shared, ...]:
+    first: dict[Spec, int] = {}
+    same = [first.setdefault(_without_layer(v), i) if isinstance(v, Spec) else -1 for i, v in enumerate(values)]
+    uses = Counter(same)
+    items: list[Spec | Shared] = []
+    for index, value in enumerate(values):
+        here = f"{path}.{index}"
+        if isinstance(value, Shared) or uses[same[index]] == 1:
+            items.append(_item(value, here, named))
+            continue
+        name = f"{FOLDED}{path}.{same[index]}"
+        if name not in named:
+            named[name] = Shared(name, _folded(value, here, named))
+        items.append(named[name])
+    return tuple(items)
+
+
+def _item(value: Spec | Shared, path: str, named: dict[str, Shared]) -> Spec | Shared:
+    if isinstance(value, Spec):
+        return _folded(value, path, named)
+    if value.name not in named:
+        assert value.spec is not None, "a resolved spec describes its shared parts at every place"
+        named[value.name] = Shared(value.name, _folded(value.spec, path, named))
+    return named[value.name]
+
+
+def _without_layer(spec: Spec) -> Spec:
+    def strip(value: object) -> object:
+        if isinstance(value, Spec):
+            return _without_layer(value)
+        return tuple(strip(item) for item in value) if isinstance(value, tuple) else value
+
+    return Spec(spec.part, {name: strip(value) for name, value in spec.args.items() if name != "layer"})

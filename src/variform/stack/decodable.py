@@ -1,0 +1,70 @@
+"""Whether a model can decode step by step, told from its spec or from the built parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from variform.core.part import Can, Part
+from variform.core.spec import Shared, Spec
+from variform.errors import ConfigError, Problem
+from variform.parts.kinds import Attention, Mixer
+
+_HINT = "decoding needs causal parts with a decode state: set causal=True, or take other parts"
+
+
+def undecodable(spec: Spec) -> list[Problem]:
+    """Each part of a resolved spec that has no decode state, or looks ahead.
+
+    What reads another side (the encoder, an attention over a context) does not run step by step and is passed over.
+    """
+    problems: list[Problem] = []
+    _scan(spec, "", problems)
+    return problems
+
+
+def refuse_undecodable(model: Part) -> None:
+    """Refuse cached decoding for a built model with a part that has no decode state or looks ahead.
+
+    Raises:
+        ConfigError: naming each such part.
+    """
+    if "_spec" in model.__dict__:
+        problems = undecodable(model.spec)
+    else:
+        problems = _scan_modules(model)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _scan(spec: Spec, path: str, problems: list[Problem]) -> None:
+    before = len(problems)
+    for slot, index, child in spec.children():
+        inner = child.spec if isinstance(child, Shared) else child
+        if inner is not None and spec.part.steps(slot):
+            step = slot if index is None else f"{slot}.{index}"
+            _scan(inner, f"{path}.{step}" if path else step, problems)
+    if len(problems) == before:  # a part that cannot because a part below cannot is not named again
+        message = _refusal(spec.part, spec.part.abilities(spec.args), spec.get("causal"))
+        if message:
+            problems.append(Problem(path, message, hint=_HINT))
+
+
+def _scan_modules(model: Part) -> list[Problem]:
+    """The same for a model that was constructed directly: parts, by their places among the modules."""
+    problems = []
+    skipped: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Part) and not any(name == s or name.startswith(f"{s}.") for s in skipped):
+            skipped += [f"{name}.{child}".strip(".") for child, _ in module.named_children() if not module.steps(child)]
+            message = _refusal(type(module), module.can, getattr(module, "causal", None))
+            if message:
+                problems.append(Problem(name, message, hint=_HINT))
+    return problems
+
+
+def _refusal(part: type[Part], can: Can, causal: Any) -> str | None:
+    if not can.decode:
+        return f"cannot decode step by step: {part.kind} {part.name!r} has no decode state"
+    if causal is False and issubclass(part, (Attention, Mixer)):
+        return f"cannot decode step by step: {part.kind} {part.name!r} is not causal"
+    return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from torch import nn
 
 from variform.core.inherit import Inherit
 from variform.core.part import Default, Part
@@ -73,6 +74,8 @@ class Field:
 def fields_of(part: type[Part]) -> tuple[Field, ...]:
     """The fields of a part class, in constructor order."""
     init = part.__init__
+    if init is nn.Module.__init__:  # a part without a constructor has no fields
+        return ()
     hints = typing.get_type_hints(init, include_extras=True)
     docs = _argument_docs(part)
     found = []

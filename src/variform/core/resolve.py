@@ -105,7 +105,7 @@ class _Walk:
         if complete:
             facts.update({k: v for k, v in spec.part.derive({**facts, **values}).items() if v is not None})
             self._refuse_impossible(spec, facts, path)
-        values.update(self._slots(spec, facts, values if complete else None, path))
+        values.update(self._slots(spec, facts, values if complete else None, path, sure))
         if len(self.problems) > before or any(name not in values for name in known):
             return None
         problems = list(spec.part.check({**facts, **values}))
@@ -144,14 +144,16 @@ class _Walk:
             self._report(path, f.name, message, hint=f"set it here or on an enclosing part ({f.type_text()})")
         return MISSING
 
-    def _slots(self, spec: Spec, facts: Mapping[str, Any], own: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
+    def _slots(
+        self, spec: Spec, facts: Mapping[str, Any], own: Mapping[str, Any] | None, path: str, sure: bool
+    ) -> dict[str, Any]:
         """The resolved children by field; a field with a mistake is left out.
 
         `own` is None when the part's own values are not all known.
         """
         values: dict[str, Any] = {}
         given: dict[str, Any] = {}
-        sure = own is not None
+        sure = sure and own is not None
         for f in fields_of(spec.part):
             if not f.is_slot:
                 continue
@@ -165,12 +167,20 @@ class _Walk:
             else:
                 items = value if f.many else (value,)
                 children: list[Any] = []
+                follower = None if own is None or not f.many else spec.part.follow(f.name, {**facts, **own})
                 for index, item in enumerate(items):
                     here = join_path(path, f"{f.name}.{index}" if f.many else f.name)
                     provided = {} if own is None else spec.part.provides(f.name, index, len(items), {**facts, **own})
-                    child = self._child(f, item, {**facts, **given, **provided}, given, here, sure)
+                    known = {} if follower is None else follower.before(index, item)
+                    child = None
+                    if known is not None:
+                        child = self._child(f, item, {**facts, **given, **provided, **known}, given, here, sure)
+                    if follower is not None:
+                        follower.after(index, child)
                     sure = sure and child is not None  # what a broken child gives to its siblings is not known
                     children.append(child)
+                if follower is not None:
+                    self.problems.extend(p.below(join_path(path, f.name)) for p in follower.problems())
                 if all(child is not None for child in children):
                     values[f.name] = tuple(children) if f.many else children[0]
         return values
@@ -244,8 +254,9 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
     """Visit one part: its reads against `written`, then its children, then what it publishes."""
     outer = set(written)
     for name in sorted(spec.part.reads_streams(spec.args) - MODEL_STREAMS):
-        used.add(name)
-        if name not in written:
+        if name in written:
+            used.add(name)
+        else:
             hint = did_you_mean(name, written) if written else "no part before it publishes anything"
             problems.append(Problem(path, f"reads the stream {name!r}, which no part before it publishes", hint=hint))
     for slot, index, child in spec.children():
@@ -257,6 +268,7 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
             problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
         elif name in MODEL_STREAMS:
             problems.append(Problem(path, f"publishes {name!r}, a name reserved for the model's own streams"))
+            continue
         written[name] = path
     if spec.kind == "stack" or not path:
         for name in sorted(set(written) - outer):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from variform.core.registry import preset
 from variform.core.spec import Shared, Spec
 from variform.parts.embedding.tokens import TokenEmbedding
@@ -14,13 +18,15 @@ from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
+Size = Annotated[int, Field(gt=0)]
+
 
 @preset
 def llama(
     *,
     vocab_size: int,
     dim: int,
-    depth: int,
+    depth: Size,
     heads: int,
     max_seq_len: int | None = None,
     kv_heads: int | None = None,

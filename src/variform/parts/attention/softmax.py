@@ -11,10 +11,10 @@ from torch import Tensor
 from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
-from variform.errors import Problem
+from variform.errors import Problem, did_you_mean
 from variform.ops.attention.call import Call
 from variform.ops.attention.reference import reference_weights
-from variform.ops.attention.select import attention
+from variform.ops.attention.select import attention, backends
 from variform.ops.masks import Causal, Mask, Window
 from variform.parts.attention.kv_cache import append, ring_append, ring_state
 from variform.parts.kinds import Attention, Sides, State
@@ -57,6 +57,11 @@ class SoftmaxAttention(Attention):
         self.dropout = dropout
         self.scale = scale
         self.backend = backend
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """The backend exists."""
+        return backend_problems(facts)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend; with a state, to everything that was cached before as well."""
@@ -130,11 +135,11 @@ class LocalAttention(Attention):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """A window around a position has as many places before as after."""
-        window = facts["window"]
+        window, found = facts["window"], backend_problems(facts)
         if not facts["causal"] and window % 2 == 0:
             message = "a window to both sides is centred on its query: an odd size is needed"
-            return [Problem("window", message, window, f"nearest: {window - 1} or {window + 1}")]
-        return []
+            found.append(Problem("window", message, window, f"nearest: {window - 1} or {window + 1}"))
+        return found
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend within the window; with a state, to the ring of the newest cached tokens as well."""
@@ -147,6 +152,14 @@ class LocalAttention(Attention):
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """A ring of the newest `window - 1` tokens with their positions."""
         return ring_state(batch, min(self.window - 1, max_len), like, heads, dim_key, dim_value)
+
+
+def backend_problems(facts: Facts) -> list[Problem]:
+    """A backend asked for by name must exist; whether it serves a call is known when the call is made."""
+    name, known = facts["backend"], ["auto", *backends()]
+    if name in known:
+        return []
+    return [Problem("backend", "there is no such attention backend", name, did_you_mean(name, known))]
 
 
 def attend(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
+from variform.errors import Problem
 from variform.parts.activation import ACTIVATIONS, Activation
 from variform.parts.kinds import FeedForward, Norm, Streams
 from variform.parts.linear import Linear
@@ -62,6 +63,11 @@ class MLP(FeedForward):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
         """The inner norm sees the inner width."""
         return {"dim": _hidden(facts)}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """There is an inner feature at least."""
+        return width_problems(facts)
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Transform each token."""
@@ -122,6 +128,11 @@ class GLU(FeedForward):
         """The inner norm sees the inner width."""
         return {"dim": _hidden(facts)}
 
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """There is an inner feature at least."""
+        return width_problems(facts)
+
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Transform each token."""
         x = self.act(self.gate(x)) * self.up(x)
@@ -130,6 +141,14 @@ class GLU(FeedForward):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return self.down(x)
+
+
+def width_problems(facts: Facts) -> list[Problem]:
+    """A width derived from `mult` must hold a feature."""
+    if _hidden(facts) >= 1:
+        return []
+    message = f"leaves no inner feature: {facts['mult']} * {facts['dim']} is less than 1"
+    return [Problem("mult", message, facts["mult"], f"at least 1 / dim = {1 / facts['dim']:.4g}")]
 
 
 def _hidden(facts: Facts) -> int:

@@ -11,7 +11,7 @@ import torch
 from variform.core.codec import as_spec
 from variform.core.resolve import resolve
 from variform.core.spec import Spec
-from variform.errors import ConfigError, ShapeError, did_you_mean
+from variform.errors import ConfigError, did_you_mean
 from variform.inspect.fake import FakeModel
 from variform.inspect.rows import Row, make_rows
 from variform.inspect.symbols import Sizes
@@ -183,19 +183,26 @@ def describe(
         ShapeError: the model does not take these sizes.
         BackendError: an attention backend asked for by name does not serve a call on this device.
     """
-    _check_sizes(batch=batch, length=length, decode_len=decode_len)
     resolved = resolve(as_spec(source), **facts)
     model = FakeModel(resolved, dtype)
-    length = length or getattr(model.part, "max_seq_len", None)
     if device == "cpu":
-        return _described(model, resolved, batch, length, device, decode_len)
+        return describe_model(model, resolved, batch, length, decode_len=decode_len)
     with standing_in(device):
-        return _described(model, resolved, batch, length, device, decode_len)
+        return describe_model(model, resolved, batch, length, device=device, decode_len=decode_len)
 
 
-def _described(
-    model: FakeModel, resolved: Spec, batch: int, length: int | None, device: str, decode_len: int | None
+def describe_model(
+    model: FakeModel,
+    resolved: Spec,
+    batch: int,
+    length: int | None,
+    *,
+    device: str = "cpu",
+    decode_len: int | None = None,
 ) -> Description:
+    """The description of a model that was built from stand-ins; see `describe`."""
+    _check_sizes(batch=batch, length=length, decode_len=decode_len)
+    length = length or getattr(model.part, "max_seq_len", None)
     first = model.trace(batch, length)
     wider = model.trace(batch + 1, length)
     runs, sizes = _further_run(model, batch, length, [first, wider])
@@ -214,7 +221,7 @@ def _further_run(model: FakeModel, batch: int, length: int | None, runs: list[No
                 continue
             try:
                 third = model.trace(batch + 2, other)
-            except (ShapeError, RuntimeError):
+            except (ValueError, RuntimeError, IndexError):
                 continue
             return [*runs, third], Sizes((batch, batch + 1, batch + 2), (length, length, other))
     return runs, Sizes((batch, batch + 1), None)
@@ -237,4 +244,4 @@ def _check_sizes(**sizes: Any) -> None:
             raise ConfigError(f"{name} must be a positive integer", value=size)
 
 
-__all__ = ["OPTIMIZERS", "Description", "Memory", "describe"]
+__all__ = ["OPTIMIZERS", "Description", "Memory", "describe", "describe_model"]

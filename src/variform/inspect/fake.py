@@ -70,6 +70,12 @@ class FakeModel:
         with self.mode, torch.no_grad():
             return state_by_path(self.make_state(batch, max_len))
 
+    @property
+    def failed_path(self) -> str:
+        """Where the part stands in which the last run failed; empty for the whole model."""
+        failed = self.tracer.failed
+        return next((place.path for place in self.tree.walk() if place.part is failed), "")
+
     def make_state(self, batch: int, max_len: int | None) -> Any:
         """An empty decode state of stand-ins; to be called under `mode`."""
         if isinstance(self.part, Model):

@@ -1,0 +1,1 @@
+"""Training with Lightning: configuration, text, run folders, exact resume. Needs the extra `train`."""

@@ -1,0 +1,141 @@
+"""Checks a program's inputs against their declared shapes when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from variform.core.dims import Dim, Shape, shape_text, size_of
+from variform.errors import ShapeError, did_you_mean
+from variform.parts.kinds import Op
+from variform.stack.execute import ModuleList
+from variform.stack.lines import steps_of
+
+
+class StreamError(ShapeError, KeyError):
+    """A named tensor is missing, or was given and is not known."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One declared input: its sizes as numbers or names (expressions are checked apart), and how it is used."""
+
+    name: str
+    shape: Shape
+    sizes: tuple[int | str | None, ...]
+    spare: bool
+    ids: bool
+
+
+class Admission:
+    """The declared inputs of a program.
+
+    Args:
+        shapes: their shapes by name.
+        lines: what reads them; an input that only the `spare` places of ops read may be larger than declared, and
+            of batch size 1.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], lines: ModuleList) -> None:
+        spare, ids = _uses(frozenset(shapes), lines)
+        entries = [
+            _Input(name, shape, tuple(map(_plain, shape)), name in spare, name in ids) for name, shape in shapes.items()
+        ]
+        self.entries = tuple(sorted(entries, key=lambda entry: entry.spare))  # names get their sizes from the exact
+
+    def check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse inputs that do not fit.
+
+        Raises:
+            StreamError: missing or unknown names.
+            ShapeError: a shape that is not the declared one.
+        """
+        names = [entry.name for entry in self.entries]
+        for name in names:
+            if name not in inputs:
+                raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
+        for name in inputs:
+            if name not in names:
+                raise StreamError(f"{name!r} is no input of this program; {did_you_mean(str(name), names)}")
+        sizes: dict[str, int] = {}
+        origin: dict[str, str] = {}
+        for entry in self.entries:
+            self._check(entry, inputs[entry.name], sizes, origin)
+
+    def _check(self, entry: _Input, value: Any, sizes: dict[str, int], origin: dict[str, str]) -> None:
+        if not isinstance(value, Tensor):
+            raise ShapeError(f"the input {entry.name!r} must be a tensor, not a {type(value).__name__}")
+        declared, given = shape_text(entry.shape), list(value.shape)
+        if value.dim() != len(entry.shape):
+            raise ShapeError(f"the input {entry.name!r} is declared {declared}, and has the shape {given}")
+        for axis, size in enumerate(entry.sizes):
+            actual = value.shape[axis]
+            if isinstance(size, str) and size not in sizes:
+                if not entry.spare:
+                    sizes[size], origin[size] = actual, entry.name
+                continue
+            if size is None and not _bound(entry.shape[axis], sizes):
+                continue
+            wanted = size_of(entry.shape[axis], sizes)
+            if actual == wanted or (entry.spare and _suffices(axis, actual, wanted)):
+                continue
+            source = f"; {origin[size]!r} says {size} = {wanted}" if isinstance(size, str) else ""
+            raise ShapeError(
+                f"the input {entry.name!r} is declared {declared}, and has the shape {given}: "
+                f"its size {axis} must be {wanted}{' or more' if entry.spare and axis > 1 else ''}{source}"
+            )
+
+    def example(self, batch: int, length: int) -> dict[str, Tensor]:
+        """Inputs of the sizes asked for: zeros, integers where ids are read."""
+        leading = {size for entry in self.entries for size in entry.sizes[:1] if isinstance(size, str)}
+        symbols = {s for entry in self.entries for d in entry.shape if isinstance(d, Dim) for s in d.symbols()}
+        sizes = {name: batch if name in leading else length for name in symbols}
+        return {
+            entry.name: torch.zeros(
+                [size_of(size, sizes) for size in entry.shape], dtype=torch.long if entry.ids else None
+            )
+            for entry in self.entries
+        }
+
+
+def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], frozenset[str]]:
+    """The inputs that only spare places read, and those that are read as ids."""
+    exact: set[str] = set()
+    read: set[str] = set()
+    ids: set[str] = set()
+    alive = set(names)
+    for _, step in steps_of(lines):
+        spare_places = step.op.spare if isinstance(step.op, Op) else ()
+        id_places = step.op.ids if isinstance(step.op, Op) else ()
+        for place, name in enumerate(step.takes):
+            if name in alive:
+                read.add(name)
+                if place not in spare_places:
+                    exact.add(name)
+                if place in id_places:
+                    ids.add(name)
+        alive -= set(step.into)
+    return frozenset(read - exact), frozenset(ids)
+
+
+def _plain(size: int | Dim) -> int | str | None:
+    """A number, a name, or None for an expression of names."""
+    if isinstance(size, int):
+        return size
+    text = str(size)
+    return text if text.isidentifier() else None
+
+
+def _bound(size: int | Dim, sizes: Mapping[str, int]) -> bool:
+    return isinstance(size, int) or size.symbols() <= set(sizes)
+
+
+def _suffices(axis: int, actual: int, wanted: int) -> bool:
+    return actual == 1 if axis == 0 else axis > 1 and actual > wanted

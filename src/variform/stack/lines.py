@@ -1,0 +1,235 @@
+"""The lines of a program: single steps and blocks of them, and how they run over named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from variform.core.part import Facts, Follower, Part
+from variform.core.registry import register
+from variform.errors import Problem
+from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Op, State, StreamPart, Streams, call, holds_state
+from variform.stack.execute import ModuleList
+
+Names = tuple[str, ...]
+Values = dict[str, Tensor]
+
+
+class Line(Part):
+    """What a program is a list of."""
+
+    kind: ClassVar[str] = "line"
+
+
+@register("step")
+class Step(Line):
+    """Applies one part to named tensors and names what comes out.
+
+    An op takes all that is read and gives all that is written. A layer, mixer or feedforward transforms the first
+    name; further names reach it as streams. A norm normalises the first name; a second one is its condition.
+
+    Args:
+        op: the part.
+        reads: names of its inputs, in order.
+        into: names of its outputs, in order; a name may be written anew.
+        label: what tables call the step; the part's name when empty.
+    """
+
+    def __init__(
+        self,
+        op: Op | Layer | Mixer | FeedForward | Norm,
+        reads: tuple[str, ...] = ("x",),
+        into: tuple[str, ...] = ("x",),
+        label: str = "",
+    ) -> None:
+        super().__init__()
+        self.op = op
+        self.takes = reads
+        self.into = into
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """A step reads and writes something, and no name twice at once."""
+        found = []
+        if not facts["reads"]:
+            found.append(Problem("reads", "a step reads at least one stream"))
+        if not facts["into"] or len(set(facts["into"])) < len(facts["into"]):
+            found.append(Problem("into", "a step writes at least one stream, and none twice", facts["into"]))
+        return found
+
+    def forward(self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State) -> tuple[Tensor, ...]:
+        """Apply the part.
+
+        Args:
+            inputs: the tensors read, in order.
+            streams: side inputs of the program as a whole.
+            slot: the name of this place, for decode state.
+            published: where new decode state goes; changed in place.
+        """
+        if isinstance(self.op, StreamPart):
+            extra = dict(zip(self.takes[1:], inputs[1:], strict=True))
+            return (call(self.op, inputs[0], {**streams, **extra} if extra else streams, slot, published),)
+        out = self.op(*inputs)
+        return out if isinstance(out, tuple) else (out,)
+
+
+@register("block")
+class Block(Line):
+    """Lines that belong together: what is repeated, shown under one heading, or recomputed together.
+
+    Its lines read and write the program's own names.
+
+    Args:
+        lines: steps and blocks, in order.
+        label: the heading; copies of a block have the same.
+    """
+
+    def __init__(self, lines: Sequence[Line], label: str = "") -> None:
+        super().__init__()
+        self.lines = ModuleList(lines)
+
+    @classmethod
+    def follow(cls, slot: str, facts: Facts) -> Follower | None:
+        """The program around it follows the lines."""
+        inner: Follower | None = facts.get("block_follower")
+        return inner
+
+    def forward(self, values: Values, stage: Stage, streams: Streams, published: State) -> Values:
+        """Run the lines.
+
+        Args:
+            values: the tensors the block needs, by name; the dict is the block's own, and it frees what is dead.
+            stage: the plan of the block at this place.
+            streams: side inputs of the program as a whole.
+            published: where new decode state goes.
+        """
+        run(self.lines, stage.inner, values, streams, published)
+        return {name: values[name] for name in stage.gives}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one line does at its place in a program.
+
+    Args:
+        slot: the name of the place.
+        takes: names it needs, in reading order for a step.
+        gives: names that are written and needed later.
+        drops: names that nothing needs after it.
+        inner: the lines of a block.
+    """
+
+    slot: str
+    takes: Names
+    gives: Names
+    drops: Names
+    inner: tuple[Stage, ...] = ()
+
+
+def plan(lines: ModuleList, keep: frozenset[str], prefix: str = "") -> tuple[tuple[Stage, ...], frozenset[str]]:
+    """Liveness: which names each line needs, gives and frees; and the names needed before the first line.
+
+    Args:
+        lines: in order.
+        keep: names that are needed after the last line.
+        prefix: of the places' names.
+    """
+    stages: list[Stage] = []
+    live = keep
+    for place, line in reversed(list(enumerate(lines.in_order()))):
+        slot = f"{prefix}lines.{place}"
+        written = names_written(line)
+        inner: tuple[Stage, ...] = ()
+        if isinstance(line, Block):
+            inner, needs = plan(line.lines, live & written, f"{slot}.")
+            takes = tuple(sorted(needs))
+        else:
+            assert isinstance(line, Step)
+            takes = line.takes
+            needs = frozenset(takes)
+        after = live - written
+        order = line.into if isinstance(line, Step) else sorted(written)
+        gives = tuple(name for name in order if name in live)
+        stages.append(Stage(slot, takes, gives, tuple(sorted(needs - after)), inner))
+        live = after | needs
+    return tuple(reversed(stages)), live
+
+
+def run(
+    lines: ModuleList,
+    stages: tuple[Stage, ...],
+    values: Values,
+    streams: Streams,
+    published: State,
+    recompute: bool = False,
+) -> None:
+    """Run lines over named tensors.
+
+    Args:
+        lines: in order.
+        stages: their plan.
+        values: the tensors by name; new ones are put in, dead ones taken out.
+        streams: side inputs of the program as a whole.
+        published: where new decode state goes.
+        recompute: run blocks anew in the backward pass instead of keeping their activations.
+    """
+    for line, stage in zip(lines.in_order(), stages, strict=True):
+        if isinstance(line, Block):
+            taken = {name: values[name] for name in stage.takes}
+            _drop(values, stage.drops)
+            if recompute:
+                values.update(checkpoint(_afresh, line, taken, stage, streams, use_reentrant=False))
+            else:
+                values.update(line(taken, stage, streams, published))
+            del taken
+        else:
+            inputs = [values[name] for name in stage.takes]
+            _drop(values, stage.drops)
+            outputs = line(inputs, streams, stage.slot, published)
+            for name, value in zip(line.into, outputs, strict=True):  # type: ignore[arg-type]
+                if name in stage.gives:
+                    values[name] = value
+            del inputs, outputs, value  # or they would outlive their last reader
+
+
+def _afresh(block: Block, values: Values, stage: Stage, streams: Streams) -> Values:
+    """A block frees what it is given; the copy is what a second run starts from."""
+    out: Values = block(dict(values), stage, streams, {})
+    return out
+
+
+def _drop(values: Values, names: Names) -> None:
+    for name in names:
+        del values[name]
+
+
+def names_written(line: Any) -> frozenset[str]:
+    """All names that a line writes."""
+    if isinstance(line, Block):
+        return frozenset().union(*(names_written(inner) for inner in line.lines.in_order()))
+    return frozenset(line.into)
+
+
+def steps_of(lines: ModuleList, prefix: str = "") -> Iterator[tuple[str, Step]]:
+    """All steps in the order in which they run, with the names of their places."""
+    for place, line in enumerate(lines.in_order()):
+        slot = f"{prefix}lines.{place}"
+        if isinstance(line, Block):
+            yield from steps_of(line.lines, f"{slot}.")
+        else:
+            assert isinstance(line, Step)
+            yield slot, line
+
+
+def lines_state(lines: ModuleList, batch: int, max_len: int, streams: Streams) -> State:
+    """Decode state of the parts in a program that keep one, by place."""
+    found = ((slot, step.op) for slot, step in steps_of(lines))
+    return {
+        slot: op.init_state(batch, max_len, streams)
+        for slot, op in found
+        if isinstance(op, StreamPart) and holds_state(op)
+    }

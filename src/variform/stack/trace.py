@@ -1,0 +1,299 @@
+"""Names, shapes and their origin along the lines of a program, inferred before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from variform.core.dims import Shape, shape_text
+from variform.core.fields import field_map
+from variform.core.inherit import Inherit
+from variform.core.part import Facts
+from variform.core.spec import Shared, Spec
+from variform.errors import Problem, ShapeError, did_you_mean, join_path
+from variform.parts.kinds import Norm, Op, StreamPart
+from variform.stack.lines import Block, Step
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named tensor: its shape (None where a mistake left it open) and the line that defined it."""
+
+    shape: Shape | None
+    where: str
+
+    def __str__(self) -> str:
+        return f"{shape_text(self.shape or ())} from {self.where}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step, with the shapes of what it reads and writes.
+
+    Args:
+        path: its place in the spec.
+        block: the heading of its block.
+        repeat: which copy of the block, from 1.
+        line: which line of the block, from 1.
+        name: what tables call it.
+        reads: what it reads, constants included.
+        writes: what it writes.
+        op: the resolved part.
+    """
+
+    path: str
+    block: str
+    repeat: int
+    line: int
+    name: str
+    reads: tuple[tuple[str, Shape], ...]
+    writes: tuple[tuple[str, Shape], ...]
+    op: Spec
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return _place(self.block, self.repeat, self.line, self.name)
+
+    def __str__(self) -> str:
+        reads = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.reads)
+        writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.writes)
+        return f"{self.name} -> Input(s): {reads} - Output(s): {writes}"
+
+
+@dataclass
+class Trace:
+    """What is known of a program at one place, and the rows so far.
+
+    Args:
+        values: the named tensors.
+        rows: the steps passed.
+        copies: how often a heading has been met.
+        broken: headings of blocks with a problem; their further copies are passed over.
+        shared: the descriptions of shared lines met so far.
+    """
+
+    values: dict[str, Value]
+    rows: list[Row] = field(default_factory=list)
+    copies: dict[str, int] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    shared: dict[str, Spec] = field(default_factory=dict)
+
+    def lose(self, line: Spec, where: str) -> None:
+        """Take note that what a line writes has no known shape."""
+        for name in _written(line):
+            self.values[name] = Value(None, where)
+
+
+class LineFollower:
+    """Follows the lines of a program or of one of its blocks while they are resolved.
+
+    Args:
+        trace: what is known, shared with the lines around.
+        path: the place of the list of lines.
+        block: the heading.
+        repeat: which copy of the block.
+    """
+
+    def __init__(self, trace: Trace, path: str = "lines", block: str = "", repeat: int = 1) -> None:
+        self.trace = trace
+        self.path = path
+        self.block = block
+        self.repeat = repeat
+        self.found: list[Problem] = []
+        self.current: Spec | None = None
+
+    def problems(self) -> list[Problem]:
+        """What has been found, by place in the list of lines."""
+        return self.found
+
+    def before(self, index: int, child: Any) -> Facts | None:
+        """Sizes for the line that comes next; None when what it reads is missing or lost."""
+        self.current = line = self._description(child)
+        if line is None or not _is_readable(line):
+            return {}
+        if line.part is Block:
+            return self._enter(index, line)
+        names: tuple[str, ...] = line["reads"]
+        values = self.trace.values
+        missing = [name for name in names if name not in values]
+        for name in missing:
+            hint = did_you_mean(name, values) if values else "nothing has been written yet"
+            self._report(index, line, f"reads {name!r}, which nothing before it writes", hint, field="reads")
+        if missing or any(values[name].shape is None for name in names):
+            return None
+        return self._sizes(index, line, names)
+
+    def after(self, index: int, child: Any) -> None:
+        """Infer what the line writes."""
+        line = None if child is None else self._description(child)
+        if line is not None and line.part is Step:
+            self._infer(index, line)
+        elif line is None and self.current is not None:
+            self.trace.lose(self.current, self._where(index, self.current))
+            if self.current.part is Block:
+                self.trace.broken.add(self.current.get("label"))
+
+    def _description(self, child: Any) -> Spec | None:
+        if isinstance(child, Shared):
+            if child.spec is not None:
+                self.trace.shared[child.name] = child.spec
+            child = self.trace.shared.get(child.name)
+        return child if isinstance(child, Spec) and child.part in (Step, Block) else None
+
+    def _enter(self, index: int, block: Spec) -> Facts | None:
+        label: str = block["label"]
+        if label and label in self.trace.broken:
+            return None
+        count = self.trace.copies[label] = self.trace.copies.get(label, 0) + 1
+        path = f"{self.path}.{index}.lines"
+        return {"block_follower": LineFollower(self.trace, path, label or self.block, count if label else self.repeat)}
+
+    def _sizes(self, index: int, line: Spec, names: tuple[str, ...]) -> Facts | None:
+        shapes = self._shapes(names)
+        last = shapes[0][-1] if shapes[0] else 1
+        known = {"read_shapes": shapes, **({"dim": last} if isinstance(last, int) else {})}
+        op = unshared(line.get("op"))
+        if op is None:
+            return known
+        arity = op.part.arity if issubclass(op.part, Op) else len(names)
+        dim = field_map(op.part).get("dim")
+        if arity != len(names):
+            self._report(index, line, f"takes {arity} streams, and reads {len(names)}", field="reads", value=names)
+            return None
+        if dim is not None and "dim" not in known and isinstance(op.get("dim"), Inherit):
+            message = f"needs a known number of features, and {names[0]} is {self.trace.values[names[0]]}"
+            self._report(index, line, message, field="reads")
+            return None
+        return known
+
+    def _infer(self, index: int, line: Spec) -> None:
+        op, names = unshared(line["op"]), line["reads"]
+        assert op is not None
+        shapes = self._shapes(names)
+        try:
+            outputs = _outputs(op, shapes)
+        except ShapeError as error:
+            reads = ", ".join(f"{name} {self.trace.values[name]}" for name in names)
+            self._report(index, line, f"{error}; it reads {reads}")
+            self.trace.lose(line, self._where(index, line))
+            return
+        if len(outputs) != len(line["into"]):
+            message = f"gives {len(outputs)} streams, and {len(line['into'])} are named"
+            self._report(index, line, message, field="into", value=line["into"])
+            self.trace.lose(line, self._where(index, line))
+            return
+        where = self._where(index, line)
+        written = tuple(zip(line["into"], outputs, strict=True))
+        self.trace.values.update({name: Value(shape, where) for name, shape in written})
+        constants = op.part.constants(op.args) if issubclass(op.part, Op) else {}
+        read = (*zip(names, shapes, strict=True), *constants.items())
+        path, name = f"{self.path}.{index}", line["label"] or op.name
+        self.trace.rows.append(Row(path, self.block, self.repeat, index + 1, name, read, written, op))
+
+    def _shapes(self, names: tuple[str, ...]) -> tuple[Shape, ...]:
+        return tuple(self.trace.values[name].shape or () for name in names)
+
+    def _where(self, index: int, line: Spec) -> str:
+        op = unshared(line.get("op"))
+        name = line.get("label") or (line.name if op is None else op.name)
+        return _place(self.block, self.repeat, index + 1, name)
+
+    def _report(self, index: int, line: Spec, message: str, hint: str = "", field: str = "", value: Any = None) -> None:
+        more = {} if value is None else {"value": value}
+        text = f"{self._where(index, line)}: {message}"
+        self.found.append(Problem(join_path(str(index), field), text, hint=hint, **more))
+
+
+def trace_lines(lines: tuple[Any, ...], values: Mapping[str, Value]) -> Trace:
+    """The trace of lines that are resolved and sound."""
+    trace = Trace(dict(values))
+    _follow(lines, LineFollower(trace))
+    return trace
+
+
+def input_values(shapes: Mapping[str, Shape]) -> dict[str, Value]:
+    """The named tensors that a program starts from."""
+    return {name: Value(shape, "the inputs") for name, shape in shapes.items()}
+
+
+def unread(rows: list[Row], inputs: Mapping[str, Value], outputs: tuple[str, ...]) -> list[Problem]:
+    """Inputs and writes that nothing reads: paths as in the rows, `inputs.NAME` for inputs."""
+    waiting: dict[str, Row | None] = dict.fromkeys(inputs)
+    found: list[Problem] = []
+
+    def report(name: str, row: Row | None, end: str) -> None:
+        if row is None:
+            found.append(Problem(f"inputs.{name}", f"the input {name!r} is never read"))
+        else:
+            found.append(Problem(f"{row.path}.into", f"{row.where}: writes {name!r}, which {end}"))
+
+    for row in rows:
+        for name, _ in row.reads:
+            waiting.pop(name, None)
+        for name, _ in row.writes:
+            if name in waiting:
+                report(name, waiting[name], f"{row.where} overwrites before anything reads it")
+            waiting[name] = row
+    for name, last in waiting.items():
+        if name not in outputs:
+            report(name, last, "nothing reads")
+    return found
+
+
+def _follow(lines: tuple[Any, ...], follower: LineFollower) -> None:
+    for index, line in enumerate(lines):
+        facts = follower.before(index, line) or {}
+        spec = unshared(line)
+        if spec is not None and "block_follower" in facts:
+            _follow(spec["lines"], facts["block_follower"])
+        follower.after(index, line)
+
+
+def _outputs(op: Spec, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    if issubclass(op.part, Op):
+        return op.part.shapes(op.args, shapes)
+    x, dim = shapes[0], op.get("dim")
+    if isinstance(dim, int) and (not x or x[-1] != dim):
+        raise ShapeError(f"{op.kind} {op.name!r} works on {dim} features")
+    if issubclass(op.part, Norm) and len(shapes) > 2:
+        raise ShapeError("a norm takes one stream, and a condition at most")
+    if issubclass(op.part, StreamPart):
+        if len(x) != 3:
+            raise ShapeError(f"a {op.kind} takes [B, L, dim]")
+        if op.part.publishes(op.args) or op.part.gives(op.args):
+            raise ShapeError(f"{op.kind} {op.name!r} publishes streams or changes sizes, which a step cannot follow")
+    return (x,)
+
+
+def unshared(part: Any) -> Spec | None:
+    """The description of a part, shared or not; None where it stands elsewhere or is missing."""
+    part = part.spec if isinstance(part, Shared) else part
+    return part if isinstance(part, Spec) else None
+
+
+def _is_readable(line: Spec) -> bool:
+    """Whether the names are names: if not, resolution says so."""
+    if line.part is Block:
+        return isinstance(line["label"], str)
+    names = (*_tuple(line.get("reads")), *_tuple(line.get("into")))
+    return line.part is Step and all(isinstance(name, str) for name in names) and bool(line.get("reads"))
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (None,)
+
+
+def _written(line: Spec) -> Iterator[str]:
+    if line.part is Step:
+        yield from (name for name in _tuple(line.get("into")) if isinstance(name, str))
+    for _, _, child in line.children() if line.part is Block else ():
+        inner = child.spec if isinstance(child, Shared) else child
+        if inner is not None:
+            yield from _written(inner)
+
+
+def _place(block: str, repeat: int, line: int, name: str) -> str:
+    copy = f", repeat {repeat}" if repeat > 1 else ""
+    return f"{block}{copy}, line {line} ({name})" if block else f"line {line} ({name})"

@@ -182,15 +182,18 @@ def test_compiles_whole() -> None:
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(q, k, v), run(q, k, v))
 
 
-def test_exports() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_exports_with_any_length(packed: bool) -> None:
     class Model(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return linear_attention(x, x, x, causal=True, chunk=8)[0]
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            segments = ids if packed else None
+            return linear_attention(x, x, x, causal=True, chunk=8, q_segments=segments, k_segments=segments)[0]
 
-    x = torch.randn(2, 2, 21, 4)
-    program = torch.export.export(Model(), (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=512)}})
-    other = torch.randn(3, 2, 21, 4)
-    torch.testing.assert_close(program.module()(other), Model()(other))
+    shapes = {"x": {2: torch.export.Dim.DYNAMIC}, "ids": {1: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(Model(), (torch.randn(2, 2, 20, 4), _sorted_ids(20)), dynamic_shapes=shapes)
+    for size in (5, 8, 33):
+        inputs = torch.randn(2, 2, size, 4), _sorted_ids(size)
+        torch.testing.assert_close(program.module()(*inputs), Model()(*inputs))
 
 
 @pytest.mark.parametrize(

@@ -132,37 +132,35 @@ def _causal(
     batch, heads, length, dim = q.shape
     if state is None:
         state = linear_state(batch, heads, dim, v.shape[-1], q.dtype, q.device)
-    size = min(chunk, length)
+    size = chunk if torch.compiler.is_exporting() else min(chunk, length)
     q, k, v = (_chunks(t, size) for t in (q, k, v))
     weights = (q @ k.transpose(-1, -2)).tril()
-    tails, segment, last_k, old_q = None, state.segment, k, q
+    ends, segment, last_k, old_q = None, state.segment, k, q
     if segments is not None:
         runs, segment = _runs(_rows(segments, batch), k_valid, segment)
-        chunks = q.shape[2]
-        runs = functional.pad(runs, (0, chunks * size - length), mode="replicate").view(batch, 1, chunks, size)
-        tails = runs[..., -1]
-        before = functional.pad(tails[..., :-1], (1, 0))  # run 0 is the state's
+        runs = runs[:, None, _tokens(q.shape[2], size, q.device).clamp(max=length - 1)]
+        ends = functional.pad(runs[..., -1], (1, 0))  # run 0 is the state's
+        before, tails = ends[..., :-1], ends[..., 1:]
         weights = weights.masked_fill(runs[..., :, None] != runs[..., None, :], 0)
         last_k = k.masked_fill((runs != tails[..., None])[..., None], 0)
         old_q = q.masked_fill((runs != before[..., None])[..., None], 0)
-    s = _histories(last_k.transpose(-1, -2) @ v, state.s, tails)
-    z = _histories(last_k.sum(-2), state.z, tails)
+    s = _histories(last_k.transpose(-1, -2) @ v, state.s, ends)
+    z = _histories(last_k.sum(-2), state.z, ends)
     numerator = weights @ v + old_q @ s[:, :, :-1].to(q.dtype)
     denominator = weights.sum(-1) + (old_q @ z[:, :, :-1, :, None].to(q.dtype))[..., 0]
-    out = _divide(numerator, denominator).flatten(2, 3)[:, :, :length]
+    out = _joined(_divide(numerator, denominator), length, size)
     return out, LinearState(s[:, :, -1], z[:, :, -1], segment)
 
 
-def _histories(sums: Tensor, initial: Tensor, tails: Tensor | None) -> Tensor:
+def _histories(sums: Tensor, initial: Tensor, ends: Tensor | None) -> Tensor:
     """Sums over all chunks before each chunk, and over all of them: `[B, H, n, ...]` -> `[B, H, n + 1, ...]`.
 
-    With `tails`, the run each chunk ends in `[B, 1, n]`, only chunks that end in the same run are summed: a gated
+    With `ends`, the run that the state and each chunk end in `[B, 1, n + 1]`, only equal runs are summed: a gated
     recurrence with gates 0 and 1, written as one small matrix product because a difference of long sums would cancel.
     """
     bank = torch.cat((initial[:, :, None], sums.to(initial.dtype)), dim=2)
-    if tails is None:
+    if ends is None:
         return bank.cumsum(2)
-    ends = functional.pad(tails, (1, 0))
     gates = (ends[..., :, None] == ends[..., None, :]).tril().to(bank.dtype)
     return (gates @ bank.flatten(3)).view_as(bank)
 
@@ -185,7 +183,24 @@ def _chunks(x: Tensor, size: int) -> Tensor:
     """`[B, H, L, D]` -> `[B, H, n, size, D]`, the last chunk filled with zeros."""
     batch, heads, length, dim = x.shape
     chunks = (length + size - 1) // size
+    if torch.compiler.is_exporting():
+        # No reshape, and always two chunks or more: an exported graph then holds for every length.
+        tokens = _tokens(chunks + 1, size, x.device)
+        return x[:, :, tokens.clamp(max=length - 1)].masked_fill((tokens >= length)[..., None], 0)
     return functional.pad(x, (0, 0, 0, chunks * size - length)).reshape(batch, heads, chunks, size, dim)
+
+
+def _joined(x: Tensor, length: int, size: int) -> Tensor:
+    """`[B, H, n, size, D]` -> `[B, H, L, D]`."""
+    if torch.compiler.is_exporting():
+        tokens = torch.arange(length, device=x.device)
+        return x[:, :, tokens // size, tokens % size]
+    return x.flatten(2, 3)[:, :, :length]
+
+
+def _tokens(chunks: int, size: int, device: torch.device) -> Tensor:
+    """Token of each place, `[chunks, size]`."""
+    return torch.arange(chunks, device=device)[:, None] * size + torch.arange(size, device=device)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

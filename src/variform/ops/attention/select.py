@@ -93,11 +93,16 @@ def attention(call: Call, backend: str = "auto") -> Tensor:
 
 
 def _stand_in(call: Call, backend: str) -> Tensor:
-    """Report a call that is meant for another device, and run it as a fused attention there would keep its tensors."""
+    """Report a call that is meant for another device, and run what keeps the tensors that its backend there keeps."""
+    chosen = _choose(call) if backend == "auto" else _named(backend)
     with meter.metered(call, backend):
+        if chosen is _reference or chosen.refuses(call, call.needs_grad) is not None:
+            return _reference.run(call)
         if call.target != "cpu":
             call = replace(call, dropout=0.0)  # elsewhere fused kernels draw the dropout again in the backward pass
-        return (_sdpa if _sdpa.refuses(call, call.needs_grad) is None else _reference).run(call)
+        if chosen is not _sdpa:  # it has no dense mask or bias to keep: q, k, v and the result are all
+            call = Call(call.q, call.k, call.v, scale=call.scale, device=call.device)
+        return _sdpa.run(call)
 
 
 def candidates(call: Call, backend: str = "auto") -> list[Candidate]:
@@ -139,10 +144,15 @@ def _choose(call: Call) -> Backend:
     return _sdpa if _sdpa.refuses(call, training) is None else _reference
 
 
-def _demanded(call: Call, name: str) -> Backend:
+def _named(name: str) -> Backend:
     backend = _reference if name == "reference" else _sdpa if name == "sdpa" else backends().get(name)
     if backend is None:
         raise ConfigError(f"unknown attention backend {name!r}", hint=did_you_mean(name, ["auto", *backends()]))
+    return backend
+
+
+def _demanded(call: Call, name: str) -> Backend:
+    backend = _named(name)
     refusal = backend.refuses(call, call.needs_grad)
     if refusal is not None:
         fitting = [other for other, at in backends().items() if at.refuses(call, call.needs_grad) is None]

@@ -26,8 +26,8 @@ def set_aside(data: Any, kinds: tuple[str, ...] = (), path: str = "") -> tuple[A
     if not isinstance(data, Mapping):
         return data, ()
     if "part" not in data:  # a shared part, a repeat or a preset: what is inside `of` is a part
-        inner, dropped = set_aside(data.get("of"), kinds, join_path(path, "of"))
-        return ({**data, "of": inner} if "of" in data else data), dropped
+        inner, found = set_aside(data.get("of"), kinds, join_path(path, "of"))
+        return ({**data, "of": inner} if "of" in data else data), found
     try:
         part = lookup(str(data["part"]), kinds)
     except ConfigError:
@@ -42,8 +42,8 @@ def set_aside(data: Any, kinds: tuple[str, ...] = (), path: str = "") -> tuple[A
             dropped.append(here)
             continue
         if key in known and known[key].is_slot:
-            value, inner = _slot(value, known[key].kind_names(), here)
-            dropped.extend(inner)
+            value, below = _slot(value, known[key].kind_names(), here)
+            dropped.extend(below)
         kept[key] = value
     return kept, tuple(dropped)
 

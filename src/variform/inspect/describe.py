@@ -201,7 +201,7 @@ def describe_model(
     decode_len: int | None = None,
 ) -> Description:
     """The description of a model that was built from stand-ins; see `describe`."""
-    _check_sizes(batch=batch, length=length, decode_len=decode_len)
+    check_sizes(batch=batch, length=length, decode_len=decode_len)
     length = length or getattr(model.part, "max_seq_len", None)
     first = model.trace(batch, length)
     wider = model.trace(batch + 1, length)
@@ -238,10 +238,11 @@ def _state(model: FakeModel, resolved: Spec, batch: int, max_len: int | None) ->
         return None, str(error)
 
 
-def _check_sizes(**sizes: Any) -> None:
+def check_sizes(**sizes: Any) -> None:
+    """Refuse sizes that are no positive integers; None stands for a default."""
     for name, size in sizes.items():
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ConfigError(f"{name} must be a positive integer", value=size)
 
 
-__all__ = ["OPTIMIZERS", "Description", "Memory", "describe", "describe_model"]
+__all__ = ["OPTIMIZERS", "Description", "Memory", "check_sizes", "describe", "describe_model"]

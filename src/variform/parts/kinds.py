@@ -87,7 +87,6 @@ class Sides:
         scores: score modifiers, applied in order.
         cache: where new keys go and what they join (decoding); see `variform.stack.state`.
         state: this attention's own decode state.
-        weights: a list that attention maps are appended to, when they are asked for.
     """
 
     q_positions: Tensor | None = None
@@ -100,7 +99,6 @@ class Sides:
     scores: tuple[ScoreMod, ...] = ()
     cache: Mapping[str, Any] | None = None
     state: State | None = None
-    weights: list[Tensor] | None = None
 
 
 class Attention(Part):

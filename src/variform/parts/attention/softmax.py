@@ -13,7 +13,6 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, did_you_mean
 from variform.ops.attention.call import Call
-from variform.ops.attention.reference import reference_weights
 from variform.ops.attention.select import attention, backends
 from variform.ops.masks import Causal, Mask, Window
 from variform.parts.attention.kv_cache import append, ring_append, ring_state
@@ -188,8 +187,4 @@ def attend(
         scale=scale,
         dropout=dropout,
     )
-    if sides.weights is not None:
-        out, weights = reference_weights(call)
-        sides.weights.append(weights)
-        return out
     return attention(call, backend)

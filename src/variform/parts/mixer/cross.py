@@ -132,8 +132,8 @@ class CrossMultiHead(Mixer):
     def _sides(self, streams: Streams) -> Sides:
         mask = streams.get("context_mask")
         if isinstance(mask, Mask):
-            return Sides(mask=mask, weights=streams.get("weights"))
-        return Sides(k_valid=mask, weights=streams.get("weights"))
+            return Sides(mask=mask)
+        return Sides(k_valid=mask)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""

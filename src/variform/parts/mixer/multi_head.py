@@ -136,7 +136,6 @@ class MultiHead(Mixer):
             scores=scores,
             cache=streams.get("cache"),
             state=streams.get("state"),
-            weights=streams.get("weights"),
         )
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:

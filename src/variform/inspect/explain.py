@@ -1,0 +1,217 @@
+"""`vf.explain`: which backend serves each attention of a model, and why the others do not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from variform.core.codec import as_spec
+from variform.core.part import Part
+from variform.core.resolve import resolve
+from variform.errors import ConfigError
+from variform.inspect.describe import check_sizes
+from variform.inspect.fake import FakeModel
+from variform.inspect.rows import calls_by_path
+from variform.inspect.trace import Node
+from variform.ops.attention.call import Call
+from variform.ops.attention.meter import standing_in
+from variform.ops.attention.select import Candidate, candidates
+from variform.parts.kinds import Model
+from variform.stack.decodable import undecodable
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One attention call and what every backend says to it.
+
+    Args:
+        path: of the part that makes the call.
+        q, k, v: shapes.
+        dtype: of q.
+        mask: what restricts the call, in words.
+        asked: the backend asked for in the spec, or "auto".
+        candidates: one a backend, the chosen one first.
+    """
+
+    path: str
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    dtype: str
+    mask: str
+    asked: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> str | None:
+        """The backend that runs; None where the one asked for refuses."""
+        return next((candidate.name for candidate in self.candidates if candidate.chosen), None)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attention calls of one pass of a model, in the order of its parts.
+
+    Args:
+        model: kind and name of what was run.
+        batch: rows.
+        length: tokens a row; None where the input has no such size.
+        device: the device type that backends answer for.
+        training: whether a backward pass follows.
+        decode: whether the pass is one cached step of decoding.
+        rows: one an attention call.
+    """
+
+    model: str
+    batch: int
+    length: int | None
+    device: str
+    training: bool
+    decode: bool
+    rows: tuple[Choice, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        rows = [{**asdict(row), "chosen": row.chosen, "q": [*row.q], "k": [*row.k], "v": [*row.v]} for row in self.rows]
+        for row in rows:
+            row["candidates"] = list(row["candidates"])
+        return {**asdict(self), "rows": rows}
+
+    def __str__(self) -> str:
+        how = "one decoding step" if self.decode else "training" if self.training else "inference"
+        length = "" if self.length is None else f", L = {self.length}"
+        lines = [f"{self.model}, B = {self.batch}{length}, {how} on {self.device}"]
+        if not self.rows:
+            lines += ["", "no attention with a choice of backends"]
+        for paths, row in _grouped(self.rows):
+            lines += ["", _path_text(paths), f"  q {row.q}  k {row.k}  v {row.v}  {row.dtype}", f"  mask: {row.mask}"]
+            if row.asked != "auto":
+                refused = "" if row.chosen else ", which refuses: running the model raises a BackendError"
+                lines.append(f"  asked for: {row.asked}{refused}")
+            width = max(len(candidate.name) for candidate in row.candidates)
+            for one in row.candidates:
+                verdict = "->" if one.chosen else "no" if one.refusal is not None else "  "
+                lines.append(f"  {verdict} {one.name.ljust(width)}  {one.why}")
+        return "\n".join(lines)
+
+
+def explain(
+    source: Any,
+    batch: int = 1,
+    length: int | None = None,
+    *,
+    device: str | None = None,
+    training: bool = True,
+    decode: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **facts: Any,
+) -> Explanation:
+    """Which backend serves each attention of a model, and why the others do not. Nothing is computed.
+
+    Args:
+        source: a spec, a mapping, a config file, or a built model.
+        batch: rows.
+        length: tokens a row; the longest the model takes by default.
+        device: the device type that backends answer for, present or not; that of a built model, else "cpu".
+        training: whether a backward pass follows; dropout is on then.
+        decode: explain one cached step, the last of `length` tokens, instead of a whole pass.
+        dtype: of parameters and floating-point inputs.
+        **facts: what the surroundings provide, when a part is explained alone (`dim=64, heads=4`).
+
+    Raises:
+        ConfigError: the spec is wrong, a size is missing, an unknown backend is asked for, or the model cannot decode.
+        ShapeError: the model does not take these sizes.
+    """
+    check_sizes(batch=batch, length=length)
+    resolved = resolve(as_spec(source), **facts)
+    target = device or _device_of(source)
+    if decode and (problems := undecodable(resolved)):
+        raise ConfigError(problems)
+    model = FakeModel(resolved, dtype, sink=_judged)
+    length = length or getattr(model.part, "max_seq_len", None)
+    training = training and not decode
+    model.part.train(training)
+    grad: AbstractContextManager[Any] = nullcontext() if training else torch.no_grad()
+    with standing_in(target), grad:
+        root = _step(model, batch, length) if decode else model.trace(batch, length)
+    calls = calls_by_path(model.tree, root)
+    rows = [Choice(path=path, **said) for path, nodes in calls.items() for node in nodes for said in node.attention]
+    name = f"{resolved.kind} {resolved.name!r}"
+    return Explanation(name, batch, length, target, training, decode, tuple(rows))
+
+
+def _step(model: FakeModel, batch: int, length: int | None) -> Node:
+    """One token after `length - 1` cached ones."""
+    if not isinstance(model.part, Model):
+        raise ConfigError("only a whole model decodes step by step", hint="leave decode out, or explain the model")
+    if length is None:
+        raise ConfigError("give length, the number of tokens")
+    args, _ = model.arguments(batch, length)
+    lead, ids = (None,) * (len(args) - 1), args[-1]
+    with model.mode:
+        state = model.make_state(batch, length)
+        if length > 1:
+            _, state = model.tracer.run(*lead, ids[:, : length - 1], state=state)[1]
+        last = ids[:, length - 1 :]
+    return model.tracer.run(*lead, last, state=state)[0]
+
+
+def _judged(call: Call, backend: str) -> dict[str, Any]:
+    return {
+        "q": tuple(call.q.shape),
+        "k": tuple(call.k.shape),
+        "v": tuple(call.v.shape),
+        "dtype": str(call.q.dtype).removeprefix("torch."),
+        "mask": _mask_text(call),
+        "asked": backend,
+        "candidates": tuple(candidates(call, backend)),
+    }
+
+
+def _mask_text(call: Call) -> str:
+    parts = [] if call.structure is None else [repr(call.structure)]
+    if call.mask is not None:
+        parts.append(f"mask {type(call.mask).__name__}")
+    if call.q_segments is not None:
+        parts.append("documents")
+    if call.k_valid is not None:
+        parts.append("padding")
+    if not call.aligned and parts:
+        parts.append("by given positions")
+    parts += [type(modifier).__name__ for modifier in call.scores]
+    if call.dropout:
+        parts.append(f"dropout {call.dropout}")
+    return ", ".join(parts) or "none"
+
+
+def _device_of(source: Any) -> str:
+    if isinstance(source, Part):
+        return next((parameter.device.type for parameter in source.parameters()), "cpu")
+    return "cpu"
+
+
+def _grouped(rows: tuple[Choice, ...]) -> list[tuple[list[str], Choice]]:
+    """Calls that differ in one number of their path alone are shown once."""
+    groups: dict[Any, tuple[list[str], Choice]] = {}
+    for row in rows:
+        template = tuple(step for step in row.path.split(".") if not step.isdecimal())
+        key = (template, row.q, row.k, row.v, row.dtype, row.mask, row.asked, row.candidates)
+        groups.setdefault(key, ([], row))[0].append(row.path)
+    return list(groups.values())
+
+
+def _path_text(paths: list[str]) -> str:
+    if len(paths) == 1:
+        return paths[0] or "(the whole)"
+    columns = [list(dict.fromkeys(steps)) for steps in zip(*(path.split(".") for path in paths), strict=True)]
+    steps = []
+    for options in columns:
+        numbers = [int(option) for option in options if option.isdecimal()]
+        if len(options) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            steps.append(f"{numbers[0]}..{numbers[-1]}")
+        else:
+            steps.append("|".join(options))
+    return f"{'.'.join(steps)}  x{len(paths)}"

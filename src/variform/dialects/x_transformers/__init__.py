@@ -1,0 +1,30 @@
+"""x-transformers' surface over the core: classes with keywords, each of which is a spec.
+
+    from variform.dialects.x_transformers import Decoder, TransformerWrapper
+
+    model = TransformerWrapper(num_tokens=256, max_seq_len=1024, attn_layers=Decoder(dim=512, depth=6, heads=8))
+
+Keywords are routed to native specs (`model.spec`); what is known and not supported is refused, never ignored.
+"""
+
+from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.x_transformers import (
+    AttentionLayers,
+    CrossAttender,
+    Decoder,
+    Encoder,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+)
+
+__all__ = [
+    "AttentionLayers",
+    "AutoregressiveWrapper",
+    "CrossAttender",
+    "Decoder",
+    "Encoder",
+    "TransformerWrapper",
+    "ViTransformerWrapper",
+    "XTransformer",
+]

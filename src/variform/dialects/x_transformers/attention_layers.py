@@ -1,0 +1,112 @@
+"""`AttentionLayers` and its named forms: stacks that can be used by themselves or inside a wrapper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from variform.core.build import build
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.call import STACK_CALL, refuse_call, streams_of
+from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.read import read_layers
+from variform.dialects.x_transformers.table import REQUIRED
+from variform.stack.stack import LayerStack
+
+
+class AttentionLayers(nn.Module):
+    """A stack of attention and feedforward layers, described by upstream's keywords.
+
+    What is built is a stack of the core, `native`; `spec` is its full description.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]; context: [B, Lc, dim_context]
+
+    Args:
+        dim: features.
+        depth: number of blocks.
+        heads: number of heads, of `attn_dim_head` (64) features each.
+        **keywords: see `variform.dialects.x_transformers.routes.KNOWN`.
+
+    Raises:
+        KeywordError: unknown or unsupported keywords, and values that do not fit; all at once.
+    """
+
+    def __init__(self, dim: int = REQUIRED, depth: int | None = None, heads: int = 8, **keywords: Any) -> None:
+        super().__init__()
+        given = {"depth": depth, "heads": heads, **keywords, **({} if dim is REQUIRED else {"dim": dim})}
+        draft, spec = read_layers(type(self).__name__, given)
+        self.dim = draft.dim
+        self.heads = self.attn_heads = draft.heads
+        self.causal = draft.causal
+        self.cross_attend = draft.cross_attend
+        self.disable_abs_pos_emb = draft.without_positions
+        self.unit_offset = draft.norm_add_unit_offset
+        self.native: LayerStack = build(spec)
+
+    @property
+    def spec(self) -> Spec:
+        """The full description of the stack."""
+        return self.native.spec
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        self_attn_kv_mask: Tensor | None = None,
+        *,
+        pos: Tensor | None = None,
+        seq_start_pos: Tensor | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Run the stack.
+
+        Args:
+            x: features.
+            context: what cross attention reads.
+            mask: [B, L] bool, True at real tokens.
+            context_mask: [B, Lc] bool, True at real tokens of the context.
+            attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend.
+            self_attn_kv_mask: [B, L] bool, keys that may be attended.
+            pos: [L] or [B, L] positions.
+            seq_start_pos: [B] where each row begins, of rows padded on the left.
+            **more: upstream's other arguments, at their defaults.
+        """
+        refuse_call(type(self).__name__, STACK_CALL, more)
+        streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, pos, seq_start_pos)
+        out = self.native(x, streams)
+        assert isinstance(out, Tensor)
+        return out
+
+
+class Encoder(AttentionLayers):
+    """Layers in which every token sees every other."""
+
+    def __init__(self, **keywords: Any) -> None:
+        _refuse_causal("Encoder", keywords)
+        super().__init__(**keywords)
+
+
+class Decoder(AttentionLayers):
+    """Layers in which a token sees itself and those before it."""
+
+    def __init__(self, **keywords: Any) -> None:
+        _refuse_causal("Decoder", keywords)
+        super().__init__(causal=True, **keywords)
+
+
+class CrossAttender(AttentionLayers):
+    """Layers of cross attention and feedforward, without self-attention."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**{"cross_attend": True, "only_cross": True, **keywords})
+
+
+def _refuse_causal(name: str, keywords: dict[str, Any]) -> None:
+    if "causal" in keywords:
+        hint = "AttentionLayers(causal=...) takes it"
+        raise KeywordError(f"{name} settles causality itself", path="causal", value=keywords["causal"], hint=hint)

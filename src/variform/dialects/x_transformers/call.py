@@ -1,0 +1,174 @@
+"""What the forward methods take: upstream's arguments, turned into the streams of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from variform.dialects.x_transformers.errors import InputError, KeywordError
+from variform.dialects.x_transformers.table import is_default
+from variform.errors import did_you_mean
+from variform.ops.masks import Dense, KeyPadding, Mask
+
+if TYPE_CHECKING:
+    from variform.dialects.x_transformers.attention_layers import AttentionLayers
+
+HONOURED = (
+    *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos"),
+    *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
+)
+
+
+STACK_CALL: dict[str, Any] = {
+    "mems": None,
+    "mem_masks": None,
+    "seq_pos_offset": None,
+    "cache": None,
+    "input_not_include_cache": False,
+    "cache_age": 1,
+    "return_hiddens": False,
+    "return_gumbel_log_probs": False,
+    "rotary_pos_emb": None,
+    "polar_pos_emb": None,
+    "context_pos": None,
+    "attn_bias": None,
+    "deep_embeds_and_ids": None,
+    "self_attn_additional_kv": None,
+    "additional_kv_mask": None,
+    "detach_additional_kv": False,
+    "route_additional_kv_to_top": True,
+    "condition": None,
+    "in_attn_cond": None,
+    "layers_execute_order": None,
+    "repeat_blocks": None,
+    "self_attn_kv_residuals": None,
+    "cross_attn_kv_residuals": None,
+    "flash_pack_seq_kwargs": None,
+    "flash_pack_seq_context_kwargs": None,
+    "causal": None,
+    "transform_block_inputs": None,
+}
+"""Arguments of a stack's forward that are known and not supported, with upstream's defaults."""
+
+MODEL_CALL: dict[str, Any] = {
+    **STACK_CALL,
+    "return_intermediates": False,
+    "return_embeddings_and_intermediates": False,
+    "return_logit_entropies": False,
+    "return_next_embed_pred": False,
+    "return_mems": False,
+    "return_attn": False,
+    "detach_mems": True,
+    "recycle_steps": None,
+    "looped_steps": None,
+    "max_looped_steps": None,
+    "looped_pred_all_logits": None,
+    "looped_inference": False,
+    "looped_exit_prob_threshold": 0.9,
+    "embed_ids": {},
+    "sum_embeds": None,
+    "transform_token_embeds": None,
+    "return_attn_z_loss": False,
+    "attn_z_loss_weight": 0.0001,
+    "token_emb_kwargs": {},
+    "to_logits_kwargs": {},
+    "input_not_include_cache": None,
+}
+"""The same of a model's forward."""
+
+
+def refuse_call(owner: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse arguments that would change the result and are not supported, and those nobody knows."""
+    for name, value in given.items():
+        if name not in known:
+            hint = did_you_mean(name, [*known, *HONOURED])
+            raise KeywordError(f"{owner} has no argument {name!r}", path=name, hint=hint)
+        if not is_default(value, known[name]):
+            raise KeywordError(f"{owner}({name}=...) is not supported yet in this dialect", path=name, value=value)
+
+
+def check_context(layers: AttentionLayers, context: Tensor | None) -> None:
+    """A context is needed exactly where there is cross attention."""
+    if layers.cross_attend and context is None:
+        raise InputError("these layers cross attend: pass context=...")
+    if context is not None and not layers.cross_attend:
+        raise InputError("context was passed, and no layer cross attends: build with cross_attend=True")
+
+
+def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> None:
+    """A mask over tokens is bool and has one entry for each."""
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, length)):
+        kind = str(mask.dtype).removeprefix("torch.")
+        raise InputError(f"{name} is bool of shape [{batch}, {length}], True = keep; got {kind} {list(mask.shape)}")
+
+
+def attention_mask(attn_mask: Tensor | None, kv_mask: Tensor | None) -> Mask | None:
+    """Upstream's masks of pairs and of keys as one mask: [L, L], [H, L, L] or [B, H, L, L]; [B, L]."""
+    if attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.dim() not in (2, 3, 4)):
+        kind = str(attn_mask.dtype).removeprefix("torch.")
+        raise InputError(
+            f"attn_mask is bool, [L, L], [heads, L, L] or [batch, heads, L, L]; got {kind} {list(attn_mask.shape)}"
+        )
+    pairs = None if attn_mask is None else Dense(attn_mask, per="head" if attn_mask.dim() == 3 else None)
+    keys = None if kv_mask is None else KeyPadding(kv_mask)
+    return keys if pairs is None else pairs if keys is None else pairs & keys
+
+
+def placing(
+    causal: bool, length: int, device: torch.device, mask: Tensor | None, pos: Tensor | None, start: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Positions and validity of the tokens by upstream's rule: a token's place in its row, padding or not.
+
+    Args:
+        causal: whether the layers are.
+        length: tokens a row.
+        device: where they are.
+        mask: False at padding.
+        pos: positions given by the caller.
+        start: where each row begins; places count from there, and what lies before is padding.
+    """
+    if pos is not None:
+        if start is not None:
+            raise InputError("pos and seq_start_pos exclude one another: both say where tokens stand")
+        if pos.is_floating_point():
+            raise InputError(f"pos is integers, not {pos.dtype}: embeddings as positions are not supported yet")
+        if causal and not bool((pos.diff(dim=-1) > 0).all()):
+            raise InputError("in causal layers pos must grow from token to token: a token sees smaller positions")
+        return pos, mask
+    if start is None:
+        return (None if mask is None else torch.arange(length, device=device)), mask
+    places = torch.arange(length, device=device)
+    begun = places >= start.unsqueeze(1)
+    return (places - start.unsqueeze(1)).clamp(min=0), begun if mask is None else begun & mask
+
+
+def streams_of(
+    layers: AttentionLayers,
+    x: Tensor,
+    mask: Tensor | None,
+    context: Tensor | None,
+    context_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    kv_mask: Tensor | None,
+    pos: Tensor | None,
+    start: Tensor | None,
+) -> dict[str, Any]:
+    """The streams of one call of a stack."""
+    check_context(layers, context)
+    batch, length = x.shape[:2]
+    check_mask("mask", mask, batch, length)
+    check_mask("self_attn_kv_mask", kv_mask, batch, length)
+    if context is not None:
+        check_mask("context_mask", context_mask, batch, context.shape[1])
+    positions, valid = placing(layers.causal, length, x.device, mask, pos, start)
+    return {
+        "positions": positions,
+        "valid": valid,
+        "segments": None,
+        "mask": attention_mask(attn_mask, kv_mask),
+        "context": context,
+        "context_mask": context_mask,
+    }

@@ -1,0 +1,196 @@
+"""Keywords of upstream's `AttentionLayers`, routed to a stack of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from variform.core.spec import Shared, Spec
+from variform.dialects.x_transformers.attention import ATTENTION, AttentionDraft, score_scale
+from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
+from variform.dialects.x_transformers.order import layer_types
+from variform.dialects.x_transformers.routes import KNOWN
+from variform.dialects.x_transformers.table import Table, apply_all, problems_of
+from variform.errors import Problem
+from variform.ops.scores import alibi_slopes
+from variform.parts.norm.norms import LayerNorm
+from variform.parts.position.bias import AlibiBias, T5Bias
+from variform.parts.position.rotary import RotaryRotation
+from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
+
+
+@dataclass
+class LayersDraft:
+    """A stack on its way to a spec; the fields that are not upstream's keywords are set by its routes."""
+
+    dim: int = 0
+    depth: int | None = None
+    heads: int = 8
+    causal: bool = False
+    cross_attend: bool = False
+    only_cross: bool = False
+    only_attn: bool = False
+    norms: list[Spec] = field(default_factory=list)
+    norm_add_unit_offset: bool = True
+    alibi_pos_bias: bool = False
+    alibi_num_heads: int | None = None
+    rel_pos_bias: bool = False
+    rel_pos_num_buckets: int = 32
+    rel_pos_max_distance: int = 128
+    rotary: dict[str, Any] = field(default_factory=dict)
+    rotary_pos_emb: bool = False
+    weight_tie_layers: bool = False
+    custom_layers: tuple[str, ...] | None = None
+    layers_execute_order: tuple[int, ...] | None = None
+    sandwich_coef: int | None = None
+    par_ratio: int | None = None
+    macaron: bool = False
+    pre_norm: bool = True
+    pre_norm_has_final_norm: bool = True
+    pre_and_post_norm: bool = False
+    sandwich_norm: bool = False
+    alpha: float = 1.0
+    beta: float = 1.0
+    use_layerscale: bool = False
+    layerscale_init_value: float = 0.0
+    layer_dropout: float | tuple[float, ...] = 0.0
+    disable_abs_pos_emb: bool | None = None
+    inner: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def without_positions(self) -> bool:
+        """Whether a model around the stack has no absolute positions."""
+        relative = self.rel_pos_bias or self.rotary_pos_emb
+        return relative if self.disable_abs_pos_emb is None else self.disable_abs_pos_emb
+
+    @property
+    def norm(self) -> Spec:
+        """The norm that is used everywhere."""
+        return self.norms[0] if self.norms else LayerNorm.spec(bias=False)
+
+    def spec(self) -> Spec:
+        """The stack. Call it with no problems left."""
+        types, order = layer_types(self)
+        steps = self._steps(types)
+        if self.problems:
+            return LayerStack.spec(layers=[])
+        ordinary = self.custom_layers is None and self.sandwich_coef is None and self.par_ratio is None
+        if self.weight_tie_layers:
+            layers: list[Spec | Shared] = [Shared("block", TransformerLayer.spec(sublayers=steps))]
+            layers *= self.depth or 0
+        elif ordinary and order == tuple(range(len(types))):
+            size = len(types) // (self.depth or 1)
+            blocks = [steps[start : start + size] for start in range(0, len(types), size)]
+            layers = [TransformerLayer.spec(sublayers=block) for block in blocks]
+        else:
+            again = {index for index in order if order.count(index) > 1}
+            layers = [Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order]
+        keeps_norm = self.pre_norm and self.pre_norm_has_final_norm and not self.pre_and_post_norm
+        return LayerStack.spec(
+            layers=layers, norm=self.norm if keeps_norm else None, dim=self.dim, heads=self.heads, causal=self.causal
+        )
+
+    def _steps(self, types: tuple[str, ...]) -> list[Spec]:
+        """One residual step for each layer type, with the keywords that are its own."""
+        counts = {letter: types.count(letter) for letter in "acf"}
+        own = self.inner
+        inherited = {k: v for k, v in own["attn_"].items() if not _is_list(v, counts["a"])}
+        kinds = {
+            "a": _per_layer(own["attn_"], counts["a"]),
+            "c": _per_layer({**inherited, **own["cross_attn_"]}, counts["c"]),
+            "f": _per_layer(own["ff_"], counts["f"]),
+        }
+        drops = self.layer_dropout if isinstance(self.layer_dropout, tuple) else (self.layer_dropout,) * len(types)
+        if len(drops) != len(types):
+            message = f"one rate for each of the {len(types)} sublayers is needed, not {len(drops)}"
+            self.problems.append(Problem("layer_dropout", message, self.layer_dropout))
+            return []
+        return [self._step(letter, kinds[letter].pop(0), drop) for letter, drop in zip(types, drops, strict=True)]
+
+    def _step(self, letter: str, given: Mapping[str, Any], drop: float) -> Spec:
+        if letter == "f":
+            feedforward = FeedForwardDraft()
+            self._read(feedforward, "ff_", FEEDFORWARD, given)
+            self.problems += feedforward.check()
+            return self._sublayer(feedforward.body(), drop, feedforward.sublayer_dropout, 0.5 if self.macaron else 1.0)
+        prefix = "attn_" if letter == "a" else "cross_attn_"
+        draft = AttentionDraft(self.dim, self.heads, self.causal, prefix)
+        wrong = len(self.problems)
+        self._read(draft, prefix, ATTENTION, given)
+        if len(self.problems) == wrong:
+            self.problems += draft.check(cross=letter == "c")
+        if len(self.problems) > wrong:
+            return Sublayer.spec()
+        if letter == "c":
+            return self._sublayer(draft.cross_body(), drop, draft.sublayer_dropout, 1.0)
+        return self._sublayer(draft.body(self._rotation(draft), self._bias(draft)), drop, draft.sublayer_dropout, 1.0)
+
+    def _read(self, draft: Any, prefix: str, table: Table, given: Mapping[str, Any]) -> None:
+        found = problems_of("this class", table, given, KNOWN, prefix)
+        self.problems += found
+        if not found:
+            apply_all(draft, table, given)
+
+    def _sublayer(self, body: Spec, drop: float, dropout: float, factor: float) -> Spec:
+        alpha, beta = self.alpha, self.beta * factor
+        residual = None if alpha == beta == 1.0 else ScaledResidual.spec(alpha=alpha, beta=beta)
+        if self.use_layerscale:
+            if residual is not None:
+                self.problems.append(Problem("use_layerscale", "not supported yet with scaled residuals or macaron"))
+            residual = LayerScaleResidual.spec(init=self.layerscale_init_value)
+        if self.sandwich_norm and (beta != 1.0 or self.use_layerscale or dropout):
+            message = "not supported yet with macaron, use_layerscale, depth_scale_residual or sublayer dropout"
+            self.problems.append(Problem("sandwich_norm", message))
+        post = not self.pre_norm or self.pre_and_post_norm
+        return Sublayer.spec(
+            body=body,
+            norm=self.norm if self.pre_norm else None,
+            branch_norm=self.norm if self.sandwich_norm else None,
+            out_norm=self.norm if post else None,
+            residual=residual,
+            dropout=dropout,
+            layer_drop=drop,
+        )
+
+    def _rotation(self, draft: AttentionDraft) -> Spec | None:
+        if not self.rotary_pos_emb:
+            return None
+        options = {"rotary_dim": draft.dim_head // 2, **{k: v for k, v in self.rotary.items() if v is not None}}
+        return RotaryRotation.spec(layout="interleaved", max_seq_len=None, **options)
+
+    def _bias(self, draft: AttentionDraft) -> Spec | Shared | None:
+        if self.rel_pos_bias:
+            table = T5Bias.spec(
+                buckets=self.rel_pos_num_buckets,
+                max_distance=self.rel_pos_max_distance,
+                std=1.0,
+                scale=score_scale(draft.dim_head),
+            )
+            return Shared("rel_pos", table)
+        if not self.alibi_pos_bias:
+            return None
+        biased = self.alibi_num_heads or self.heads
+        if biased == draft.heads == draft.key_heads:
+            return AlibiBias.spec()
+        slopes = [*alibi_slopes(biased).tolist(), *[0.0] * (self.heads - biased)]
+        # Upstream's query head i reads key head i mod kv_heads, the core's i // group: the slopes move along.
+        return AlibiBias.spec(slopes=[slopes[head] for head in tiled_heads(self.heads, draft.key_heads)])
+
+
+def tiled_heads(heads: int, kv_heads: int) -> list[int]:
+    """For each query head of the core, the upstream head that it is."""
+    group = heads // kv_heads
+    return [member * kv_heads + key_head for key_head in range(kv_heads) for member in range(group)]
+
+
+def _is_list(value: Any, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count
+
+
+def _per_layer(given: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """A tuple as long as there are layers of a kind gives each its own value."""
+    return [{k: v[i] if _is_list(v, count) else v for k, v in given.items()} for i in range(count)]

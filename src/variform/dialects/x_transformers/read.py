@@ -1,0 +1,99 @@
+"""From upstream's keywords to a resolved stack: the checks of keywords, then the routes, then the core's own checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from variform.core.resolve import resolve
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.layers import LayersDraft
+from variform.dialects.x_transformers.routes import KNOWN, LAYERS, PREFIXES
+from variform.dialects.x_transformers.table import apply_all, is_default, problems_of, raise_any
+from variform.errors import ConfigError, Problem
+
+
+def read_layers(owner: str, keywords: Mapping[str, Any]) -> tuple[LayersDraft, Spec]:
+    """The draft and the resolved stack that the keywords of `AttentionLayers` describe.
+
+    Args:
+        owner: the class, for messages.
+        keywords: what it was given.
+
+    Raises:
+        KeywordError: every problem at once.
+    """
+    own, inner = split(keywords)
+    problems = problems_of(owner, LAYERS, own, KNOWN)
+    for prefix, given in inner.items():
+        unknown = {name: value for name, value in given.items() if name not in PREFIXES[prefix]}
+        problems += problems_of(owner, {}, unknown, KNOWN, prefix)
+    raise_any(problems)
+    draft = LayersDraft(inner=inner)
+    apply_all(draft, LAYERS, own)
+    draft.problems += _contradictions(draft)
+    raise_any(draft.problems)
+    spec = draft.spec()
+    raise_any(draft.problems)
+    return draft, resolved(spec)
+
+
+def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Keywords of the stack itself, and those of its parts without their prefix."""
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {prefix: {} for prefix in PREFIXES}
+    for name, value in keywords.items():
+        prefix = next((p for p in PREFIXES if name.startswith(p) and name not in LAYERS), None)
+        if prefix is None:
+            own[name] = value
+        else:
+            inner[prefix][name.removeprefix(prefix)] = value
+    return own, inner
+
+
+def resolved(spec: Spec) -> Spec:
+    """`resolve`, with this dialect's error."""
+    try:
+        return resolve(spec)
+    except ConfigError as error:
+        raise KeywordError(error.problems) from None
+
+
+def _contradictions(draft: LayersDraft) -> list[Problem]:
+    found = []
+    if len(draft.norms) > 1:
+        found.append(Problem("use_rmsnorm", "only one norm can be chosen: scalenorm, rmsnorm or simple rmsnorm"))
+    if draft.rel_pos_bias and draft.alibi_pos_bias:
+        found.append(Problem("rel_pos_bias", "only one bias can be chosen: rel_pos_bias or alibi_pos_bias"))
+    if draft.alibi_num_heads is not None and not 0 < draft.alibi_num_heads <= draft.heads:
+        found.append(Problem("alibi_num_heads", f"must lie in 1..heads = {draft.heads}", draft.alibi_num_heads))
+    if draft.sandwich_norm and not draft.pre_norm:
+        found.append(Problem("sandwich_norm", "needs pre_norm=True"))
+    if not 0.0 <= max(draft.layer_dropout if isinstance(draft.layer_dropout, tuple) else (draft.layer_dropout,)) < 1.0:
+        found.append(Problem("layer_dropout", "a probability in [0, 1) is needed", draft.layer_dropout))
+    return found + _without_effect(draft) + _shared_bias(draft)
+
+
+def _without_effect(draft: LayersDraft) -> list[Problem]:
+    """Keywords of parts that the stack does not have."""
+    absent = {"cross_attn_": not draft.cross_attend, "ff_": draft.only_attn}
+    needed = {"cross_attn_": "cross_attend=True", "ff_": "feedforwards"}
+    return [
+        Problem(prefix + name, f"{prefix + name} has no effect without {needed[prefix]}", value)
+        for prefix, missing in absent.items()
+        if missing
+        for name, value in draft.inner[prefix].items()
+        if not (name in PREFIXES[prefix] and is_default(value, PREFIXES[prefix][name].default))
+    ]
+
+
+def _shared_bias(draft: LayersDraft) -> list[Problem]:
+    """One bias table serves all layers, so their heads must be in one order."""
+    given = draft.inner["attn_"]
+    if draft.rel_pos_bias and any(
+        isinstance(given.get(name), tuple) for name in ("kv_heads", "one_kv_head", "dim_head")
+    ):
+        message = "layers of different heads cannot share the bias table: not supported yet with rel_pos_bias"
+        return [Problem("attn_kv_heads", message, given.get("kv_heads"))]
+    return []

@@ -1,0 +1,134 @@
+"""The routing table of `AttentionLayers`: what each of its keywords does to a `LayersDraft`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.attention import ATTENTION, TINY
+from variform.dialects.x_transformers.feedforward import FEEDFORWARD
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
+from variform.errors import Problem
+from variform.parts.norm.norms import RMSNorm, ScaleNorm
+
+PREFIXES: dict[str, Table] = {"cross_attn_": ATTENTION, "attn_": ATTENTION, "ff_": FEEDFORWARD}
+"""Tables of the parts of a stack, by what their keywords begin with."""
+
+
+def _norm(spec: Spec) -> Callable[[Any, Any], None]:
+    def apply(draft: Any, value: Any) -> None:
+        if value:
+            draft.norms.append(spec)
+
+    return apply
+
+
+def _rotary(name: str) -> Callable[[Any, Any], None]:
+    def apply(draft: Any, value: Any) -> None:
+        draft.rotary[name] = None if value is None else value if name == "rotary_dim" else float(value)
+
+    return apply
+
+
+def _branch_factor(draft: Any, value: Any) -> None:
+    if value is True:
+        message = "an initialisation scaled with depth is not supported yet"
+        draft.problems.append(Problem("depth_scale_residual", message, value, "a number scales the branches"))
+    elif value is not False:
+        draft.beta = float(value)
+
+
+LAYERS: Table = {
+    "dim": Route(REQUIRED, put("dim"), types=(int,)),
+    "depth": Route(None, put("depth"), types=(int,)),
+    "heads": Route(8, put("heads"), types=(int,)),
+    "causal": Route(False, put("causal")),
+    "cross_attend": Route(False, put("cross_attend")),
+    "only_cross": Route(False, put("only_cross"), needs="cross_attend"),
+    "only_attn": Route(False, put("only_attn")),
+    "use_scalenorm": Route(False, _norm(ScaleNorm.spec(eps=1e-12))),
+    "use_rmsnorm": Route(False, _norm(RMSNorm.spec(eps=TINY))),
+    "use_simple_rmsnorm": Route(False, _norm(RMSNorm.spec(eps=TINY, gain=False))),
+    "norm_add_unit_offset": Route(True, put("norm_add_unit_offset")),  # how checkpoints store gains, not what they do
+    "alibi_pos_bias": Route(False, put("alibi_pos_bias")),
+    "alibi_num_heads": Route(None, put("alibi_num_heads"), needs="alibi_pos_bias", types=(int,)),
+    "rel_pos_bias": Route(False, put("rel_pos_bias")),
+    "rel_pos_num_buckets": Route(32, put("rel_pos_num_buckets"), needs="rel_pos_bias", types=(int,)),
+    "rel_pos_max_distance": Route(128, put("rel_pos_max_distance"), needs="rel_pos_bias", types=(int,)),
+    "rotary_pos_emb": Route(False, put("rotary_pos_emb")),
+    "rotary_emb_dim": Route(None, _rotary("rotary_dim"), needs="rotary_pos_emb", types=(int,)),
+    "rotary_interpolation_factor": Route(1.0, _rotary("interpolation"), needs="rotary_pos_emb", types=(int, float)),
+    "rotary_base_rescale_factor": Route(1.0, _rotary("ntk"), needs="rotary_pos_emb", types=(int, float)),
+    "weight_tie_layers": Route(False, put("weight_tie_layers")),
+    "custom_layers": Route(None, put("custom_layers"), types=(tuple, list)),
+    "layers_execute_order": Route(None, put("layers_execute_order"), types=(tuple, list)),
+    "sandwich_coef": Route(None, put("sandwich_coef"), types=(int,)),
+    "par_ratio": Route(None, put("par_ratio"), types=(int,)),
+    "macaron": Route(False, put("macaron")),
+    "pre_norm": Route(True, put("pre_norm")),
+    "pre_norm_has_final_norm": Route(True, put("pre_norm_has_final_norm")),
+    "pre_and_post_norm": Route(False, put("pre_and_post_norm")),
+    "sandwich_norm": Route(False, put("sandwich_norm")),
+    "scale_residual_constant": Route(1.0, put("alpha"), types=(int, float)),
+    "depth_scale_residual": Route(False, _branch_factor, types=(bool, int, float)),
+    "use_layerscale": Route(False, put("use_layerscale")),
+    "layerscale_init_value": Route(0.0, put("layerscale_init_value"), needs="use_layerscale", types=(int, float)),
+    "layer_dropout": Route(0.0, put("layer_dropout"), types=(int, float, tuple)),
+    "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
+    "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
+    **refused(
+        use_dynamic_tanh=False,
+        use_derf=False,
+        dynamic_tanh_init_alpha=1.0,
+        use_adaptive_layernorm=False,
+        use_adaptive_rmsnorm=False,
+        use_adaptive_layerscale=False,
+        dim_condition=None,
+        adaptive_condition_mlp=False,
+        adaptive_condition_mlp_expansion=4,
+        dynamic_pos_bias=False,
+        dynamic_pos_bias_log_distance=False,
+        dynamic_pos_bias_mlp_depth=2,
+        dynamic_pos_bias_norm=False,
+        rotary_xpos=False,
+        rotary_xpos_scale_base=512,
+        rotate_num_heads=None,
+        polar_pos_emb=False,
+        polar_bias_uniform_init=False,
+        residual_attn=False,
+        cross_residual_attn=False,
+        attn_aggregated_residuals=False,
+        attn_residuals_last_output_as_query=False,
+        attn_aggregated_residual_kwargs={},
+        gate_residual=False,
+        orthog_residual=False,
+        mv_split_residual=False,
+        gated_multi_residual=False,
+        scale_residual=False,
+        shift_tokens=0,
+        softclamp_output=False,
+        softclamp_output_value=30.0,
+        zero_init_branch_output=False,
+        cross_attn_tokens_dropout=0.0,
+        unet_skips=False,
+        integrate_layers=False,
+        layer_integrate_use_softmax=True,
+        num_residual_streams=1,
+        qkv_receive_diff_residuals=False,
+        reinject_input=False,
+        learned_reinject_input_gate=False,
+        add_value_residual=False,
+        learned_value_residual_mix=True,
+        rel_pos_kwargs={},
+        residual_fn_kwargs={},
+        hyper_conn_sinkhorn_iters=5,
+    ),
+}
+"""Keyword -> what it does to a `LayersDraft`."""
+
+KNOWN: dict[str, Route] = {
+    **LAYERS,
+    **{prefix + name: route for prefix, table in PREFIXES.items() for name, route in table.items()},
+}
+"""Every keyword of `AttentionLayers`, prefixes included."""

@@ -1,0 +1,199 @@
+"""`XTransformer`: an encoder and a decoder that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.build import build
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.attention_layers import AttentionLayers, Decoder, Encoder
+from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.read import resolved
+from variform.dialects.x_transformers.routes import KNOWN
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any, refused
+from variform.dialects.x_transformers.wrapper import MODEL, ModelDraft, TransformerWrapper, read_model
+from variform.errors import Problem
+from variform.stack.model import EncoderDecoder
+
+XTRANSFORMER: Table = {
+    "dim": Route(REQUIRED, lambda draft, value: None, types=(int,)),
+    "tie_token_emb": Route(False, lambda draft, value: None),
+    "ignore_index": Route(-100, lambda draft, value: None),
+    "pad_value": Route(0, lambda draft, value: None),
+    **refused(cross_attn_tokens_dropout=0.0),
+}
+SIDES = {
+    "enc_": ["num_tokens", "max_seq_len", "emb_dropout", "num_memory_tokens", "scaled_sinu_pos_emb", "use_abs_pos_emb"],
+    "dec_": ["num_tokens", "max_seq_len", "emb_dropout", "scaled_sinu_pos_emb", "use_abs_pos_emb"],
+}
+"""Keywords of `TransformerWrapper` that each side takes beside those of its layers."""
+
+
+class XTransformer(nn.Module):
+    """An encoder-decoder (Vaswani et al. 2017, arXiv:1706.03762), described by upstream's keywords.
+
+    What is built is a model of the core, `native`; `spec` is its full description.
+
+    Shapes:
+        src: [B, Ls] token ids, tgt: [B, Lt] token ids -> the decoder's next-token loss, a scalar
+
+    Args:
+        dim: features of both sides.
+        tie_token_emb: one token embedding for both sides.
+        ignore_index: targets of this value do not count.
+        pad_value: what an ended row is filled up with.
+        **keywords: `enc_...` and `dec_...`: num_tokens, max_seq_len, and the keywords of `Encoder` and `Decoder`.
+
+    Raises:
+        KeywordError: unknown or unsupported keywords, and values that do not fit.
+    """
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        sides = {prefix: _trimmed(keywords, prefix) for prefix in SIDES}
+        own = {name: value for name, value in keywords.items() if not name.startswith(tuple(SIDES))}
+        raise_any(_problems(own, sides))
+        dim, tied = own["dim"], own.get("tie_token_emb", False)
+        parts = _both(sides, dim)
+        raise_any(_agreement(parts, tied))
+        for _, draft in parts.values():
+            draft.share_tokens = tied
+        encoder, decoder = (
+            draft.spec(layers.spec, dim, layers.disable_abs_pos_emb) for layers, draft in parts.values()
+        )
+        spec = resolved(EncoderDecoder.spec(encoder=encoder, decoder=decoder, dim=dim))
+        ready = {"encoder.stacks.0": parts["enc_"][0].native, "decoder.stacks.0": parts["dec_"][0].native}
+        self.native: EncoderDecoder = build(spec, ready=ready)
+        self.__dict__["_sides"] = parts  # not registered: their parameters are the native model's
+        self.ignore_index = own.get("ignore_index", -100)
+        self.pad_value = own.get("pad_value", 0)
+
+    @property
+    def spec(self) -> Spec:
+        """The full description of both sides."""
+        return self.native.spec
+
+    @property
+    def unit_offset(self) -> bool:
+        """Whether upstream's checkpoints of this model store the gains of norms less one."""
+        parts: dict[str, tuple[AttentionLayers, ModelDraft]] = self.__dict__["_sides"]
+        return parts["enc_"][0].unit_offset
+
+    @property
+    def encoder(self) -> TransformerWrapper:
+        """The encoder by itself, with the same modules."""
+        return TransformerWrapper.around(self.native.encoder, *self.__dict__["_sides"]["enc_"])  # type: ignore[arg-type]
+
+    @property
+    def decoder(self) -> AutoregressiveWrapper:
+        """The decoder by itself, with the same modules."""
+        net = TransformerWrapper.around(self.native.decoder, *self.__dict__["_sides"]["dec_"])  # type: ignore[arg-type]
+        return AutoregressiveWrapper(net, self.ignore_index, self.pad_value)
+
+    def forward(
+        self,
+        src: Tensor,
+        tgt: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's mean loss.
+
+        Args:
+            src: token ids of the source.
+            tgt: token ids of the target.
+            mask: [B, Ls] bool, True at real tokens of the source.
+            attn_mask: what may attend to what within the source.
+            src_prepend_embeds: [B, P, dim] features before the source's tokens.
+        """
+        context = self.encoder(
+            src, mask=mask, attn_mask=attn_mask, prepend_embeds=src_prepend_embeds, return_embeddings=True
+        )
+        if mask is not None and src_prepend_embeds is not None:
+            mask = F.pad(mask, (src_prepend_embeds.shape[1], 0), value=True)
+        loss: Tensor = self.decoder(tgt, context=context, context_mask=mask)
+        return loss
+
+    @torch.no_grad()
+    def generate(
+        self,
+        seq_in: Tensor,
+        seq_out_start: Tensor,
+        seq_len: int,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Continue target prompts for sources.
+
+        Args:
+            seq_in: [B, Ls] token ids of the sources.
+            seq_out_start: [B, Lt] token ids the targets begin with.
+            seq_len: how many tokens to add.
+            mask: [B, Ls] bool, True at real tokens of the source.
+            attn_mask: what may attend to what within the source.
+            **options: of `AutoregressiveWrapper.generate`.
+        """
+        context = self.encoder(seq_in, mask=mask, attn_mask=attn_mask, return_embeddings=True)
+        return self.decoder.generate(seq_out_start, seq_len, context=context, context_mask=mask, **options)
+
+
+def _trimmed(keywords: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in keywords.items() if name.startswith(prefix)}
+
+
+def _problems(own: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    known = [*XTRANSFORMER, *(prefix + name for prefix, taken in SIDES.items() for name in (*taken, *KNOWN))]
+    found = problems_of("XTransformer", XTRANSFORMER, own, dict.fromkeys(known))
+    for prefix, given in sides.items():
+        taken = {name: value for name, value in given.items() if name in SIDES[prefix]}
+        table = {name: MODEL[name] for name in SIDES[prefix]}
+        found += problems_of("XTransformer", table, taken, dict.fromkeys(known), prefix)
+        if "dim" in given:
+            found.append(Problem(f"{prefix}dim", "both sides have the width dim; leave it out", given["dim"]))
+        for name in given:
+            if name in MODEL and name not in SIDES[prefix]:
+                message = f"not supported for a side of XTransformer; it takes {', '.join(SIDES[prefix])}, and layers"
+                found.append(Problem(prefix + name, message))
+    return found
+
+
+def _both(sides: Mapping[str, Mapping[str, Any]], dim: int) -> dict[str, tuple[AttentionLayers, ModelDraft]]:
+    """The layers and the draft of each side; the problems of both at once, named as the caller wrote them."""
+    parts: dict[str, tuple[AttentionLayers, ModelDraft]] = {}
+    problems: list[Problem] = []
+    for prefix, given in sides.items():
+        try:
+            parts[prefix] = _side(prefix, given, dim)
+        except KeywordError as error:
+            problems += [replace(problem, path=prefix + problem.path) for problem in error.problems]
+    raise_any(problems)
+    return parts
+
+
+def _side(prefix: str, given: Mapping[str, Any], dim: int) -> tuple[AttentionLayers, ModelDraft]:
+    outer = {name: value for name, value in given.items() if name in SIDES[prefix]}
+    inner = {name: value for name, value in given.items() if name not in SIDES[prefix]}
+    layers = Encoder(dim=dim, **inner) if prefix == "enc_" else Decoder(dim=dim, **{"cross_attend": True, **inner})
+    only = {"return_only_embed": True} if prefix == "enc_" else {}
+    return layers, read_model("XTransformer", {**outer, **only, "attn_layers": layers}, dim)
+
+
+def _agreement(parts: Mapping[str, tuple[AttentionLayers, ModelDraft]], tied: bool) -> list[Problem]:
+    (encoder, source), (decoder, target) = parts.values()
+    found = []
+    if encoder.unit_offset != decoder.unit_offset:
+        message = "must be the same on both sides"
+        found.append(Problem("dec_norm_add_unit_offset", message, decoder.unit_offset))
+    if tied and source.num_tokens != target.num_tokens:
+        message = f"tied embeddings need as many tokens as the encoder has, {source.num_tokens}"
+        found.append(Problem("dec_num_tokens", message, target.num_tokens))
+    return found

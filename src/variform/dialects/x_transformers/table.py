@@ -1,0 +1,115 @@
+"""Routing tables: what each upstream keyword does to a draft of a spec, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from variform.dialects.x_transformers.errors import KeywordError, MissingKeywordError
+from variform.errors import Problem, did_you_mean
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
+"""The default of a keyword that must be given."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one keyword goes.
+
+    Args:
+        default: upstream's.
+        apply: `apply(draft, value)` changes the draft; None: only the default is supported.
+        needs: the keyword that must be on for this one to have an effect.
+        types: what the value may be, when it is not a flag; checked here only where no field of a part does it.
+    """
+
+    default: Any
+    apply: Callable[[Any, Any], None] | None = None
+    needs: str = ""
+    types: tuple[type, ...] = ()
+
+
+Table = Mapping[str, Route]
+
+
+def put(name: str) -> Callable[[Any, Any], None]:
+    """A route to one attribute of the draft."""
+
+    def apply(draft: Any, value: Any) -> None:
+        setattr(draft, name, value)
+
+    return apply
+
+
+def refused(**defaults: Any) -> dict[str, Route]:
+    """Routes of known keywords that are not supported: each may be given at its default alone."""
+    return {name: Route(default) for name, default in defaults.items()}
+
+
+def problems_of(
+    owner: str, table: Table, given: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
+) -> list[Problem]:
+    """What is wrong with keywords, one by one.
+
+    Args:
+        owner: the class they were given to.
+        table: its routes.
+        given: keyword -> value, without the prefix.
+        known: all keywords of the class, for a hint.
+        prefix: what the keywords begin with for the caller.
+    """
+    found = []
+    for name, value in given.items():
+        full = prefix + name
+        route = table.get(name)
+        if route is None:
+            found.append(Problem(full, f"{owner} has no keyword {full!r}", hint=did_you_mean(full, known)))
+        elif is_default(value, route.default):
+            continue
+        elif route.apply is None:
+            message = f"{full} is not supported yet in this dialect, other than {route.default!r}"
+            found.append(Problem(full, message, value))
+        elif not _fits(value, route):
+            wanted = route.types or (type(route.default),)
+            message = f"{' or '.join(kind.__name__ for kind in wanted)} is needed"
+            found.append(Problem(full, message, value))
+        elif route.needs and not given.get(route.needs, table[route.needs].default):
+            message = f"{full} has no effect without {prefix + route.needs}"
+            found.append(Problem(full, message, value, f"turn {prefix + route.needs} on, or leave it out"))
+    missing = [name for name, route in table.items() if route.default is REQUIRED and name not in given]
+    return found + [Problem(prefix + name, f"{owner} needs this keyword") for name in missing]
+
+
+def raise_any(problems: list[Problem]) -> None:
+    """Raise all problems at once, if there are any."""
+    once = list(dict.fromkeys(problems))  # one keyword may be read for several layers
+    if any(problem.message.endswith("needs this keyword") for problem in once):
+        raise MissingKeywordError(once)
+    if once:
+        raise KeywordError(once)
+
+
+def apply_all(draft: Any, table: Table, given: Mapping[str, Any]) -> None:
+    """Run every route of a table on a draft, in the order of the table."""
+    for name, route in table.items():
+        if route.apply is not None:
+            route.apply(draft, given.get(name, route.default))
+
+
+def is_default(value: Any, default: Any) -> bool:
+    """Whether a value says the same as the default; anything but plain data is compared by identity."""
+    plain = (bool, int, float, str, tuple, list, dict)
+    return value is default or (isinstance(value, plain) and isinstance(default, plain) and bool(value == default))
+
+
+def _fits(value: Any, route: Route) -> bool:
+    if route.types:
+        return isinstance(value, route.types) and (bool in route.types or not isinstance(value, bool))
+    return isinstance(value, bool) or not isinstance(route.default, bool)

@@ -1,0 +1,18 @@
+"""The names of upstream's module `x_transformers.x_transformers`."""
+
+from variform.dialects.x_transformers.attention_layers import AttentionLayers, CrossAttender, Decoder, Encoder
+from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.seq2seq import XTransformer
+from variform.dialects.x_transformers.vision import ViTransformerWrapper
+from variform.dialects.x_transformers.wrapper import TransformerWrapper
+
+__all__ = [
+    "AttentionLayers",
+    "AutoregressiveWrapper",
+    "CrossAttender",
+    "Decoder",
+    "Encoder",
+    "TransformerWrapper",
+    "ViTransformerWrapper",
+    "XTransformer",
+]

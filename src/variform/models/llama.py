@@ -8,6 +8,7 @@ from pydantic import Field
 
 from variform.core.registry import preset
 from variform.core.spec import Shared, Spec
+from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import GLU
 from variform.parts.head.heads import LMHead, TiedLMHead
@@ -30,6 +31,7 @@ def llama(
     heads: int,
     max_seq_len: int | None = None,
     kv_heads: int | None = None,
+    window: int | None = None,
     hidden: int | None = None,
     rope_base: float = 10000.0,
     rope_layout: str = "half",
@@ -47,6 +49,8 @@ def llama(
         heads: number of attention heads; divides `dim`.
         max_seq_len: longest sequence; None for no limit.
         kv_heads: key and value heads, a divisor of `heads`; as many by default.
+        window: each token attends to this many tokens, itself included (Mistral, Jiang et al. 2023,
+            arXiv:2310.06825); to all before it when None.
         hidden: inner width of the SwiGLU; by default 8/3 dim, rounded up to a multiple of 64.
         rope_base: base of the rotary wavelengths.
         rope_layout: "half" as in Llama checkpoints, or "interleaved".
@@ -57,7 +61,9 @@ def llama(
     """
     norm = RMSNorm.spec(eps=eps)
     inner = hidden or -(-8 * dim // (3 * 64)) * 64
-    attention = MultiHead.spec(kv_heads=kv_heads, rotation=RotaryRotation.spec(base=rope_base, layout=rope_layout))
+    heads_of = SoftmaxAttention.spec() if window is None else LocalAttention.spec(window=window)
+    rotation = RotaryRotation.spec(base=rope_base, layout=rope_layout)
+    attention = MultiHead.spec(kv_heads=kv_heads, rotation=rotation, attention=heads_of)
     layer = TransformerLayer.spec(
         sublayers=[
             Sublayer.spec(body=attention, norm=norm, dropout=dropout),

@@ -44,12 +44,14 @@ def _bools(*shape: int) -> Tensor:
     return torch.rand(*shape) > 0.4
 
 
-def _ragged(length: int) -> dict[str, Any]:
+def _ragged(length: int, kv_heads: int = 4) -> dict[str, Any]:
     """A chunk of `length` queries at other positions in every row, over a longer buffer of keys."""
     starts = torch.tensor([3, 11])
     positions = starts[:, None] + torch.arange(length)
     return dict(
-        qkv(length, length + 16), q_positions=positions, k_valid=torch.arange(length + 16) < positions[:, -1:] + 1
+        qkv(length, length + 16, kv_heads=kv_heads),
+        q_positions=positions,
+        k_valid=torch.arange(length + 16) < positions[:, -1:] + 1,
     )
 
 
@@ -108,6 +110,9 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {
     "empty_rows": lambda n: dict(qkv(n), mask=Dense(_empty_rows(n))),
     "nothing_valid": lambda n: dict(qkv(n), k_valid=torch.zeros(2, n, dtype=torch.bool)),
     "ragged": lambda n: dict(_ragged(n), structure=Causal()),
+    "ragged_grouped": lambda n: dict(_ragged(n, kv_heads=2), structure=Causal()),
+    "cross_grouped": lambda n: qkv(n, 19, kv_heads=1, dim_v=4),
+    "bias_grouped": lambda n: dict(qkv(n, 19, kv_heads=2), scores=(DenseBias(_parameter(4, n, 19), per="head"),)),
     "ragged_window": lambda n: dict(_ragged(n), structure=Causal() & Window(4)),
     "left_padded": lambda n: dict(qkv(n), structure=Causal(), **_left_padded(n)),
     "left_padded_window": lambda n: dict(qkv(n), structure=Causal() & Window(4), **_left_padded(n)),

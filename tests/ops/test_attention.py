@@ -7,7 +7,16 @@ from torch import Tensor
 
 from tests.ops.cases import CASES, LENGTHS, assert_matches_reference, build, cast, error, qkv, run_with_gradients
 from variform.errors import BackendError, ConfigError, ShapeError
-from variform.ops.attention import Call, attention, backends, candidates, reference, reference_weights
+from variform.ops.attention import (
+    Call,
+    Candidate,
+    attention,
+    backends,
+    candidates,
+    reference,
+    reference_weights,
+    register_backend,
+)
 from variform.ops.attention.sdpa import _without_empty_rows
 from variform.ops.masks import Causal, Dense, Segments, Window
 from variform.ops.scores import SoftCap
@@ -192,3 +201,30 @@ def test_candidates_on_fake_tensors() -> None:
     with FakeTensorMode():
         heads = torch.empty(1, 2, 4096, 64)
         assert candidates(Call(heads, heads, heads, structure=Causal(), device="cuda"))[0].name == "sdpa"
+
+
+def test_a_registered_backend_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Zeros:
+        name = "zeros"
+
+        def refuses(self, call: Call, training: bool) -> str | None:
+            return "zeros have no gradient" if training else None
+
+        def advantage(self, call: Call, training: bool) -> str | None:
+            return "nothing is faster" if call.mask is not None else None
+
+        def run(self, call: Call) -> Tensor:
+            return torch.zeros_like(call.v)
+
+    monkeypatch.setattr("variform.ops.attention.select._specialised", [])
+    register_backend(Zeros())
+    with pytest.raises(ConfigError, match="already registered"):
+        register_backend(Zeros())
+    call = build("dense", 7)
+    assert candidates(call)[0].name == "sdpa"
+    with torch.no_grad():
+        assert attention(call).abs().sum() == 0
+        assert candidates(call)[0] == Candidate("zeros", None, True, "nothing is faster")
+        assert attention(build("plain", 7)).abs().sum() > 0
+    with pytest.raises(BackendError, match="zeros have no gradient"):
+        attention(call, backend="zeros")

@@ -85,6 +85,16 @@ def test_a_layout_changed_in_place_is_seen() -> None:
     assert_matches_reference(functools.partial(attention, backend="block_sparse"), call)
 
 
+def test_inference_before_training() -> None:
+    with torch.inference_mode():
+        blocks = Blocks(torch.eye(9, dtype=torch.bool), 64)
+    for structure in (Causal() & Window(21), blocks):
+        call = Call(**qkv(530), structure=structure)
+        with torch.inference_mode():
+            attention(call, backend="block_sparse")
+        assert_matches_reference(functools.partial(attention, backend="block_sparse"), call)
+
+
 def test_plan_groups_rows_by_count() -> None:
     plan = make_plan(Causal() & Window(64), 512, 512, 64)
     assert [(group.count, len(group.rows)) for group in plan.groups] == [(1, 1), (2, 7)]

@@ -54,12 +54,18 @@ def test_chosen_for_training_on_cuda_where_blocks_are_skipped() -> None:
         assert chosen() == "sdpa"
         with torch.no_grad():
             assert chosen(structure=Causal() & Window(256)) == "sdpa"
+        out = attention(
+            Call(heads, heads[:, :1], heads[:, :1], device="cuda", structure=Causal(), scores=(SoftCap(30.0),))
+        )
+        assert out.shape == heads.shape
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in CASES] + [(name, torch.bfloat16) for name in ("causal", "alibi", "empty_rows")],
+)
 def test_matches_reference_on_cpu(name: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     call = _detached(build(name, 65), dtype)

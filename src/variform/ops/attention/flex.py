@@ -12,12 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from variform.ops.attention.call import Call
 from variform.ops.attention.plan import conjuncts
+from variform.ops.attention.sdpa import fused
 from variform.ops.masks import Mask, MaskMod
-from variform.ops.masks.counts import block_layout
+from variform.ops.masks.counts import block_layout, real_tensors
 from variform.ops.scores import ScoreFunction
 
 __all__ = ["FlexBackend"]
@@ -64,6 +66,10 @@ class FlexBackend:
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
         call.check()
+        if isinstance(call.q, FakeTensor):
+            # Kernels are not compiled for stand-ins; this has the same shape and keeps as much for backward.
+            k, v = call.expanded()
+            return fused(call.q, k, v)
         run = cast(Callable[..., Any], flex_attention) if torch.compiler.is_compiling() else _compiled()
         out: Tensor = run(
             call.q,
@@ -157,9 +163,10 @@ def _block_mask(call: Call) -> BlockMask | None:
 @functools.lru_cache(maxsize=32)
 def _static_block_mask(symbol: Mask, q_len: int, k_len: int, device: torch.device) -> BlockMask:
     """From the block layout: evaluating every pair takes seconds and gigabytes at 16384 positions."""
-    layout = block_layout(symbol, q_len, k_len, _BLOCK).to(device)
-    order = layout.int().argsort(dim=-1, descending=True, stable=True).int()[None, None]
-    counts = layout.sum(dim=-1, dtype=torch.int32)[None, None]
+    with real_tensors():
+        layout = block_layout(symbol, q_len, k_len, _BLOCK).to(device)
+        order = layout.int().argsort(dim=-1, descending=True, stable=True).int()[None, None]
+        counts = layout.sum(dim=-1, dtype=torch.int32)[None, None]
     return BlockMask.from_kv_blocks(
         counts, order, BLOCK_SIZE=_BLOCK, mask_mod=symbol.mask_mod(), seq_lengths=(q_len, k_len)
     )

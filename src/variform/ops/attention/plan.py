@@ -83,7 +83,8 @@ def _versions(mask: Mask) -> tuple[int, ...]:
     if not mask.has_tensors:
         return ()
     leaves = pytree.tree_leaves(mask)
-    return tuple(leaf._version for leaf in leaves if isinstance(leaf, Tensor))
+    # Tensors made in inference mode have no version and are taken as constant.
+    return tuple(0 if leaf.is_inference() else leaf._version for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from variform.ops.masks.base import Mask
@@ -109,10 +109,11 @@ def _device(mask: Mask) -> torch.device | None:
     return next((leaf.device for leaf in pytree.tree_leaves(mask) if isinstance(leaf, Tensor)), None)
 
 
-def real_tensors() -> AbstractContextManager[Any]:
-    """Counting needs numbers, also where the surroundings run on fake tensors."""
-    try:
-        from torch._subclasses.fake_tensor import unset_fake_temporarily
-    except ImportError:
-        return nullcontext()
-    return unset_fake_temporarily()
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """For what is computed once and kept: real numbers under fake tensors, and tensors that autograd may save.
+
+    A tensor made in inference mode and remembered would make a later training step fail.
+    """
+    with torch.inference_mode(False), unset_fake_temporarily():
+        yield

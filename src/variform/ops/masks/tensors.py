@@ -135,14 +135,15 @@ class Dense(Mask):
         if (self.tensor.dim() == 4 and self.tensor.shape[1] != 1) or self.per == "head":
             _same("Dense mask", "head", self.tensor.shape[-3], heads)
 
-    def _full(self) -> Tensor:
+    def _full(self, view: View) -> Tensor:
         """2-D or 4-D."""
-        if self.tensor.dim() != 3:
-            return self.tensor
-        return self.tensor[:, None] if self.per == "batch" else self.tensor[None]
+        tensor = view.lift(self.tensor)
+        if tensor.dim() != 3:
+            return tensor
+        return tensor[:, None] if self.per == "batch" else tensor[None]
 
     def _visit(self, view: View) -> Tensor:
-        full = view.lift(self._full())
+        full = self._full(view)
         if self.by == "index":
             return full if view.q_index is None else _gather(full, view, view.q_index, view.columns)
         known = (view.q_pos < full.shape[-2]) & (view.k_pos < full.shape[-1])

@@ -58,12 +58,12 @@ class Admission:
             ShapeError: a shape that is not the declared one.
         """
         names = [entry.name for entry in self.entries]
-        for name in names:
-            if name not in inputs:
-                raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
         for name in inputs:
             if name not in names:
                 raise StreamError(f"{name!r} is no input of this program; {did_you_mean(str(name), names)}")
+        for name in names:
+            if name not in inputs:
+                raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
         for entry in self.entries:

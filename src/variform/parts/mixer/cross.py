@@ -40,6 +40,7 @@ class CrossMultiHead(Mixer):
         attention: what happens between the heads' q, k and v.
         q_norm: a norm on each head's q.
         k_norm: a norm on each head's k.
+        context_norm: a norm on the context; give it as `Shared` where it is the sublayer's own.
         init_std: standard deviation of the initial weights; torch's default when None.
         writes: residual writes of the model, for the initial scale of W_o.
     """
@@ -59,6 +60,7 @@ class CrossMultiHead(Mixer):
         attention: Attention = use("softmax"),
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
+        context_norm: Norm | None = None,
         init_std: float | None = INHERIT,
         writes: int | None = INHERIT,
     ) -> None:
@@ -74,6 +76,7 @@ class CrossMultiHead(Mixer):
         self.attention = attention
         self.q_norm = q_norm
         self.k_norm = k_norm
+        self.context_norm = context_norm
 
     @classmethod
     def derive(cls, facts: Facts) -> Facts:
@@ -83,6 +86,8 @@ class CrossMultiHead(Mixer):
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The attention does not inherit `causal`: it reads another sequence."""
+        if slot == "context_norm":
+            return {"dim": facts.get("dim_context") or facts["dim"]}
         return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else {"causal": False}
 
     @classmethod
@@ -124,6 +129,8 @@ class CrossMultiHead(Mixer):
         context = streams.get("context")
         if context is None:
             raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
+        if self.context_norm is not None:
+            context = self.context_norm(context)
         batch, length, _ = context.shape
         k = self.k(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)

@@ -1,0 +1,100 @@
+"""Embedding of inputs that are features already: positions and class tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.inherit import INHERIT
+from variform.core.registry import register
+from variform.errors import ConfigError, ShapeError
+from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("features")
+class FeatureEmbedding(Embedding):
+    """Continuous inputs as they are, with optional class tokens and positions: x = drop(norm([c; x] + P[positions])).
+
+    Class tokens stand in front and take the first positions; with them the part republishes `positions` and `valid`,
+    and neither packed documents nor cached decoding are defined.
+
+    Shapes:
+        inputs: [B, L, dim] floats -> [B, class_tokens + L, dim]
+
+    Args:
+        dim: features.
+        position: a position code that is added.
+        norm: a norm on the sum.
+        class_tokens: learned tokens in front, zero at first.
+        dropout: probability of zeroing a feature, in training.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments"})
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        position: Position | None = None,
+        norm: Norm | None = None,
+        class_tokens: Annotated[int, Field(ge=0)] = 0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.position = position
+        self.norm = norm
+        self.class_token = nn.Parameter(torch.empty(class_tokens, dim)) if class_tokens else None
+        self.dropout = dropout
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Class tokens at zero."""
+        if self.class_token is not None:
+            nn.init.zeros_(self.class_token)
+
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """Zeros."""
+        if length is None:
+            raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
+        return torch.zeros(batch, length, self.dim)
+
+    def forward(self, inputs: Tensor, streams: Streams) -> Output:
+        """Put the class tokens in front and add the positions."""
+        if inputs.dim() != 3 or inputs.shape[-1] != self.dim or not inputs.is_floating_point():
+            raise ShapeError(
+                f"features are floats of shape [batch, length, {self.dim}], not {inputs.dtype} {list(inputs.shape)}"
+            )
+        x, published = inputs, {}
+        if self.class_token is not None:
+            x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
+            published = behind_class_tokens(streams, self.class_token.shape[0])
+        if self.position is not None:
+            positions = published["positions"] if published else streams.get("positions")
+            x = x + self.position(positions, x.shape[1], x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return (x, published) if published else x
+
+
+def behind_class_tokens(streams: Streams, count: int) -> dict[str, Any]:
+    """The streams `positions` and `valid` when `count` tokens that are always attended stand in front.
+
+    Raises:
+        ShapeError: packed documents or a decode state, for which this is not defined.
+    """
+    for name in ("segments", "cache"):
+        if streams.get(name) is not None:
+            raise ShapeError(f"class tokens belong to whole sequences: {name!r} cannot be used with them")
+    positions, valid = streams.get("positions"), streams.get("valid")
+    if positions is not None:
+        front = torch.arange(count, device=positions.device).expand(*positions.shape[:-1], count)
+        positions = torch.cat((front, positions + count), -1)
+    return {"positions": positions, "valid": None if valid is None else F.pad(valid, (count, 0), value=True)}

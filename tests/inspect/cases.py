@@ -27,6 +27,7 @@ MODELS: dict[str, Callable[[], Spec]] = {
     "alibi": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), [f"{BODY}.position_bias=alibi"]),
     "checkpoint": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), ["stacks.0.executor=checkpoint"]),
     "shared": lambda: shared_layers(),
+    "shared_checkpoint": lambda: shared_between_executors(),
 }
 
 BODY = "stacks.0.layers.*.sublayers.0.body"
@@ -41,6 +42,12 @@ def shared_layers() -> Spec:
     spec = vf.models.gpt(**TOKENS, max_seq_len=64)
     layer = vf.Shared("layer", spec["stacks"][0]["layers"][0])
     return spec.replace(stacks=(spec["stacks"][0].replace(layers=(layer, layer, layer)),))
+
+
+def shared_between_executors() -> Spec:
+    spec = shared_layers()
+    stack = spec["stacks"][0]
+    return spec.replace(stacks=(stack.replace(executor="checkpoint"), stack))
 
 
 def saved_bytes(model: nn.Module, *args: Any, **kwargs: Any) -> int:

@@ -8,8 +8,9 @@ distinct layers.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +109,7 @@ class Tracer:
         self._frames = [root]
         try:
             with ExitStack() as stack:
+                stack.enter_context(_quiet())
                 stack.enter_context(self.mode)
                 stack.enter_context(saved_tensors_hooks(self._keep, lambda kept: kept))
                 stack.enter_context(metering(self._attend))
@@ -124,7 +126,8 @@ class Tracer:
         tensors: list[Tensor] = []
         shape = form((args, kwargs), tensors)
         memory = [storage_of(tensor)[0] for tensor in tensors]
-        key = (id(part), part.training, torch.is_grad_enabled(), shape, tuple(memory.index(m) for m in memory))
+        same = tuple(memory.index(identity) for identity in memory)
+        key = (id(part), part.training, torch.is_grad_enabled(), self._is_kept(), shape, same)
         if key not in self._known:
             self._known[key], out = self._measured(part, forward, args, kwargs, memory)
             return out
@@ -194,6 +197,11 @@ class Tracer:
         above.saved.update(frame.saved)
         return rebuilt(known.output, iter(results))
 
+    def _is_kept(self) -> bool:
+        """Whether what the backward pass needs is kept now; under activation checkpointing it is not."""
+        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return bool(hooks) and hooks[0] == self._keep
+
     def _keep(self, tensor: Tensor) -> Tensor:
         identity, storage = storage_of(tensor)
         if identity not in self._persistent:
@@ -215,6 +223,17 @@ class Tracer:
         node.figures.add(attention_figures(call))
         if self._sink is not None:
             node.attention.append(self._sink(call, backend))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What does not fit is raised and reported by the caller; torch would log a traceback beside it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

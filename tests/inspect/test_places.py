@@ -1,0 +1,38 @@
+import variform as vf
+from tests.inspect.cases import MODELS, TOKENS
+from variform.inspect.places import fold, place_tree
+
+
+def test_places_are_the_paths_of_the_spec() -> None:
+    model = vf.build(MODELS["seq2seq"]())
+    places = {place.path: place for place in place_tree(model).walk()}
+    assert list(places) == [path for path, _ in model.spec.walk()]
+    layer = places["decoder.stacks.0.layers.2.sublayers.1.body"]
+    assert layer.part is model.decoder.stacks[0].layers[2].sublayers[1].body
+    assert places["encoder.embedding"].part is places["decoder.embedding"].part
+    assert places["encoder.embedding"].shared == "tokens"
+
+
+def test_places_of_a_copied_model_are_its_own() -> None:
+    import copy
+    import pickle
+
+    model = vf.build(MODELS["shared"]())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        own = {id(part) for part in twin.modules()}
+        assert all(id(place.part) in own for place in place_tree(twin).walk())
+
+
+def test_folding_builds_equal_items_once() -> None:
+    spec = vf.resolve(vf.models.gpt(**{**TOKENS, "depth": 5}, max_seq_len=64))
+    folded = fold(spec)
+    assert len({id(part) for part in vf.build(folded).stacks[0].layers}) == 1
+    assert [path for path, _ in folded.walk()] == [path for path, _ in spec.walk()]
+    odd = vf.resolve(vf.override(spec, ["stacks.0.layers.2.sublayers.1.body.hidden=7"]))
+    assert len({id(part) for part in vf.build(fold(odd)).stacks[0].layers}) == 2
+
+
+def test_folding_keeps_what_is_shared_already() -> None:
+    spec = vf.resolve(MODELS["shared"]())
+    names = [layer.name for layer in fold(spec)["stacks"][0]["layers"]]
+    assert names == ["layer"] * 3

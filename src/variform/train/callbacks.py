@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from variform.errors import VariformError
 from variform.train.folder import RunFolder
 from variform.train.journal import COLUMNS, Journal, row
-from variform.train.module import LanguageModule
 from variform.train.report import Report
 from variform.train.sampling import sample_text
 from variform.train.sections import TrainSection
@@ -104,7 +103,7 @@ class Recorder(Callback):
         self.shown = f"train {loss:.3f}"
         self._show(step)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A row with the validation loss, a line for people, and a sample when it is due."""
         step, loss = trainer.global_step, pl_module.val_loss
         self.last_val = (step, loss)
@@ -159,7 +158,7 @@ class Recorder(Callback):
         validations, every = step // self.train.val_every, self.train.samples.every
         return validations <= 1 or step == self.train.steps or (every is not None and validations % every == 0)
 
-    def _sample(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
+    def _sample(self, trainer: Trainer, module: Any, step: int) -> None:
         # All processes draw the same text together: the layers of a sharded model are gathered by all of them.
         text = sample_text(module.model, self.vocabulary, self.train.samples, self.train.seed, step)
         if trainer.is_global_zero:

@@ -93,11 +93,8 @@ class Config:
         return {"model": to_dict(spec), "data": data.model_dump(), "train": self.train.model_dump()}
 
     def _unresolved(self, vocab_size: int) -> Spec:
-        spec = from_dict(_filled(self.model, vocab_size))
-        spec = override(spec, _filled(self.changes, vocab_size))
-        if self.train.executor is not None:
-            spec = override(spec, {"stacks.*.executor": self.train.executor})
-        return spec
+        spec = override(from_dict(_filled(self.model, vocab_size)), _filled(self.changes, vocab_size))
+        return spec if self.train.executor is None else override(spec, {"stacks.*.executor": self.train.executor})
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -126,7 +123,9 @@ def make_config(content: Mapping[str, Any], overrides: Iterable[str] = (), *, na
     ]
     changes = _override(sections, overrides, problems)
     if not isinstance(sections.get("model"), (Mapping, str)):
-        problems.append(Problem("model", "this section is missing", hint="write {preset: NAME, ...} or {part: NAME, ...}"))
+        problems.append(
+            Problem("model", "this section is missing", hint="write {preset: NAME, ...} or {part: NAME, ...}")
+        )
     data = _section(DataSection, sections.get("data"), "data", problems)
     train = _section(TrainSection, sections.get("train"), "train", problems)
     model = sections.get("model")
@@ -148,7 +147,28 @@ def write_config(plain: Mapping[str, Any], path: Path) -> None:
 
 def is_training(content: Any) -> bool:
     """Whether a file's content is a training config rather than the description of a part."""
-    return isinstance(content, Mapping) and "part" not in content and "preset" not in content
+    if not isinstance(content, Mapping) or {"part", "preset", "shared"} & set(content):
+        return False
+    return set(content) != {"model"} or FROM_DATA in _values(content)
+
+
+def part_spec(content: Any, overrides: Iterable[str] = ()) -> Spec:
+    """The spec that a file without training sections describes.
+
+    Args:
+        content: the plain form of a part, or a mapping with the key `model` alone.
+        overrides: `field=value`; arguments of the root's preset, or paths into the spec.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    wrapped = isinstance(content, Mapping) and set(content) == {"model"}
+    sections = {"model": _copy(content["model"] if wrapped else content)}
+    problems: list[Problem] = []
+    changes = _override(sections, [f"model.{text.removeprefix('model.')}" for text in overrides], problems)
+    if problems:
+        raise ConfigError(problems)
+    return override(from_dict(sections["model"]), changes)
 
 
 def _section(section: type[S], content: Any, path: str, problems: list[Problem]) -> S | None:

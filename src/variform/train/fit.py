@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,68 +19,18 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from variform.core.build import build
-from variform.core.spec import Spec
 from variform.errors import ConfigError
-from variform.train.bigram import bigram_loss
 from variform.train.callbacks import Interrupted, Recorder, Saver
-from variform.train.config import Config, write_config
-from variform.train.data import Split, StepLoader, TrainBatches, ValBatches, split_ids
+from variform.train.config import Config
+from variform.train.data import StepLoader, TrainBatches, ValBatches
 from variform.train.folder import RunFolder, write_json
 from variform.train.journal import read_metrics
+from variform.train.material import Material
 from variform.train.module import LanguageModule
 from variform.train.plot import plot_losses
 from variform.train.report import Report
 from variform.train.sections import TrainSection
-from variform.train.text import Text, load_text
-from variform.train.vocabulary import Characters
 from variform.weights import save_weights
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run works on.
-
-    Args:
-        text: the text.
-        vocabulary: its characters.
-        split: its ids in two parts.
-        spec: the resolved model.
-        bigram: validation loss of the bigram model.
-    """
-
-    text: Text
-    vocabulary: Characters
-    split: Split
-    spec: Spec
-    bigram: float
-
-    def facts(self) -> dict[str, Any]:
-        """What must be the same when the run is resumed."""
-        parts = {"train": self.split.train.shape[0], "validation": self.split.validation.shape[0]}
-        return {"source": self.text.source, "sha256": self.text.sha256, **parts, "bigram_loss": self.bigram}
-
-
-def prepare(config: Config) -> Material:
-    """Read the text and resolve the model.
-
-    Raises:
-        ConfigError: the text cannot be had or is too short, the model does not fit it, a prompt is not in it.
-    """
-    text = load_text(config.data.text)
-    vocabulary = Characters.of(text.content)
-    spec = config.spec(len(vocabulary))
-    split = split_ids(vocabulary.encode(text.content), config.data)
-    if config.train.samples.tokens:
-        vocabulary.encode(config.train.samples.prompt)
-    bigram = bigram_loss(split.train, split.validation, len(vocabulary), config.data)
-    return Material(text, vocabulary, split, spec, bigram)
-
-
-def fill_folder(folder: RunFolder, config: Config, material: Material) -> None:
-    """Write what a run folder holds from the start."""
-    write_config(config.plain(material.spec, material.text.source), folder.config)
-    material.vocabulary.save(folder.vocabulary)
-    write_json(folder.data, material.facts())
 
 
 def fit(folder: RunFolder, config: Config, material: Material, report: Report) -> dict[str, Any]:
@@ -95,6 +44,8 @@ def fit(folder: RunFolder, config: Config, material: Material, report: Report) -
     step = max(folder.saved_steps(), default=0)
     if step:
         check_checkpoint(folder, step)
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
     torch.manual_seed(train.seed)
     model = build(material.spec, device="meta" if train.strategy == "fsdp2" else None)
     module = LanguageModule(model, train)
@@ -166,7 +117,9 @@ def make_trainer(folder: RunFolder, train: TrainSection, callbacks: list[Any], s
             default_root_dir=folder.path,
         )
     except (ValueError, RuntimeError) as error:  # Lightning's own judgement of devices and strategies
-        raise ConfigError(f"Lightning refuses this hardware: {error}", path="train.devices", value=train.devices) from None
+        raise ConfigError(
+            f"Lightning refuses this hardware: {error}", path="train.devices", value=train.devices
+        ) from None
 
 
 def make_loaders(trainer: Trainer, config: Config, material: Material) -> tuple[StepLoader, DataLoader[Any]]:
@@ -217,9 +170,7 @@ def draw(folder: RunFolder, material: Material) -> None:
         plot_losses(rows, material.bigram, folder.path.name, folder.picture)
 
 
-def summarise(
-    folder: RunFolder, config: Config, material: Material, recorder: Recorder, params: int
-) -> dict[str, Any]:
+def summarise(folder: RunFolder, config: Config, material: Material, recorder: Recorder, params: int) -> dict[str, Any]:
     """Write and return the figures of a finished run."""
     assert recorder.last_val is not None
     steps, loss = recorder.last_val

@@ -11,6 +11,7 @@ from variform.core.text import read_file
 from variform.errors import ConfigError
 from variform.train.config import Config, make_config, read_config
 from variform.train.folder import RunFolder, new_folder, open_folder
+from variform.train.material import Material, fill_folder, prepare
 from variform.train.report import Report
 
 FOLDER_OF_CHILDREN = "VARIFORM_RUN"
@@ -35,12 +36,12 @@ def train(config: Config | str | Path, overrides: Iterable[str] = (), *, quiet: 
     if not isinstance(config, Config):
         config = read_config(config, overrides)
     lightning = _lightning()
-    material = lightning.prepare(config)
+    material = prepare(config)
     first = lightning.is_first_process()
     folder = _folder(config, first)
     report = Report(first, quiet)
     if first:
-        lightning.fill_folder(folder, config, material)
+        fill_folder(folder, config, material)
     _describe(report, folder, config, material)
     return _fit(folder, config, material, report)
 
@@ -63,9 +64,11 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     config = make_config(content, name=folder.path.name)
     if folder.summary.is_file():
         hint = f"variform generate {folder.path} --prompt ... uses it; variform train starts another"
-        raise ConfigError(f"the run {str(folder.path)!r} is complete: all {config.train.steps} steps are done", hint=hint)
+        raise ConfigError(
+            f"the run {str(folder.path)!r} is complete: all {config.train.steps} steps are done", hint=hint
+        )
     lightning = _lightning()
-    material = lightning.prepare(config)
+    material = prepare(config)
     facts, known = material.facts(), folder.read_json(folder.data)
     changed = [name for name in facts if facts[name] != known.get(name)]
     if changed:
@@ -100,7 +103,7 @@ def _folder(config: Config, first: bool) -> RunFolder:
     return new_folder(section.out, section.name or config.name, section.run)
 
 
-def _fit(folder: RunFolder, config: Config, material: Any, report: Report) -> dict[str, Any]:
+def _fit(folder: RunFolder, config: Config, material: Material, report: Report) -> dict[str, Any]:
     os.environ[FOLDER_OF_CHILDREN] = str(folder.path)
     try:
         summary: dict[str, Any] = _lightning().fit(folder, config, material, report)
@@ -109,13 +112,15 @@ def _fit(folder: RunFolder, config: Config, material: Any, report: Report) -> di
     if summary:
         loss, bigram = summary["val_loss"], summary["bigram_loss"]
         report.pair("result", f"validation loss {loss:.4f}, bigram {bigram:.4f}, ratio {summary['ratio']:.3f}")
-        report.pair("time", f"{summary['seconds']:.0f} s for {summary['steps']} steps, {summary['tokens']:,} characters")
+        report.pair(
+            "time", f"{summary['seconds']:.0f} s for {summary['steps']} steps, {summary['tokens']:,} characters"
+        )
         report.pair("run folder", str(folder.path))
-        report.pair("use it", f'variform generate {folder.path} --prompt "ROMEO:"')
+        report.pair("use it", f'variform generate {folder.path} --prompt "..."')
     return summary
 
 
-def _describe(report: Report, folder: RunFolder, config: Config, material: Any) -> None:
+def _describe(report: Report, folder: RunFolder, config: Config, material: Material) -> None:
     facts = material.facts()
     train = config.train
     report.pair("run folder", str(folder.path))

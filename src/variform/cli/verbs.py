@@ -1,0 +1,163 @@
+"""The verbs: what each takes on the command line, and what it does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+from variform.cli.output import show
+from variform.core.registry import kinds, parts
+from variform.core.spec import Spec
+from variform.errors import ConfigError
+
+Options = argparse.Namespace
+Arguments = list[tuple[tuple[str, ...], dict[str, Any]]]
+
+
+def check(options: Options) -> None:
+    """Find everything that is wrong with a config; nothing is trained or built."""
+    from variform.inspect import check as find
+
+    spec, _ = _described(options)
+    report = find(spec, batch=options.batch, length=options.length, decode=options.decode)
+    if not report.ok:
+        raise ConfigError(report.problems)
+    show(str(report), report.to_json(), options.json)
+
+
+def describe(options: Options) -> None:
+    """Show every part with its shapes, parameters, FLOPs and bytes; nothing is allocated."""
+    from variform.inspect import describe as measure
+
+    spec, context = _described(options)
+    found = measure(spec, batch=options.batch, length=options.length or context)
+    show(str(found), found.to_json(), options.json)
+
+
+def explain(options: Options) -> None:
+    """Show which attention backends would run, and why the others would not."""
+    from variform.inspect import explain as judge
+
+    spec, context = _described(options)
+    found = judge(
+        spec,
+        batch=options.batch,
+        length=options.length or context,
+        device=options.device,
+        training=not (options.inference or options.decode),
+        decode=options.decode,
+    )
+    show(str(found), found.to_json(), options.json)
+
+
+def list_parts(options: Options) -> None:
+    """List the registered parts, by kind."""
+    from variform.core.schema import part_info
+
+    infos = [part_info(part) for part in parts(options.kind).values()]
+    width = max((len(info["name"]) for info in infos), default=0)
+    lines: list[str] = []
+    for kind, group in groupby(infos, key=lambda info: info["kind"]):
+        lines += [kind, *(f"  {info['name']:<{width}}  {info['summary']}" for info in group)]
+    show("\n".join(lines), infos, options.json)
+
+
+def schema(options: Options) -> None:
+    """Print the JSON Schema of all parts, for editors and programs."""
+    from variform.core.schema import registry_schema
+
+    print(json.dumps(registry_schema(), indent=2))
+
+
+def train(options: Options) -> None:
+    """Train a model on text, or go on with a run: --resume RUN."""
+    from variform.train import run
+
+    if options.resume is not None:
+        if options.config is not None or options.overrides:
+            raise ConfigError("a resumed run keeps its config: give --resume RUN alone")
+        summary = run.resume(options.resume, quiet=options.json)
+    elif options.config is None:
+        raise ConfigError("give a training config, or --resume RUN", hint="variform train examples/microgpt.yaml")
+    else:
+        summary = run.train(options.config, options.overrides, quiet=options.json)
+    if options.json and summary:
+        print(json.dumps(summary, indent=2))
+
+
+def generate(options: Options) -> None:
+    """Continue a prompt with the model of a run; text appears as it is made."""
+    from variform.cli.generation import generate_text
+
+    generate_text(options)
+
+
+def _described(options: Options) -> tuple[Spec, int | None]:
+    """The model that a file describes, and the length it is trained at, if the file says so."""
+    from variform.core.text import read_file
+    from variform.train.config import is_training, make_config, part_spec
+
+    content = read_file(options.config)
+    if not is_training(content):
+        return part_spec(content, options.overrides), None
+    from variform.train.material import prepare
+
+    config = make_config(content, options.overrides)
+    return prepare(config).spec, config.data.context
+
+
+CONFIG: Arguments = [
+    (("config",), {"metavar": "CONFIG", "help": "a YAML or JSON file with a part, a preset or a training config"}),
+    (
+        ("overrides",),
+        {"metavar": "PATH=VALUE", "nargs": "*", "help": "changes: model.dim=64, stacks.0.layers.1.heads=8"},
+    ),
+]
+SIZES: Arguments = [
+    (("--batch",), {"type": int, "default": 1, "metavar": "N", "help": "rows (1)"}),
+    (("--length",), {"type": int, "metavar": "N", "help": "tokens a row (the training length, or the longest)"}),
+]
+DECODE: Arguments = [(("--decode",), {"action": "store_true", "help": "look at cached decoding"})]
+NUMBER: Any = {"type": float, "metavar": "X"}
+
+VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
+    "check": (check, [*CONFIG, (("--batch",), {**SIZES[0][1], "default": None}), SIZES[1], *DECODE]),
+    "describe": (describe, [*CONFIG, *SIZES]),
+    "explain": (
+        explain,
+        [
+            *CONFIG,
+            *SIZES,
+            *DECODE,
+            (("--inference",), {"action": "store_true", "help": "no backward pass follows"}),
+            (("--device",), {"metavar": "TYPE", "help": "cpu or cuda"}),
+        ],
+    ),
+    "parts": (list_parts, [(("--kind",), {"metavar": "K", "help": f"one of {', '.join(sorted(kinds()))}"})]),
+    "schema": (schema, []),
+    "train": (
+        train,
+        [
+            (("config",), {"metavar": "CONFIG", "nargs": "?", "help": "a training config"}),
+            CONFIG[1],
+            (("--resume",), {"metavar": "RUN", "help": "go on with the run in this folder"}),
+        ],
+    ),
+    "generate": (
+        generate,
+        [
+            (("run_folder",), {"metavar": "RUN", "help": "a run folder"}),
+            (("--prompt",), {"required": True, "metavar": "TEXT", "help": "what to continue"}),
+            (("--tokens",), {"type": int, "default": 400, "metavar": "N", "help": "new characters (400)"}),
+            (("--temperature",), {**NUMBER, "default": 0.8, "help": "0.8; 0 takes the likeliest character"}),
+            (("--top-k",), {"type": int, "metavar": "K", "help": "choose among the K likeliest"}),
+            (("--top-p",), {**NUMBER, "help": "choose among the likeliest that reach X together"}),
+            (("--min-p",), {**NUMBER, "help": "choose among those X times as likely as the likeliest"}),
+            (("--seed",), {"type": int, "metavar": "N", "help": "makes the text reproducible"}),
+        ],
+    ),
+}
+"""By name: the function, and its arguments for argparse."""

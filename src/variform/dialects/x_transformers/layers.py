@@ -20,6 +20,7 @@ from variform.parts.position.rotary import RotaryRotation
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
+from variform.weights.x_transformers import tiled_heads
 
 
 @dataclass
@@ -179,12 +180,6 @@ class LayersDraft:
         slopes = [*alibi_slopes(biased).tolist(), *[0.0] * (self.heads - biased)]
         # Upstream's query head i reads key head i mod kv_heads, the core's i // group: the slopes move along.
         return AlibiBias.spec(slopes=[slopes[head] for head in tiled_heads(self.heads, draft.key_heads)])
-
-
-def tiled_heads(heads: int, kv_heads: int) -> list[int]:
-    """For each query head of the core, the upstream head that it is."""
-    group = heads // kv_heads
-    return [member * kv_heads + key_head for key_head in range(kv_heads) for member in range(group)]
 
 
 def _is_list(value: Any, count: int) -> bool:

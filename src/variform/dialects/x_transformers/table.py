@@ -89,7 +89,7 @@ def problems_of(
 
 def raise_any(problems: list[Problem]) -> None:
     """Raise all problems at once, if there are any."""
-    once = list(dict.fromkeys(problems))  # one keyword may be read for several layers
+    once = list({str(problem): problem for problem in problems}.values())  # a keyword may be read for several layers
     if any(problem.message.endswith("needs this keyword") for problem in once):
         raise MissingKeywordError(once)
     if once:

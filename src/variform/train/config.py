@@ -90,7 +90,11 @@ class Config:
             text: where the text really came from.
         """
         data = self.data.model_copy(update={"text": text})
-        return {"model": to_dict(spec), "data": data.model_dump(), "train": self.train.model_dump()}
+        return {
+            "model": to_dict(spec),
+            "data": data.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+        }
 
     def _unresolved(self, vocab_size: int) -> Spec:
         spec = override(from_dict(_filled(self.model, vocab_size)), _filled(self.changes, vocab_size))

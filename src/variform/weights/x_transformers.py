@@ -30,6 +30,7 @@ from variform.parts.position.bias import T5Bias
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
 from variform.parts.stream_ops.padding import ZeroPadding
 from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.entries import (
@@ -92,7 +93,11 @@ def _model(model: nn.Module, prefix: str, offset: float) -> Iterator[Entry]:
     elif isinstance(model, Transformer) and len(model.stacks) == 1 and model.embedding is not None:
         yield from _embedding(model.embedding, prefix)
         stack = next(model.stacks.in_order())
-        assert isinstance(stack, LayerStack)
+        if isinstance(stack, RegisterStack):
+            yield plain(f"{prefix}{'memory' if stack.front else 'register'}_tokens", stack.tokens)
+            stack = stack.stack
+        if not isinstance(stack, LayerStack):
+            raise _no_counterpart(stack)
         yield from _stack(stack, f"{prefix}attn_layers.", offset)
         yield from _head(model.head, prefix)
     else:

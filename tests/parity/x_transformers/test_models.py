@@ -20,6 +20,7 @@ from tests.parity.x_transformers.test_layers import BASE, tokens, wrapped
         {"use_abs_pos_emb": False},
         {"emb_dropout": 0.3},
         {"return_only_embed": True},
+        {"num_memory_tokens": 3},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -98,8 +99,13 @@ def test_stacks_alone(name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_classes": 7}, {"num_classes": None}, {"num_classes": 7, "post_emb_norm": True, "channels": 2}],
-    ids=["classes", "no-classes", "norm"],
+    [
+        {"num_classes": 7},
+        {"num_classes": None},
+        {"num_classes": 7, "post_emb_norm": True, "channels": 2},
+        {"num_classes": 7, "num_register_tokens": 2},
+    ],
+    ids=["classes", "no-classes", "norm", "registers"],
 )
 def test_vision(options: dict[str, Any]) -> None:
     images = torch.randn(2, options.get("channels", 3), 24, 24, dtype=torch.float64)
@@ -124,8 +130,14 @@ def seq2seq(**options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tie_token_emb": True}, {"tie_token_emb": True, "dec_max_seq_len": 30}, {"dec_rotary_pos_emb": True}],
-    ids=["plain", "tied", "tied-lengths", "rotary"],
+    [
+        {},
+        {"tie_token_emb": True},
+        {"tie_token_emb": True, "dec_max_seq_len": 30},
+        {"dec_rotary_pos_emb": True},
+        {"enc_num_memory_tokens": 2},
+    ],
+    ids=["plain", "tied", "tied-lengths", "rotary", "memory"],
 )
 @pytest.mark.parametrize("front", [0, 3])
 def test_encoder_decoder(options: dict[str, Any], front: int) -> None:
@@ -153,6 +165,26 @@ def test_autoregressive_loss() -> None:
     expected.backward()
     found.backward()
     compare_gradients(theirs, mine, "net.")
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"rel_pos_bias": True}])
+@pytest.mark.parametrize("stack", ["Encoder", "Decoder"])
+def test_memory_tokens_with_padding_and_features_in_front(stack: str, options: dict[str, Any]) -> None:
+    front = torch.randn(2, 5, 24, dtype=torch.float64)
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[1, 7:] = False
+    theirs, mine = pair(wrapped(stack, options, num_memory_tokens=3))
+    agree(theirs, mine, lambda model: model(tokens(), mask=mask, prepend_embeds=front))
+
+
+def test_generation_with_memory_tokens() -> None:
+    def build(package: Any) -> nn.Module:
+        model: nn.Module = package.AutoregressiveWrapper(wrapped("Decoder", {}, num_memory_tokens=3)(package))
+        return model
+
+    theirs, mine = pair(build, prefix="net.")
+    expected, found = (model.generate(tokens(2, 4), 9, temperature=0.0) for model in (theirs, mine))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"attn_kv_heads": 2, "alibi_pos_bias": True}])

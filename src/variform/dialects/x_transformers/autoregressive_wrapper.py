@@ -184,7 +184,7 @@ class AutoregressiveWrapper(nn.Module):
             filter_logits_fn: "top_k", "top_p", "top_a", "min_p" or a function of logits.
             restrict_to_max_seq_len: keep prompt and new tokens within `max_seq_len`; beyond it is refused.
             filter_kwargs: keywords for the filter.
-            cache_kv: keep keys and values; False reads everything again for each token.
+            cache_kv: keep keys and values, where the model can; else everything is read again for each token.
             context: [B, Lc, dim] for cross attention.
             context_mask: [B, Lc] bool, True at real tokens of the context.
             **more: upstream's others, at their defaults.
@@ -206,7 +206,7 @@ class AutoregressiveWrapper(nn.Module):
                 filters=filters,
                 eos=eos_token,
                 pad=self.pad_value,
-                use_cache=cache_kv,
+                use_cache=cache_kv and self.net.can_cache_kv,
                 **options,
             )
         except ShapeError as error:

@@ -18,7 +18,7 @@ from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any, refused
-from variform.dialects.x_transformers.wrapper import MODEL, ModelDraft, TransformerWrapper, read_model
+from variform.dialects.x_transformers.wrapper import MODEL, ModelDraft, TransformerWrapper, read_model, stack_path
 from variform.errors import Problem
 from variform.stack.model import EncoderDecoder
 
@@ -69,7 +69,8 @@ class XTransformer(nn.Module):
             draft.spec(layers.spec, dim, layers.disable_abs_pos_emb) for layers, draft in parts.values()
         )
         spec = resolved(EncoderDecoder.spec(encoder=encoder, decoder=decoder, dim=dim))
-        ready = {"encoder.stacks.0": parts["enc_"][0].native, "decoder.stacks.0": parts["dec_"][0].native}
+        ready = {f"encoder.{stack_path(parts['enc_'][1])}": parts["enc_"][0].native}
+        ready[f"decoder.{stack_path(parts['dec_'][1])}"] = parts["dec_"][0].native
         self.native: EncoderDecoder = build(spec, ready=ready)
         self.__dict__["_sides"] = parts  # not registered: their parameters are the native model's
         self.ignore_index = own.get("ignore_index", -100)

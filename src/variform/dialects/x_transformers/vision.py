@@ -20,7 +20,6 @@ from variform.dialects.x_transformers.table import (
     problems_of,
     put,
     raise_any,
-    refused,
 )
 from variform.errors import Problem, nearest_multiples
 from variform.parts.embedding.patches import PatchEmbedding
@@ -28,6 +27,7 @@ from variform.parts.head.heads import ClassifierHead, PoolHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.model import Transformer
+from variform.stack.registers import RegisterStack
 
 
 @dataclass
@@ -40,6 +40,7 @@ class VisionDraft:
     num_classes: int | None = None
     post_emb_norm: bool = False
     emb_dropout: float = 0.0
+    num_register_tokens: int = 0
 
     def spec(self, stack: Spec, dim: int) -> Spec:
         """The model around a stack of width `dim`: SimpleViT (arXiv:2205.01580), learned positions."""
@@ -55,6 +56,8 @@ class VisionDraft:
             dropout=self.emb_dropout,
         )
         head = PoolHead.spec() if self.num_classes is None else ClassifierHead.spec(classes=self.num_classes)
+        if self.num_register_tokens:
+            stack = RegisterStack.spec(stack=stack, count=self.num_register_tokens, side="back", std=1.0)
         return Transformer.spec(dim=dim, embedding=embedding, stacks=[stack], head=head)
 
     def check(self) -> list[Problem]:
@@ -65,6 +68,8 @@ class VisionDraft:
             hint = nearest_multiples(self.image_size, self.patch_size)
             message = f"must be a multiple of patch_size = {self.patch_size}"
             return [Problem("image_size", message, self.image_size, hint)]
+        if self.num_register_tokens < 0:
+            return [Problem("num_register_tokens", "must not be negative", self.num_register_tokens)]
         return []
 
 
@@ -76,7 +81,7 @@ VISION: Table = {
     "num_classes": Route(None, put("num_classes"), types=(int,)),
     "post_emb_norm": Route(False, put("post_emb_norm")),
     "emb_dropout": Route(0.0, put("emb_dropout"), types=(int, float)),
-    **refused(num_register_tokens=0),
+    "num_register_tokens": Route(0, put("num_register_tokens"), types=(int,)),
 }
 """Keyword -> what it does to a `VisionDraft`."""
 
@@ -105,7 +110,8 @@ class ViTransformerWrapper(nn.Module):
         raise_any(draft.check())
         layers: AttentionLayers = keywords["attn_layers"]
         spec = resolved(draft.spec(layers.spec, layers.dim))
-        self.native: Transformer = build(spec, ready={"stacks.0": layers.native})
+        place = "stacks.0.stack" if draft.num_register_tokens else "stacks.0"
+        self.native: Transformer = build(spec, ready={place: layers.native})
         self.__dict__["attn_layers"] = layers  # not registered: its parameters are the native model's
         self.patch_size = draft.patch_size
 

@@ -39,6 +39,7 @@ from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.model import Transformer
+from variform.stack.registers import RegisterStack
 
 
 @dataclass
@@ -55,6 +56,7 @@ class ModelDraft:
     logits_dim: int | None = None
     return_only_embed: bool = False
     use_abs_pos_emb: bool = True
+    num_memory_tokens: int | None = None
     share_tokens: bool = False
     problems: list[Problem] = field(default_factory=list)
 
@@ -68,7 +70,11 @@ class ModelDraft:
             max_seq_len=self.max_seq_len if placed else None,
             vocab_size=self.num_tokens,
             embedding=PrefixedEmbedding.spec(embedding=embedding, dropout=self.emb_dropout),
-            stacks=[stack],
+            stacks=[
+                RegisterStack.spec(stack=stack, count=self.num_memory_tokens, std=1.0)
+                if self.num_memory_tokens
+                else stack
+            ],
             head=self._head(tokens, dim),
         )
 
@@ -101,6 +107,8 @@ class ModelDraft:
         if self.tie_embedding and (self.logits_dim is not None or self.return_only_embed):
             message = "a tied head has one logit a token; leave logits_dim and return_only_embed out"
             found.append(Problem("tie_embedding", message))
+        if (self.num_memory_tokens or 0) < 0:
+            found.append(Problem("num_memory_tokens", "must not be negative", self.num_memory_tokens))
         for name in ("num_tokens", "logits_dim"):
             if (getattr(self, name) or 1) < 1 or (name == "num_tokens" and self.num_tokens < 1):
                 found.append(Problem(name, "must be positive", getattr(self, name)))
@@ -121,11 +129,11 @@ MODEL: Table = {
     "logits_dim": Route(None, put("logits_dim"), types=(int,)),
     "return_only_embed": Route(False, put("return_only_embed")),
     "use_abs_pos_emb": Route(True, put("use_abs_pos_emb")),
+    "num_memory_tokens": Route(None, put("num_memory_tokens"), types=(int,)),
     **refused(
         embed_num_tokens={},
         max_mem_len=0,
         shift_mem_down=0,
-        num_memory_tokens=None,
         memory_tokens_interspersed_every=None,
         num_output_heads=1,
         scaled_sinu_pos_emb=False,
@@ -155,6 +163,11 @@ MODEL: Table = {
     ),
 }
 """Keyword -> what it does to a `ModelDraft`."""
+
+
+def stack_path(draft: ModelDraft) -> str:
+    """Where in a model's spec the stack of `attn_layers` stands."""
+    return "stacks.0.stack" if draft.num_memory_tokens else "stacks.0"
 
 
 def read_model(owner: str, keywords: dict[str, Any], dim: int) -> ModelDraft:
@@ -195,7 +208,7 @@ class TransformerWrapper(nn.Module):
         draft = read_model(type(self).__name__, keywords, getattr(layers, "dim", 0))
         assert isinstance(layers, AttentionLayers)
         spec = resolved(draft.spec(layers.spec, layers.dim, layers.disable_abs_pos_emb))
-        self._hold(build(spec, ready={"stacks.0": layers.native}), layers, draft)
+        self._hold(build(spec, ready={stack_path(draft): layers.native}), layers, draft)
 
     def _hold(self, native: Transformer, layers: AttentionLayers, draft: ModelDraft) -> None:
         self.native = native
@@ -223,6 +236,11 @@ class TransformerWrapper(nn.Module):
         """Whether upstream's checkpoints of this model store the gains of norms less one."""
         layers: AttentionLayers = self.__dict__["attn_layers"]
         return layers.unit_offset
+
+    @property
+    def can_cache_kv(self) -> bool:
+        """Whether tokens can be read one after another with cached keys and values."""
+        return not any(isinstance(stack, RegisterStack) for stack in self.native.stacks.in_order())
 
     @property
     def can_cache_kv_outside_max_seq_len(self) -> bool:

@@ -50,6 +50,10 @@ class PlacedEmbedding(Embedding):
         size: int | None = getattr(self.embedding, "vocab_size", None)
         return size
 
+    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
+        """The embedding's."""
+        return self.embedding.example_inputs(batch, length)
+
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed and add the positions."""
         x = self.embedding(inputs, streams)

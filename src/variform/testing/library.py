@@ -1,0 +1,307 @@
+"""Instances of the library's own parts that cannot be guessed, and further variants of the important ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from variform import models
+from variform.core.spec import Shared, Spec
+from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
+from variform.parts.embedding.features import FeatureEmbedding
+from variform.parts.embedding.patches import PatchEmbedding
+from variform.parts.embedding.placed import PlacedEmbedding
+from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.norms import LayerNorm, RMSNorm
+from variform.parts.op.heads import MergeHeads, Offset, Scores, SplitHeads, WeightedSum
+from variform.parts.op.rotary import Rotary
+from variform.parts.op.tokenwise import ActivationOp, CopyOp, EmbeddingOp, LinearOp, MergeOp
+from variform.parts.position.absolute import LearnedPosition, SinusoidalPosition
+from variform.parts.position.rotary import RotaryRotation
+from variform.parts.stream_ops.carry import AddStream, Publish
+from variform.stack.lines import Block, Step
+from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.program import Program, ProgramModel
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer
+from variform.testing.hosts import COMPANION, FACTS, FEED, Host, Setting, in_layers, model_around
+from variform.testing.samples import Sample, minimal, samples_for
+
+SIZES: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4}
+TEXT: dict[str, Any] = {"vocab_size": 11, "max_seq_len": 160, **SIZES}
+
+
+@samples_for(MultiHead)
+def _multi_head() -> list[Sample]:
+    return [
+        Sample(MultiHead.spec()),
+        Sample(MultiHead.spec(kv_heads=2, dim_head=6, bias=True, out_bias=True), "grouped"),
+        Sample(MultiHead.spec(rotation="rotary", q_norm="rms_norm", k_norm="rms_norm"), "rotary and norms"),
+        Sample(MultiHead.spec(attention={"part": "local", "window": 5}, position_bias="alibi"), "local with alibi"),
+        Sample(MultiHead.spec(attention="linear", kv_heads=2), "linear"),
+    ]
+
+
+@samples_for(SoftmaxAttention)
+def _softmax() -> list[Sample]:
+    return [Sample(SoftmaxAttention.spec())]
+
+
+@samples_for(LocalAttention)
+def _local() -> list[Sample]:
+    return [Sample(LocalAttention.spec(window=5)), Sample(LocalAttention.spec(window=1), "itself alone")]
+
+
+@samples_for(RotaryRotation)
+def _rotary() -> list[Sample]:
+    return [
+        Sample(RotaryRotation.spec()),
+        Sample(RotaryRotation.spec(layout="half", rotary_dim=2, max_seq_len=None), "half, without tables"),
+        Sample(RotaryRotation.spec(interpolation=2.0, ntk=4.0), "interpolated"),
+    ]
+
+
+# ---- layers ----
+
+
+def _carried(spec: Spec, setting: Setting) -> Spec:
+    inner = [COMPANION] if setting.companion else [Sublayer.spec(body=FEED)]
+    layers = [Publish.spec(stream="skip"), *inner, AddStream.spec(stream="skip")]
+    return model_around(setting, [LayerStack.spec(layers=layers, executor=setting.executor)])
+
+
+@samples_for(Publish)
+def _publish() -> list[Sample]:
+    return [Sample(Publish.spec(stream="skip"), host=_carried)]
+
+
+@samples_for(AddStream)
+def _add_stream() -> list[Sample]:
+    return [Sample(AddStream.spec(stream="skip"), host=_carried)]
+
+
+@samples_for(Sublayer)
+def _sublayer() -> list[Sample]:
+    full = Sublayer.spec(
+        body=FEED, norm="rms_norm", branch_norm="layer_norm", out_norm="layer_norm", residual="layer_scale"
+    )
+    return [
+        Sample(Sublayer.spec(body="multi_head")),
+        Sample(full, "all slots"),
+        Sample(Sublayer.spec(body=Sublayer.spec(body="multi_head")), "nested"),
+    ]
+
+
+@samples_for(LayerStack)
+def _stack() -> list[Sample]:
+    layer = Sublayer.spec(body="multi_head")
+    twice = [Shared("inner", layer), Sublayer.spec(body=FEED), Shared("inner")]
+    return [
+        Sample(LayerStack.spec(layers=[layer], norm="layer_norm")),
+        Sample(LayerStack.spec(layers=twice), "a layer used twice"),
+    ]
+
+
+# ---- embeddings and heads ----
+
+
+@samples_for(TokenEmbedding)
+def _tokens() -> list[Sample]:
+    return [
+        Sample(TokenEmbedding.spec()),
+        Sample(TokenEmbedding.spec(position="learned", norm="layer_norm", scale=True), "position and norm"),
+    ]
+
+
+@samples_for(PlacedEmbedding)
+def _placed() -> list[Sample]:
+    return [Sample(PlacedEmbedding.spec(embedding="tokens", position="sinusoidal"))]
+
+
+@samples_for(FeatureEmbedding)
+def _features() -> list[Sample]:
+    return [Sample(FeatureEmbedding.spec(position="sinusoidal"))]
+
+
+@samples_for(PatchEmbedding)
+def _patches() -> list[Sample]:
+    spec = PatchEmbedding.spec(image_size=6, patch_size=2, class_tokens=1, position="learned")
+    return [Sample(spec, host=_images), Sample(PatchEmbedding.spec(image_size=6, patch_size=3), "bare", _images)]
+
+
+def _images(spec: Spec, setting: Setting) -> Spec:
+    stack = LayerStack.spec(layers=[COMPANION if setting.companion else Sublayer.spec(body=FEED)])
+    return Transformer.spec(embedding=spec, stacks=[stack], dim=FACTS["dim"], heads=FACTS["heads"])
+
+
+@samples_for(LearnedPosition)
+def _learned() -> list[Sample]:
+    return [Sample(LearnedPosition.spec())]
+
+
+@samples_for(SinusoidalPosition)
+def _sinusoidal() -> list[Sample]:
+    return [Sample(SinusoidalPosition.spec())]
+
+
+def _tied(spec: Spec, setting: Setting) -> Spec:
+    embedding = Shared("tokens", TokenEmbedding.spec())
+    stack = LayerStack.spec(layers=[COMPANION], executor=setting.executor)
+    return model_around(setting, [stack], embedding=embedding, head=spec.replace(embedding=embedding))
+
+
+@samples_for(TiedLMHead)
+def _tied_head() -> list[Sample]:
+    return [Sample(minimal(TiedLMHead), host=_tied)]
+
+
+@samples_for(ClassifierHead)
+def _classifier() -> list[Sample]:
+    return [Sample(ClassifierHead.spec(classes=3, pool=pool), pool) for pool in ("mean", "first", "last")]
+
+
+@samples_for(PoolHead)
+def _pool() -> list[Sample]:
+    return [Sample(PoolHead.spec(pool=pool), pool) for pool in ("mean", "first", "last")]
+
+
+@samples_for(LMHead)
+def _lm() -> list[Sample]:
+    return [Sample(LMHead.spec(bias=True))]
+
+
+# ---- models ----
+
+
+@samples_for(Transformer)
+def _transformer() -> list[Sample]:
+    return [
+        Sample(models.gpt(**TEXT, tie=True), "gpt"),
+        Sample(models.llama(**TEXT, kv_heads=2), "llama"),
+        Sample(models.bert(**TEXT), "bert"),
+        Sample(models.vit(image_size=6, patch_size=2, **SIZES, classes=3), "vit"),
+    ]
+
+
+@samples_for(EncoderDecoder)
+def _encoder_decoder() -> list[Sample]:
+    return [Sample(models.seq2seq(**TEXT), "seq2seq")]
+
+
+# ---- programs ----
+
+
+def _attention_lines(**ops: Spec) -> list[Spec]:
+    """Attention written out, with some of its steps exchanged."""
+    chosen = {
+        "split": SplitHeads.spec(heads=4),
+        "rotary": Rotary.spec(features=4, max_len=200),
+        "scores": Scores.spec(),
+        "offset": Offset.spec(),
+        "sum": WeightedSum.spec(),
+        "linear": LinearOp.spec(),
+        "merge": MergeHeads.spec(),
+        **ops,
+    }
+    return [
+        Step.spec(op=chosen["linear"], reads=("x",), into=("v",)),
+        Step.spec(op=chosen["split"], reads=("x",), into=("q",)),
+        Step.spec(op=chosen["rotary"], reads=("q",), into=("q",)),
+        Step.spec(op=chosen["scores"], reads=("q", "q"), into=("s",)),
+        Step.spec(op=chosen["offset"], reads=("s", "s"), into=("s",)),
+        Step.spec(op=chosen["sum"], reads=("v", "s"), into=("y",)),
+        Step.spec(op=SplitHeads.spec(heads=4), reads=("y",), into=("y",)),
+        Step.spec(op=chosen["merge"], reads=("y",), into=("x",)),
+    ]
+
+
+def _in_program(lines: Callable[[Spec], list[Any]]) -> Host:
+    return in_layers(lambda spec: Sublayer.spec(body=Program.spec(lines=lines(spec))))
+
+
+def _tokenwise(spec: Spec) -> list[Any]:
+    return [Step.spec(op=spec, into=("y",)), Step.spec(op=LinearOp.spec(out=16), reads=("y",))]
+
+
+def _as_step(part: type[Any], name: str) -> None:
+    @samples_for(part)
+    def _sample() -> list[Sample]:
+        return [Sample(minimal(part), host=_in_program(lambda spec: _attention_lines(**{name: spec})))]
+
+
+for _part, _name in ((SplitHeads, "split"), (MergeHeads, "merge"), (Scores, "scores"), (WeightedSum, "sum")):
+    _as_step(_part, _name)
+
+
+@samples_for(Offset)
+def _offset() -> list[Sample]:
+    return [Sample(Offset.spec(scaled=True), host=_in_program(lambda spec: _attention_lines(offset=spec)))]
+
+
+@samples_for(Rotary)
+def _rotary_op() -> list[Sample]:
+    spec = Rotary.spec(features=2, max_len=200)
+    return [Sample(spec, host=_in_program(lambda spec: _attention_lines(rotary=spec)))]
+
+
+@samples_for(LinearOp)
+def _linear_op() -> list[Sample]:
+    return [Sample(LinearOp.spec(out=8, norm=RMSNorm.spec(), out_norm=LayerNorm.spec()), host=_in_program(_tokenwise))]
+
+
+@samples_for(ActivationOp)
+def _activation_op() -> list[Sample]:
+    return [Sample(ActivationOp.spec(functions=("silu", "none")), host=_in_program(_tokenwise))]
+
+
+@samples_for(CopyOp)
+def _copy() -> list[Sample]:
+    def lines(spec: Spec) -> list[Any]:
+        return [Step.spec(op=spec, into=("y",)), Step.spec(op=MergeOp.spec(how="add"), reads=("x", "y"))]
+
+    return [Sample(minimal(CopyOp), host=_in_program(lines))]
+
+
+@samples_for(MergeOp)
+def _merge() -> list[Sample]:
+    def lines(spec: Spec) -> list[Any]:
+        return [Step.spec(op=LinearOp.spec(), into=("y",)), Step.spec(op=spec, reads=("x", "y"))]
+
+    return [Sample(MergeOp.spec(how=how), how, _in_program(lines)) for how in ("add", "multiply", "subtract")]
+
+
+@samples_for(EmbeddingOp)
+def _embedding_op() -> list[Sample]:
+    return [Sample(EmbeddingOp.spec(classes=11, out=16), host=lambda spec, setting: _program_model(spec))]
+
+
+def _program_model(embedding: Spec) -> Spec:
+    lines = [Step.spec(op=embedding), Block.spec(lines=[Step.spec(op=LinearOp.spec())])]
+    return ProgramModel.spec(lines=lines, inputs={"x": ("B", "L")})
+
+
+@samples_for(ProgramModel)
+def _program() -> list[Sample]:
+    return [Sample(_program_model(EmbeddingOp.spec(classes=11, out=16)))]
+
+
+@samples_for(Program)
+def _program_layer() -> list[Sample]:
+    mixed = [Step.spec(op=MultiHead.spec(), into=("y",)), Step.spec(op=FEED, reads=("y",))]
+    return [
+        Sample(Program.spec(lines=mixed), "parts as steps"),
+        Sample(Program.spec(lines=_attention_lines()), "attention written out"),
+    ]
+
+
+@samples_for(Step)
+def _step() -> list[Sample]:
+    return [Sample(Step.spec(op=LinearOp.spec()), host=_in_program(lambda spec: [spec]))]
+
+
+@samples_for(Block)
+def _block() -> list[Sample]:
+    spec = Block.spec(lines=[Step.spec(op=LinearOp.spec()), Step.spec(op=ActivationOp.spec())])
+    return [Sample(spec, host=_in_program(lambda spec: [spec, spec]))]

@@ -115,8 +115,10 @@ class Dim:
     def __str__(self) -> str:
         text = ""
         for monomial, factor in self.terms:
-            product = "*".join(map(str, monomial))
             size = abs(factor)
+            # Without brackets B*(L//2) would read as (B*L)//2, and -(L//2) as (-L)//2.
+            alone = len(monomial) == 1 and (factor == 1 or (factor == -1 and bool(text)))
+            product = "*".join(str(a) if alone or isinstance(a, str) else f"({a})" for a in monomial)
             term = str(size) if not product else product if size == 1 else f"{size}*{product}"
             sign = "-" if factor < 0 else "+"
             text += f" {sign} {term}" if text else f"-{term}" if factor < 0 else term

@@ -192,6 +192,16 @@ class Bias(Part):
         def __call__(self) -> ScoreMod: ...
 
 
+class Memory(Part):
+    """Keys and values beside those of the sequence: `forward() -> (k, v)`, [Hk, M, D] and [Hk, M, Dv]."""
+
+    kind: ClassVar[str] = "memory"
+
+    @abstractmethod
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The keys and values."""
+
+
 class Embedding(Part):
     """Turns a model's raw input into [B, L, dim]: `forward(inputs, streams) -> x` or `(x, published)`."""
 

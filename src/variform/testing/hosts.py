@@ -8,6 +8,7 @@ from typing import Any
 
 from variform.core.spec import Shared, Spec
 from variform.errors import ConfigError
+from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.mixer.multi_head import MultiHead
@@ -111,6 +112,7 @@ _HOSTS: dict[str, Host] = {
     "attention": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=spec))),
     "rotation": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(rotation=spec))),
     "bias": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(position_bias=spec))),
+    "memory": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=SoftmaxAttention.spec(memory=spec)))),
     "position": lambda spec, setting: model_around(
         setting, _beside(setting), embedding=TokenEmbedding.spec(position=spec)
     ),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from variform.core.part import Part
 from variform.errors import ConfigError
 from variform.ops.rotary import rotary_frequencies
+from variform.parts.attention.memory import LearnedMemory
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
@@ -231,6 +232,10 @@ def _attention(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterator[Entry
     yield plain(f"{prefix}to_k.weight", mixer.k.weight)
     yield plain(f"{prefix}to_v.weight", mixer.v.weight)
     yield reordered(f"{prefix}to_out.weight", mixer.out.weight, heads, 1, size)
+    memory = getattr(mixer.attention, "memory", None)
+    if isinstance(memory, LearnedMemory):
+        yield plain(f"{prefix}mem_k", memory.keys)
+        yield plain(f"{prefix}mem_v", memory.values)
     # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.
     cosine = getattr(mixer.attention, "scale", None) is not None
     names = ("qk_norm_q_scale", "qk_norm_k_scale") if cosine else ("q_rmsnorm.gamma", "k_rmsnorm.gamma")

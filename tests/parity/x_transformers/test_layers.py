@@ -76,6 +76,13 @@ DECODERS: dict[str, dict[str, Any]] = {
     "qk-rmsnorm": {"attn_qk_rmsnorm": True},
     "qk-rmsnorm-grouped-rotary": {"attn_qk_rmsnorm": True, "attn_kv_heads": 2, "rotary_pos_emb": True},
     "k-rmsnorm": {"attn_k_rmsnorm": True},
+    "memory": {"attn_num_mem_kv": 3},
+    "memory-grouped": {"attn_num_mem_kv": 3, "attn_kv_heads": 2},
+    "memory-alibi": {"attn_num_mem_kv": 3, "alibi_pos_bias": True},
+    "memory-t5": {"attn_num_mem_kv": 3, "rel_pos_bias": True},
+    "memory-rotary": {"attn_num_mem_kv": 3, "rotary_pos_emb": True},
+    "memory-qk-norm": {"attn_num_mem_kv": 3, "attn_qk_norm": True},
+    "memory-qk-rmsnorm": {"attn_num_mem_kv": 3, "attn_qk_rmsnorm": True},
     "window": {"attn_max_attend_past": 3},
     "window-of-one": {"attn_max_attend_past": 0, "rotary_pos_emb": True},
     "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.1, "layer_dropout": 0.1, "attn_sublayer_dropout": 0.1},
@@ -109,6 +116,9 @@ ENCODERS = [
     "glu",
     "qk-norm",
     "qk-rmsnorm",
+    "memory",
+    "memory-alibi",
+    "memory-t5",
     "many",
 ]
 

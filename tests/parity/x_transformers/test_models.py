@@ -63,6 +63,8 @@ def test_features_in_front_with_masks() -> None:
         {"cross_attn_dim_context": 16},
         {"attn_kv_heads": 2},
         {"cross_attn_kv_heads": 1},
+        {"attn_num_mem_kv": 2},
+        {"cross_attn_num_mem_kv": 2},
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
         {"rotary_pos_emb": True, "macaron": True},
         {"only_cross": True},
@@ -187,7 +189,18 @@ def test_generation_with_memory_tokens() -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"attn_kv_heads": 2, "alibi_pos_bias": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rotary_pos_emb": True},
+        {"attn_kv_heads": 2, "alibi_pos_bias": True},
+        {"attn_num_mem_kv": 3},
+        {"attn_max_attend_past": 3},
+        {"rel_pos_bias": True, "attn_qk_norm": True},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
 def test_greedy_generation(options: dict[str, Any]) -> None:
     def build(package: Any) -> nn.Module:
         model: nn.Module = package.AutoregressiveWrapper(wrapped("Decoder", options)(package))

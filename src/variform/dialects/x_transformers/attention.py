@@ -9,6 +9,7 @@ from typing import Any
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.table import Route, Table, put, refused
 from variform.errors import Problem, nearest_divisors
+from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
@@ -35,6 +36,7 @@ class AttentionDraft:
     dim_context: int | None = None
     max_attend_past: int | None = None
     project_out: bool | None = None
+    num_mem_kv: int = 0
     qk_norm: bool = False
     qk_norm_scale: float = 10.0
     qk_norm_dim_scale: bool = False
@@ -68,6 +70,11 @@ class AttentionDraft:
         if self.max_attend_past is not None and (cross or not self.causal):
             message = "a limit on the past is supported in causal self-attention alone"
             found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past))
+        if self.num_mem_kv < 0:
+            found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
+        elif self.num_mem_kv and (self.max_attend_past is not None or self.qk_norm_dim_scale):
+            message = "not supported yet with max_attend_past and qk_norm_dim_scale"
+            found.append(Problem(f"{at}num_mem_kv", message, self.num_mem_kv))
         if self.dim_context is not None and not cross:
             message = "self-attention has no context; it belongs to cross_attn_dim_context"
             found.append(Problem(f"{at}dim_context", message, self.dim_context))
@@ -86,7 +93,9 @@ class AttentionDraft:
         q_norm, k_norm, scale = self._norms()
         softmax: dict[str, Any] = {"dropout": self.dropout, "scale": scale}
         if self.max_attend_past is None:
-            attention = SoftmaxAttention.spec(**softmax)
+            plain = RMSNorm.spec(eps=TINY, gain=False) if self.qk_norm else None
+            memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=plain) if self.num_mem_kv else None
+            attention = SoftmaxAttention.spec(**softmax, memory=memory)
         else:
             attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax)
         return {
@@ -130,6 +139,7 @@ ATTENTION: Table = {
     "dim_context": Route(None, put("dim_context"), types=(int,)),
     "max_attend_past": Route(None, put("max_attend_past"), types=(int,)),
     "project_out": Route(None, put("project_out"), types=(bool,)),
+    "num_mem_kv": Route(0, put("num_mem_kv"), types=(int,)),
     "qk_norm": Route(False, put("qk_norm")),
     "qk_norm_scale": Route(10, put("qk_norm_scale"), needs="qk_norm", types=(int, float)),
     "qk_norm_dim_scale": Route(False, put("qk_norm_dim_scale"), needs="qk_norm"),
@@ -142,7 +152,6 @@ ATTENTION: Table = {
         head_scale=False,
         sparse_topk=None,
         sparse_topk_straight_through=False,
-        num_mem_kv=0,
         on_attn=False,
         gate_value_heads=False,
         swiglu_values=False,

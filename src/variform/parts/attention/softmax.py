@@ -13,10 +13,11 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, did_you_mean
 from variform.ops.attention.call import Call
+from variform.ops.attention.memory import with_memory
 from variform.ops.attention.select import attention, backends
 from variform.ops.masks import Causal, Mask, Window
 from variform.parts.attention.kv_cache import append, ring_append, ring_state
-from variform.parts.kinds import Attention, Sides, State
+from variform.parts.kinds import Attention, Memory, Sides, State
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -37,6 +38,7 @@ class SoftmaxAttention(Attention):
         scale: factor on Q K^T; D^-0.5 by default.
         backend: "auto" takes the fastest implementation that computes this very function; a name is served or
             refused (`vf.explain` lists them).
+        memory: keys and values that every query attends to, whatever the masks say.
     """
 
     can: ClassVar[Can] = Can()
@@ -49,6 +51,7 @@ class SoftmaxAttention(Attention):
         dropout: Rate = 0.0,
         scale: Annotated[float, Field(gt=0)] | None = None,
         backend: str = "auto",
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -56,6 +59,7 @@ class SoftmaxAttention(Attention):
         self.dropout = dropout
         self.scale = scale
         self.backend = backend
+        self.memory = memory
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -66,7 +70,7 @@ class SoftmaxAttention(Attention):
         """Attend; with a state, to everything that was cached before as well."""
         structure = self.structure
         if sides.state is None or sides.cache is None:
-            return attend(q, k, v, sides, structure, self.scale, self.dropout_now(), self.backend)
+            return self._attend(q, k, v, sides, structure)
         cache = sides.cache
         k, v, state = append(sides.state, k, v, cache)
         positions = (None, None) if cache["fresh"] else (sides.q_positions, cache["positions"])
@@ -79,7 +83,11 @@ class SoftmaxAttention(Attention):
         )
         if structure is not None and q.shape[2] == 1 and cache["start"] is not None and not cache["moved"]:
             structure = None  # every cached token lies at or before the one new token
-        return attend(q, k, v, sides, structure, self.scale, self.dropout_now(), self.backend), state
+        return self._attend(q, k, v, sides, structure), state
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides, structure: Mask | None) -> Tensor:
+        memory = None if self.memory is None else self.memory()
+        return attend(q, k, v, sides, structure, self.scale, self.dropout_now(), self.backend, memory)
 
     def dropout_now(self) -> float:
         """The dropout rate that applies to this call."""
@@ -170,6 +178,7 @@ def attend(
     scale: float | None,
     dropout: float,
     backend: str,
+    memory: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Run one softmax attention with everything that `sides` asks for."""
     call = Call(
@@ -187,4 +196,4 @@ def attend(
         scale=scale,
         dropout=dropout,
     )
-    return attention(call, backend)
+    return attention(call if memory is None else with_memory(call, *memory), backend)

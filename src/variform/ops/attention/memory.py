@@ -1,0 +1,53 @@
+"""Keys and values that every query attends to, before those of the sequence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from variform.ops.attention.call import Call
+from variform.ops.masks import Dense, Mask
+from variform.ops.scores import DenseBias, ScoreMod
+
+__all__ = ["with_memory"]
+
+
+def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
+    """The call with `k` and `v` in front of its own keys and values: no mask hides them, no bias moves them.
+
+    Masks and biases are built whole for it, because columns no longer stand for positions. A modifier that is no bias
+    (a soft cap) holds for these keys too.
+
+    Shapes:
+        k: [Hk, M, D], v: [Hk, M, Dv]
+    """
+    count, (batch, _, q_len, _) = k.shape[1], call.q.shape
+    mask = call.full_mask()
+    padded: Mask | None = None
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], q_len, call.k.shape[2])
+        padded = Dense(functional.pad(mask, (count, 0), value=True))
+    return replace(
+        call,
+        k=torch.cat((k.to(call.k.dtype).expand(batch, -1, -1, -1), call.k), 2),
+        v=torch.cat((v.to(call.v.dtype).expand(batch, -1, -1, -1), call.v), 2),
+        structure=None,
+        mask=padded,
+        q_positions=None,
+        k_positions=None,
+        q_segments=None,
+        k_segments=None,
+        k_valid=None,
+        scores=tuple(_moved(modifier, call, count) for modifier in call.scores),
+    )
+
+
+def _moved(modifier: ScoreMod, call: Call, count: int) -> ScoreMod:
+    bias = modifier.additive(*call.positions(), call.q.dtype)
+    if bias is None:
+        return modifier
+    shape = (*bias.shape[:-2], call.q.shape[2], call.k.shape[2])
+    return DenseBias(functional.pad(bias.expand(shape), (count, 0)))

@@ -1,0 +1,61 @@
+"""Learned keys and values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Facts
+from variform.core.registry import register
+from variform.parts.kinds import Memory, Norm
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("learned")
+class LearnedMemory(Memory):
+    """Persistent memory (Sukhbaatar et al. 2019, arXiv:1907.01470): learned keys and values, the same for every input.
+
+    Shapes:
+        returns: [kv_heads, count, dim_head], twice
+
+    Args:
+        count: how many there are.
+        kv_heads: number of key and value heads.
+        dim_head: features of one head.
+        norm: a norm on the keys, where the sequence's keys have one.
+        std: standard deviation of the initial keys and values.
+    """
+
+    def __init__(
+        self,
+        count: Size,
+        kv_heads: Size = INHERIT,
+        dim_head: Size = INHERIT,
+        norm: Norm | None = None,
+        std: Annotated[float, Field(ge=0)] = 0.02,
+    ) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(kv_heads, count, dim_head))
+        self.values = nn.Parameter(torch.empty(kv_heads, count, dim_head))
+        self.norm = norm
+        self.std = std
+        self.reset_parameters()
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The norm sees the features of a head."""
+        return {"dim": facts["dim_head"]}
+
+    def reset_parameters(self) -> None:
+        """Normal keys and values."""
+        nn.init.normal_(self.keys, 0.0, self.std)
+        nn.init.normal_(self.values, 0.0, self.std)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The keys, normalised, and the values."""
+        return self.keys if self.norm is None else self.norm(self.keys), self.values

@@ -9,7 +9,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import variform as vf
+from tests.dialects.configaformers.programs import demo
 from variform.core.spec import Spec
+from variform.dialects.configaformers.model_builder import program_spec
 
 TOKENS = {"vocab_size": 65, "dim": 48, "depth": 3, "heads": 4}
 
@@ -27,6 +29,7 @@ MODELS: dict[str, Callable[[], Spec]] = {
     "alibi": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), [f"{BODY}.position_bias=alibi"]),
     "checkpoint": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), ["stacks.0.executor=checkpoint"]),
     "shared": lambda: shared_layers(),
+    "program": lambda: program_spec(**demo(dim=48, heads=4, depth=3, vocab=65, rotate_dim=4)),
     "shared_checkpoint": lambda: shared_between_executors(),
 }
 

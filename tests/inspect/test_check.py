@@ -60,6 +60,8 @@ def test_decoding() -> None:
     report = vf.check(MODELS["bert"](), decode=True)
     assert [p.path for p in report.problems] == [f"stacks.0.layers.{i}.sublayers.0.body.attention" for i in range(3)]
     assert "causal" in report.problems[0].hint
+    assert str(report).count("is not causal") == 1
+    assert "stacks.0.layers.0..2.sublayers.0.body.attention  x3: " in str(report)
 
 
 def test_running_finds_what_does_not_fit() -> None:

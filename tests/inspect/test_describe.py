@@ -36,7 +36,7 @@ def test_shapes_equal_those_of_a_real_run(name: str, batch: int, length: int) ->
     seen: dict[int, list[tuple[int, ...]]] = {}
 
     def note(part: nn.Module, args: Any, out: Any) -> None:
-        tensor = out[0] if isinstance(out, tuple) else out
+        tensor = out[0] if isinstance(out, tuple) else next(iter(out.values())) if isinstance(out, dict) else out
         if isinstance(tensor, Tensor):
             seen.setdefault(id(part), []).append(tuple(tensor.shape))
 
@@ -56,7 +56,7 @@ def test_shapes_equal_those_of_a_real_run(name: str, batch: int, length: int) ->
 
 
 def _sizes(text: str, batch: int, length: int) -> tuple[int, ...]:
-    return tuple(eval(text, {"B": batch, "L": length}))
+    return tuple(eval(text.rpartition(": ")[2], {"B": batch, "L": length}))
 
 
 @pytest.mark.parametrize("name", MODELS)

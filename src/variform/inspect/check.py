@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from variform.core.superset import set_aside
 from variform.errors import ConfigError, Problem, VariformError
 from variform.inspect.describe import Description, describe_model
 from variform.inspect.fake import FakeModel
-from variform.inspect.table import human_bytes
+from variform.inspect.table import human_bytes, path_template, path_text
 from variform.stack.decodable import undecodable
 
 
@@ -61,12 +61,21 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}:"] if self.problems else ["ok"]
-        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  {line}" for line in _problem_lines(self.problems)]
         if self.dropped:
             lines.append(f"set aside: {', '.join(self.dropped)}")
         if self.description is not None and self.ok:
             lines[0] = f"ok: {self.description.params:,} parameters"
         return "\n".join(lines)
+
+
+def _problem_lines(problems: tuple[Problem, ...]) -> list[str]:
+    """Problems as text; the same one in many equal layers is shown once."""
+    groups: dict[tuple[Any, ...], list[Problem]] = {}
+    for problem in problems:
+        key = (path_template(problem.path), str(replace(problem, path="")))
+        groups.setdefault(key, []).append(problem)
+    return [str(replace(of[0], path=path_text([problem.path for problem in of]))) for of in groups.values()]
 
 
 def check(

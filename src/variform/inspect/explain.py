@@ -15,6 +15,7 @@ from variform.errors import ConfigError
 from variform.inspect.describe import check_sizes
 from variform.inspect.fake import FakeModel
 from variform.inspect.rows import calls_by_path
+from variform.inspect.table import path_template, path_text
 from variform.inspect.trace import Node
 from variform.ops.attention.call import Call
 from variform.ops.attention.meter import standing_in
@@ -87,7 +88,12 @@ class Explanation:
         if not self.rows:
             lines += ["", "no attention with a choice of backends"]
         for paths, row in _grouped(self.rows):
-            lines += ["", _path_text(paths), f"  q {row.q}  k {row.k}  v {row.v}  {row.dtype}", f"  mask: {row.mask}"]
+            lines += [
+                "",
+                path_text(paths) or "(the whole)",
+                f"  q {row.q}  k {row.k}  v {row.v}  {row.dtype}",
+                f"  mask: {row.mask}",
+            ]
             if row.asked != "auto":
                 refused = "" if row.chosen else ", which refuses: running the model raises a BackendError"
                 lines.append(f"  asked for: {row.asked}{refused}")
@@ -197,21 +203,6 @@ def _grouped(rows: tuple[Choice, ...]) -> list[tuple[list[str], Choice]]:
     """Calls that differ in one number of their path alone are shown once."""
     groups: dict[Any, tuple[list[str], Choice]] = {}
     for row in rows:
-        template = tuple(step for step in row.path.split(".") if not step.isdecimal())
-        key = (template, row.q, row.k, row.v, row.dtype, row.mask, row.asked, row.candidates)
+        key = (path_template(row.path), row.q, row.k, row.v, row.dtype, row.mask, row.asked, row.candidates)
         groups.setdefault(key, ([], row))[0].append(row.path)
     return list(groups.values())
-
-
-def _path_text(paths: list[str]) -> str:
-    if len(paths) == 1:
-        return paths[0] or "(the whole)"
-    columns = [list(dict.fromkeys(steps)) for steps in zip(*(path.split(".") for path in paths), strict=True)]
-    steps = []
-    for options in columns:
-        numbers = [int(option) for option in options if option.isdecimal()]
-        if len(options) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-            steps.append(f"{numbers[0]}..{numbers[-1]}")
-        else:
-            steps.append("|".join(options))
-    return f"{'.'.join(steps)}  x{len(paths)}"

@@ -98,14 +98,18 @@ class _Shapes:
     nodes: list[Node]
 
     def inputs(self) -> tuple[str, ...]:
-        return self._named([node.inputs for node in self.nodes])
+        named = self._named([node.named_inputs for node in self.nodes])
+        return (*self._in_order([node.inputs for node in self.nodes]), *named)
 
     def outputs(self) -> tuple[str, ...]:
-        names = [name for name in self.nodes[0].published if all(name in node.published for node in self.nodes)]
-        published = [f"{name}: {self.sizes.shape([node.published[name] for node in self.nodes])}" for name in names]
-        return (*self._named([node.outputs for node in self.nodes]), *published)
+        published = self._named([node.published for node in self.nodes])
+        return (*self._in_order([node.outputs for node in self.nodes]), *published)
 
-    def _named(self, runs: list[tuple[Shape, ...]]) -> tuple[str, ...]:
+    def _named(self, runs: list[dict[str, Shape]]) -> list[str]:
+        names = [name for name in runs[0] if all(name in shapes for shapes in runs)]
+        return [f"{name}: {self.sizes.shape([shapes[name] for shapes in runs])}" for name in names]
+
+    def _in_order(self, runs: list[tuple[Shape, ...]]) -> tuple[str, ...]:
         if len({len(shapes) for shapes in runs}) != 1:
             return tuple(str(shape) for shape in runs[0])
         return tuple(self.sizes.shape(shapes) for shapes in zip(*runs, strict=True))

@@ -101,6 +101,26 @@ def _content(rows: Sequence[Row], start: int, size: int) -> list[tuple[object, .
     ]
 
 
+def path_template(path: str) -> tuple[str, ...]:
+    """A path without its list places: what equal parts of equal layers have in common."""
+    return tuple(step for step in path.split(".") if not step.isdecimal())
+
+
+def path_text(paths: Sequence[str]) -> str:
+    """Paths of one template as one line: `stacks.0.layers.0..11.sublayers.0  x12`."""
+    if len(paths) == 1:
+        return paths[0]
+    columns = [list(dict.fromkeys(steps)) for steps in zip(*(path.split(".") for path in paths), strict=True)]
+    steps = []
+    for options in columns:
+        numbers = [int(option) for option in options if option.isdecimal()]
+        if len(options) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            steps.append(f"{numbers[0]}..{numbers[-1]}")
+        else:
+            steps.append("|".join(options))
+    return f"{'.'.join(steps)}  x{len(paths)}"
+
+
 def description_text(described: Description) -> str:
     """The table, the totals and the memory of a training step."""
     lines = [_cells(row, step, repeats) for row, step, repeats in folded(described.rows)]

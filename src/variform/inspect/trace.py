@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ class Node:
     Args:
         part: what was called.
         inputs: shapes of the tensors it was given, streams left out.
+        named_inputs: shapes of what it was given by name, where a dict comes first (programs).
         outputs: shapes of the tensors it returned.
         published: shapes of the streams it published, by name.
         figures: what it cost, children included.
@@ -44,6 +45,7 @@ class Node:
 
     part: Part
     inputs: tuple[Shape, ...] = ()
+    named_inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: tuple[Shape, ...] = ()
     published: dict[str, Shape] = field(default_factory=dict)
     figures: Figures = field(default_factory=Figures)
@@ -128,15 +130,18 @@ class Tracer:
         memory = [storage_of(tensor)[0] for tensor in tensors]
         same = tuple(memory.index(identity) for identity in memory)
         key = (id(part), part.training, torch.is_grad_enabled(), self._is_kept(), shape, same)
-        if key not in self._known:
-            self._known[key], out = self._measured(part, forward, args, kwargs, memory)
-            return out
-        return self._repeated(self._known[key], tensors, memory)
+        if key in self._known:
+            return self._repeated(self._known[key], tensors, memory)
+        known, out = self._measured(part, forward, args, kwargs, memory)
+        if form((args, kwargs), []) == shape:  # else it changed its arguments, which a repeat would have to do too
+            self._known[key] = known
+        return out
 
     def _measured(
         self, part: Part, forward: Callable[..., Any], args: Any, kwargs: Any, memory: list[int]
     ) -> tuple[_Known, Any]:
-        frame = _Frame(Node(part, inputs=_shapes((args, tuple(kwargs.values())))))
+        named = _named(args[0]) if args else {}
+        frame = _Frame(Node(part, inputs=_shapes((args, tuple(kwargs.values()))), named_inputs=named))
         self._frames.append(frame)
         try:
             out = self._forward(part, forward, args, kwargs, frame)
@@ -248,6 +253,11 @@ def _shapes(value: Any) -> tuple[Shape, ...]:
 
 
 def _published(out: Any) -> dict[str, Shape]:
-    """Streams stand in a dict beside the result."""
-    named = out[1] if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict) else {}
-    return {name: tuple(value.shape) for name, value in named.items() if isinstance(value, Tensor)}
+    """Streams stand in a dict beside the result; a program's result is a dict altogether."""
+    return _named(out[1] if isinstance(out, tuple) and len(out) == 2 else out)
+
+
+def _named(value: Any) -> dict[str, Shape]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: tuple(item.shape) for name, item in value.items() if isinstance(item, Tensor)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol, Unpack, overload
 
 import torch
@@ -94,6 +94,7 @@ class Generation:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.batch = batch_of(prompt, options.get("lengths"), options.get("valid"), vocab_size, device)
         self.model = model
+        self.options = options
         self.steps = max_new_tokens
         self.greedy = options.get("greedy", False) or options.get("temperature", 1.0) == 0
         # The samplers of the options keep the most probable token where it is; a caller's own need not.
@@ -118,7 +119,7 @@ class Generation:
         with evaluating(self.model):
             for step in range(steps):
                 # Entered anew for each token: while the caller holds one, the mode is the caller's.
-                with torch.no_grad():
+                with mode_of(self.options, self.keep_state):
                     token = draw(self.reader.read(ids, valid), self.filters, self.greedy, self.generator)
                     ids = token.unsqueeze(1)
                     valid = ~ended.unsqueeze(1) if some else None  # a row's eos is read, what follows it is not
@@ -129,8 +130,9 @@ class Generation:
                         some = self.keep_state and bool(ended.any())
                 last = step + 1 == steps or (self.ends is not None and bool(ended.all()))
                 if last and self.keep_state:
-                    with torch.no_grad():
+                    with mode_of(self.options, self.keep_state):
                         self.reader.read(ids, valid)
+                shown = shown.clone()  # outside of the mode: a tensor like any other
                 yield shown[0] if self.batch.single else shown
                 if last:
                     return
@@ -194,6 +196,11 @@ def last_logits(logits: Tensor) -> Tensor:
     return logits[:, -1]
 
 
+def mode_of(options: Options, keep_state: bool) -> AbstractContextManager[Any]:
+    """Without gradients; a state that the caller has, or will have, must remain usable with them."""
+    return torch.no_grad() if keep_state or options.get("state") is not None else torch.inference_mode()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within; afterwards every module has the training flag it had."""
@@ -245,7 +252,7 @@ def _new_state(
     capacity = options.get("max_len") or (limit if keep_state else None) or needed
     if capacity < needed:
         raise ConfigError(f"this call needs room for {needed} tokens", path="max_len", value=capacity)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), mode_of(options, keep_state):
         state: State = model.init_state(ids.shape[0], capacity, bucket=options.get("bucket", 0), **streams)
     return state
 

@@ -326,23 +326,19 @@ def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: di
         published: what the caller has published so far; changed in place.
     """
     state = streams.get("state")
-    if state is None:
-        out = part(x, streams)
+    out = part(x, streams if state is None else {**streams, "state": state.get(slot)})
+    if not isinstance(out, tuple):
+        return out
+    x, new = out
+    if "state" in new:
+        branches = published.setdefault("state", {})
+        branches[slot] = new["state"]
+        if len(new) > 1:
+            published.update(new)
+            published["state"] = branches
     else:
-        branch = state.get(slot)
-        out = part(x, {**streams, "state": branch} if branch is not None else _without_state(streams))
-    if isinstance(out, tuple):
-        x, new = out
-        if "state" in new:
-            published.setdefault("state", {})[slot] = new["state"]
-            new = {name: value for name, value in new.items() if name != "state"}
         published.update(new)
-        return x
-    return out
-
-
-def _without_state(streams: Streams) -> Streams:
-    return {name: value for name, value in streams.items() if name != "state"}
+    return x
 
 
 def holds_state(module: Any) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
@@ -26,6 +27,15 @@ class Linear(nn.Linear):
     ) -> None:
         self.std = std if std is None or writes is None else std / math.sqrt(writes)
         super().__init__(inputs, outputs, bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the map."""
+        # The dict, because a step of decoding would look up a hundred attributes, each by a function call.
+        own: dict[str, Any] = self._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or (bias is None and "bias" not in own):  # parametrised, pruned or sharded
+            weight, bias = self.weight, self.bias
+        return F.linear(input, weight, bias)
 
     if TYPE_CHECKING:
 

@@ -32,22 +32,22 @@ class ModuleList(nn.ModuleList):
     def in_order(self) -> Iterator[nn.Module]:
         """The modules as they run."""
         modules = list(self._modules.values())
-        return (modules[index] for index in self.order)
+        return iter(modules if len(modules) == len(self.order) else [modules[index] for index in self.order])
 
 
 def run_in_order(layers: ModuleList, x: Tensor, streams: Streams, slot: str) -> Output:
     """Call layers one after another; what one publishes, the later ones read."""
     published: dict[str, Any] = {}
+    branches: State = {}
     for place, layer in enumerate(layers.in_order()):
-        new: dict[str, Any] = {}
+        new: dict[str, Any] = {"state": branches}
         x = call(layer, x, streams, f"{slot}.{place}", new)  # type: ignore[arg-type]
-        if new:
-            state = new.pop("state", None)
-            if state is not None:
-                published.setdefault("state", {}).update(state)
-            if new:
-                published.update(new)
-                streams = {**streams, **new}
+        if len(new) > 1:
+            del new["state"]
+            published.update(new)
+            streams = {**streams, **new}
+    if branches:
+        published["state"] = branches
     return (x, published) if published else x
 
 

@@ -198,7 +198,7 @@ class Transformer(Model):
         return size
 
     def _refuse_unread(self, given: Mapping[str, Any], positions: Tensor | None) -> None:
-        for name, value in {**given, "positions": positions}.items():
+        for name, value in (*given.items(), ("positions", positions)):
             if value is not None and name not in self.reads_below:
                 known = ", ".join(sorted(self.reads_below - {"state", "cache"})) or "none"
                 raise ShapeError(f"{name} was given, and no part of this model reads it; it reads: {known}")

@@ -1,8 +1,9 @@
 """Decode state of a model: how many tokens each row has seen, where they stand, and each part's own state.
 
-A state is a plain dict: `seen` [B], `positions` [B, max_len + 1], `segments` (the same, when documents are packed),
-`count` (the most tokens any row has seen), `uniform` (all rows have seen equally many), `packed`, `bucket`, and
-`parts`, a tree keyed by call. The state that goes in is void; the one that comes out is to be used.
+A state is a plain dict: `count` (the most tokens any row has seen), `seen` [B] (None while all rows have seen `count`),
+`positions` [B, max_len + 1] (of the token in each slot; slot i holds i until a caller says otherwise), `segments` (the
+same, when documents are packed), `moved` (a slot's position may differ from its number), `bucket`, and `parts`, a tree
+keyed by call. The state that goes in is void; the one that comes out is to be used.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ def new_state(batch: int, max_len: int, device: Any, parts: State, bucket: int =
         bucket: round the attended length up to a multiple of it (few shapes for compiled steps); 0 is exact.
     """
     return {
-        "seen": torch.zeros(batch, dtype=torch.long, device=device),
-        "positions": torch.zeros(batch, max_len + 1, dtype=torch.long, device=device),
+        "seen": None,
+        "positions": torch.arange(max_len + 1, device=device).repeat(batch, 1),
         "segments": None,
         "count": 0,
-        "uniform": True,
         "moved": False,
         "bucket": bucket,
         "parts": parts,
@@ -64,14 +64,15 @@ def plan(
     Raises:
         ShapeError: more tokens than the buffers hold, or segments in some calls only.
     """
-    if state["seen"].shape[0] != batch:
-        raise ShapeError(f"the state was made for a batch of {state['seen'].shape[0]}, this call has {batch} rows")
+    rows = state["positions"].shape[0]
+    if rows != batch:
+        raise ShapeError(f"the state was made for a batch of {rows}, this call has {batch} rows")
     packed = state["segments"] is not None
     if state["count"] and packed != (segments is not None):
         raise ShapeError("segments must be given in every call with a state, or in none")
-    uniform = state["uniform"] and valid is None
-    planned = _uniform if uniform else _ragged
-    return planned(state, length, positions, valid, segments)
+    if state["seen"] is None and valid is None:
+        return _uniform(state, length, positions, segments)
+    return _ragged(state, length, positions, valid, segments)
 
 
 def room(state: State) -> int:
@@ -110,38 +111,40 @@ def _in_segment(order: Tensor, segments: Tensor) -> Tensor:
     return order - torch.where(starts, steps, 0).cummax(1).values.gather(1, order)
 
 
-def _uniform(
-    state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None
-) -> Plan:
-    start = state["count"]
+def _uniform(state: State, length: int, positions: Tensor | None, segments: Tensor | None) -> Plan:
+    start: int = state["count"]
     count = start + length
     _fits(count, state)
     moved = state["moved"] or positions is not None or segments is not None
-    new_segments = _segments(state, segments, start, None)
-    if positions is None:
-        positions = torch.arange(start, count, device=state["seen"].device)
-        if new_segments is not None:
-            positions = _in_segment(positions.expand(state["seen"].shape[0], length), new_segments)
-    new_positions = _put(state["positions"], positions, start, None)
+    buffer, new_segments = state["positions"], _segments(state, segments, start, None)
+    if positions is not None or new_segments is not None:
+        if positions is None:
+            assert new_segments is not None
+            slots = torch.arange(start, count, device=buffer.device).expand(buffer.shape[0], length)
+            positions = _in_segment(slots, new_segments)
+        buffer = _put(buffer, positions, start, None)
+    else:
+        positions = buffer[0, start:count]
     attended = _attended(count, state)
     cache = {
         "start": start,
         "slots": None,
         "length": attended,
         "fresh": start == 0 and attended == length and not moved,
-        "moved": moved or attended != count,
-        "positions": new_positions[:, :attended] if moved else torch.arange(attended, device=positions.device),
-        "valid": None if attended == count else torch.arange(attended, device=positions.device).unsqueeze(0) < count,
+        "moved": moved,
+        "positions": buffer[:, :attended] if moved else buffer[0, :attended],
+        "valid": None if attended == count else _filled(count, attended, buffer),
         "segments": None if new_segments is None else new_segments[:, :attended],
     }
-    if cache["valid"] is not None:
-        cache["valid"] = cache["valid"].expand(state["seen"].shape[0], -1)
-    new = {**state, "seen": state["seen"] + length, "count": count, "moved": moved}
-    return Plan(positions, cache, {**new, "positions": new_positions, "segments": new_segments})
+    return Plan(
+        positions, cache, {**state, "count": count, "moved": moved, "positions": buffer, "segments": new_segments}
+    )
 
 
 def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor | None, segments: Tensor | None) -> Plan:
-    seen = state["seen"]
+    buffer, seen = state["positions"], state["seen"]
+    if seen is None:
+        seen = torch.full_like(buffer[:, 0], state["count"])
     if valid is None:
         order = slots = seen.unsqueeze(1) + torch.arange(length, device=seen.device)
         new_seen, count = seen + length, state["count"] + length
@@ -152,11 +155,15 @@ def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor |
         count = int(new_seen.max())
         _fits(count, state)
         order = seen.unsqueeze(1) + (offset - 1).clamp(min=0)
-        slots = torch.where(valid, order, state["positions"].shape[1] - 1)
+        slots = torch.where(valid, order, buffer.shape[1] - 1)
     new_segments = _segments(state, segments, None, slots)
-    if positions is None:
-        positions = order if new_segments is None else _in_segment(order, new_segments)
-    new_positions = _put(state["positions"], positions.expand(seen.shape[0], length), None, slots)
+    if positions is not None or new_segments is not None:
+        if positions is None:
+            assert new_segments is not None
+            positions = _in_segment(order, new_segments)
+        buffer = _put(buffer, positions, None, slots)
+    else:
+        positions = order
     attended = _attended(count, state)
     cache = {
         "start": None,
@@ -164,12 +171,16 @@ def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor |
         "length": attended,
         "fresh": False,
         "moved": True,
-        "positions": new_positions[:, :attended],
+        "positions": buffer[:, :attended],
         "valid": torch.arange(attended, device=seen.device) < new_seen.unsqueeze(1),
         "segments": None if new_segments is None else new_segments[:, :attended],
     }
-    new = {**state, "seen": new_seen, "count": count, "uniform": False, "moved": True}
-    return Plan(positions, cache, {**new, "positions": new_positions, "segments": new_segments})
+    new = {**state, "seen": new_seen, "count": count, "moved": True}
+    return Plan(positions, cache, {**new, "positions": buffer, "segments": new_segments})
+
+
+def _filled(count: int, attended: int, buffer: Tensor) -> Tensor:
+    return (torch.arange(attended, device=buffer.device) < count).expand(buffer.shape[0], -1)
 
 
 def _put(buffer: Tensor, values: Tensor, start: int | None, slots: Tensor | None) -> Tensor:
@@ -186,7 +197,9 @@ def _put(buffer: Tensor, values: Tensor, start: int | None, slots: Tensor | None
 def _segments(state: State, segments: Tensor | None, start: int | None, slots: Tensor | None) -> Tensor | None:
     if segments is None:
         return None
-    buffer = torch.zeros_like(state["positions"]) if state["segments"] is None else state["segments"]
+    buffer: Tensor | None = state["segments"]
+    if buffer is None:
+        buffer = torch.zeros_like(state["positions"])
     return _put(buffer, segments, start, slots)
 
 

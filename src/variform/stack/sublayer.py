@@ -71,7 +71,8 @@ class Sublayer(Layer):
         """Take the step."""
         published: dict[str, Any] = {}
         condition = streams.get("condition")
-        branch = call(self.body, x if self.norm is None else self.norm(x, condition), streams, "body", published)
+        norm = self.norm
+        branch = call(self.body, x if norm is None else norm(x, condition), streams, "body", published)
         if self.branch_norm is not None:
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):

@@ -85,6 +85,20 @@ class Call:
         return self.q_positions is None and self.k_positions is None
 
     @property
+    def is_unrestricted(self) -> bool:
+        """Whether every query attends to every key, and no score is modified."""
+        return (
+            self.structure is None
+            and self.mask is None
+            and self.k_valid is None
+            and self.q_positions is None
+            and self.k_positions is None
+            and self.q_segments is None
+            and self.k_segments is None
+            and len(self.scores) == 0
+        )
+
+    @property
     def is_plain_causal(self) -> bool:
         """Whether only the causal square is asked for, which kernels know without a mask tensor."""
         return (

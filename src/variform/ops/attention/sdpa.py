@@ -41,6 +41,8 @@ class SdpaBackend:
 
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
+        if call.is_unrestricted:
+            return _run(call, None, causal=False)
         causal = call.is_plain_causal
         mask = None if causal else _mask(call)
         if mask is None or call.q.device.type == "cpu":
@@ -60,7 +62,8 @@ def fused(
     grouped: bool = False,
 ) -> Tensor:
     """`scaled_dot_product_attention` in the form that its fused kernels take; arguments as there."""
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     dim, dim_v = q.shape[-1], v.shape[-1]
     if dim != dim_v:
         # Zeros added to the smaller head, because fused kernels want equal sizes.

@@ -25,13 +25,20 @@ def append(state: State, k: Tensor, v: Tensor, cache: Mapping[str, Any]) -> tupl
     Shapes:
         k, v: [B, Hk, L, D] -> [B, Hk, length, D]
     """
-    new = {"k": _write(state["k"], k, cache), "v": _write(state["v"], v, cache)}
-    length = cache["length"]
-    return new["k"][:, :, :length], new["v"][:, :, :length], new
+    start, length = cache["start"], cache["length"]
+    keys, values = state["k"], state["v"]
+    if start is not None and not torch.is_grad_enabled():
+        end = start + k.shape[2]
+        keys[:, :, start:end], values[:, :, start:end] = k, v
+    else:
+        keys, values = _write(keys, k, cache), _write(values, v, cache)
+        state = {"k": keys, "v": values}
+    return keys[:, :, :length], values[:, :, :length], state
 
 
 def _write(buffer: Tensor, x: Tensor, cache: Mapping[str, Any]) -> Tensor:
-    start, x = cache["start"], x.to(buffer.dtype)
+    start = cache["start"]
+    x = x if x.dtype is buffer.dtype else x.to(buffer.dtype)
     if start is not None:
         if torch.is_grad_enabled():
             return buffer.slice_scatter(x, 2, start, start + x.shape[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -73,16 +72,19 @@ class SoftmaxAttention(Attention):
             return self._attend(q, k, v, sides, structure)
         cache = sides.cache
         k, v, state = append(sides.state, k, v, cache)
-        positions = (None, None) if cache["fresh"] else (sides.q_positions, cache["positions"])
-        sides = replace(
-            sides,
-            q_positions=positions[0],
-            k_positions=positions[1],
-            k_valid=cache["valid"],
+        if q.shape[2] == 1 and cache["start"] is not None and not cache["moved"]:
+            structure = None  # every valid cached token lies at or before the one new token
+        # Without positions both sides count from 0, or nothing that is asked for depends on them.
+        positioned = not cache["fresh"] and (structure is not None or sides.mask is not None or bool(sides.scores))
+        sides = Sides(
+            q_positions=sides.q_positions if positioned else None,
+            k_positions=cache["positions"] if positioned else None,
+            q_segments=sides.q_segments,
             k_segments=cache["segments"],
+            k_valid=cache["valid"],
+            mask=sides.mask,
+            scores=sides.scores,
         )
-        if structure is not None and q.shape[2] == 1 and cache["start"] is not None and not cache["moved"]:
-            structure = None  # every cached token lies at or before the one new token
         return self._attend(q, k, v, sides, structure), state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides, structure: Mask | None) -> Tensor:

@@ -104,10 +104,8 @@ class MultiHead(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
-        batch, length, _ = x.shape
-        q = self.q(x).view(batch, length, self.heads, self.dim_head).transpose(1, 2)
-        k = self.k(x).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
-        v = self.v(x).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
+        q = split_heads(self.q(x), self.heads)
+        k, v = split_heads(self.k(x), self.kv_heads), split_heads(self.v(x), self.kv_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:
@@ -116,14 +114,14 @@ class MultiHead(Mixer):
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
         out = self.attention(q, k, v, self._sides(streams, positions))
-        if isinstance(out, tuple):
-            out, state = out
-            return self.out(out.transpose(1, 2).reshape(batch, length, -1)), {"state": state}
-        return self.out(out.transpose(1, 2).reshape(batch, length, -1))
+        if not isinstance(out, tuple):
+            return self.out(join_heads(out))
+        return self.out(join_heads(out[0])), {"state": out[1]}
 
     def _sides(self, streams: Streams, positions: Tensor | None) -> Sides:
         valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
-        refuse_streams(self.attention, valid, segments, mask)
+        if valid is not None or segments is not None or mask is not None:
+            refuse_streams(self.attention, valid, segments, mask)
         scores = () if self.position_bias is None else (self.position_bias(),)
         return Sides(
             q_positions=positions,
@@ -146,6 +144,20 @@ class MultiHead(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention in the slot keeps state."""
         return self.attention.stateful
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H * D] to [B, H, L, D]."""
+    batch, length, _ = x.shape
+    if length == 1:
+        return x.view(batch, heads, 1, -1)
+    return x.view(batch, length, heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, H, L, D] to [B, L, H * D]."""
+    batch, _, length, _ = x.shape
+    return x.reshape(batch, 1, -1) if length == 1 else x.transpose(1, 2).reshape(batch, length, -1)
 
 
 def takes_scores(part: type[Part]) -> bool:

@@ -51,7 +51,7 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalise the last dimension."""
-        return F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+        return torch.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
 
 
 @register("rms_norm")

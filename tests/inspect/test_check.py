@@ -98,6 +98,10 @@ def test_budgets() -> None:
     assert [word in messages(tight) for word in ("max_params", "max_flops", "max_memory")] == [True] * 3
     assert "the largest batch that fits is 1" in messages(tight)
     assert not vf.check(GPT, max_memory="1 MiB").ok
+    llama = MODELS["llama"]()  # no longest sequence, and none is needed to count parameters
+    assert vf.check(llama, max_params=10**6).params == vf.describe(llama, 1, 9).params
+    assert not vf.check(llama, max_params=1).ok
+    assert "give length" in messages(vf.check(llama, max_flops=1))
     assert vf.check(GPT, max_memory="1.5GB").ok
     with pytest.raises(vf.ConfigError, match="24 GiB"):
         vf.check(GPT, max_memory="much")

@@ -213,6 +213,8 @@ def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(vf.ConfigError, match="batch must be a positive integer"):
         vf.describe(GPT, 0)
     assert vf.describe(GPT).length == 64
+    assert vf.describe(MODELS["seq2seq"]()).length == 64
+    assert vf.describe(MODELS["vit"]()).length is None
 
 
 def test_nothing_of_the_surroundings_changes() -> None:

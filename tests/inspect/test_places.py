@@ -1,3 +1,6 @@
+import pytest
+from torch import nn
+
 import variform as vf
 from tests.inspect.cases import MODELS, TOKENS
 from variform.inspect.places import fold, place_tree
@@ -36,3 +39,25 @@ def test_folding_keeps_what_is_shared_already() -> None:
     spec = vf.resolve(MODELS["shared"]())
     names = [layer.name for layer in fold(spec)["stacks"][0]["layers"]]
     assert names == ["layer"] * 3
+
+
+def test_ready_parts_and_wrappers() -> None:
+    spec = vf.resolve(vf.models.gpt(**TOKENS, max_seq_len=64))
+    stack = vf.build(spec["stacks"][0])
+    model = vf.build(spec, ready={"stacks.0": stack})
+    places = {place.path: place.part for place in place_tree(model).walk()}
+    assert places["stacks.0"] is stack
+    assert places["stacks.0.layers.2"] is stack.layers[2]
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.native = model
+
+        @property
+        def spec(self) -> vf.Spec:
+            return self.native.spec
+
+    assert place_tree(Wrapper()).part is model
+    with pytest.raises(vf.ConfigError, match="carries no spec"):
+        place_tree(nn.Linear(2, 2))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from variform.core.part import Part
 from variform.errors import ConfigError, did_you_mean
@@ -21,7 +21,7 @@ Maps = dict[str, list[Tensor]]
 
 
 @contextmanager
-def capture(model: Part, *paths: str) -> Iterator[Maps]:
+def capture(model: nn.Module, *paths: str) -> Iterator[Maps]:
     """Collect the attention weights of some parts while the model runs.
 
         with vf.capture(model, "stacks.0.layers.3") as maps:
@@ -33,7 +33,7 @@ def capture(model: Part, *paths: str) -> Iterator[Maps]:
     places is listed under the first of them.
 
     Args:
-        model: built from a spec.
+        model: built from a spec, or a wrapper around such a model.
         *paths: parts, by their paths in the spec, with everything below them; `*` stands for one step. None means all.
 
     Raises:

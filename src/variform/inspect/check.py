@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,8 +17,11 @@ from variform.core.superset import set_aside
 from variform.errors import ConfigError, Problem, VariformError
 from variform.inspect.describe import Description, describe_model
 from variform.inspect.fake import FakeModel
+from variform.inspect.rows import params_by_path
 from variform.inspect.table import human_bytes, path_template, path_text
 from variform.stack.decodable import undecodable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Report:
         spec: the resolved spec; None where it could not be resolved.
         dropped: paths of keys that belong to other parts and were set aside (`superset=True`).
         description: cost and shapes, where the check ran the model on stand-in tensors.
+        params: parameters, where the check counted them.
     """
 
     problems: tuple[Problem, ...]
     spec: Spec | None
     dropped: tuple[str, ...] = ()
     description: Description | None = None
+    params: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -49,7 +54,7 @@ class Report:
             "problems": [problem.to_json() for problem in self.problems],
             "dropped": list(self.dropped),
             "spec": self._plain_spec(),
-            "params": None if self.description is None else self.description.params,
+            "params": self.params,
             "flops": None if self.description is None else self.description.flops,
         }
 
@@ -64,8 +69,8 @@ class Report:
         lines += [f"  {line}" for line in _problem_lines(self.problems)]
         if self.dropped:
             lines.append(f"set aside: {', '.join(self.dropped)}")
-        if self.description is not None and self.ok:
-            lines[0] = f"ok: {self.description.params:,} parameters"
+        if self.params is not None and self.ok:
+            lines[0] = f"ok: {self.params:,} parameters"
         return "\n".join(lines)
 
 
@@ -94,7 +99,8 @@ def check(
 
     Args:
         source: a spec, a mapping, a config file, or a built model.
-        batch: also run the model on stand-in tensors of this many rows, and report what does not fit.
+        batch: also run the model on stand-in tensors of this many rows, and report what does not fit; 1 where only
+            a length or a budget asks for a run.
         length: tokens a row, for that run; the longest the model takes by default.
         decode: report parts that cannot decode step by step.
         max_params: the most parameters it may have.
@@ -119,37 +125,48 @@ def check(
         return Report(tuple(problems), resolved, dropped)
     if decode:
         problems = problems + undecodable(resolved)
-    if all(wanted is None for wanted in (batch, length, max_params, max_flops, memory)):
+    if any(wanted is not None for wanted in (batch, length, max_flops, memory)):
+        described, failure = _attempt(
+            resolved, lambda model: describe_model(model, resolved, 1 if batch is None else batch, length)
+        )
+        params = None if described is None else described.params
+    elif max_params is not None:  # counting needs no run, and so no length
+        described = None
+        params, failure = _attempt(resolved, lambda model: params_by_path(model.tree)[""])
+    else:
         return Report(tuple(problems), resolved, dropped)
-    described, failure = _run(resolved, 1 if batch is None else batch, length)
-    if failure is not None:
-        problems = [*problems, *failure]
-    if described is not None:
-        problems = [*problems, *_over_budget(described, max_params, max_flops, memory)]
-    return Report(tuple(problems), resolved, dropped, described)
+    budget = _over_budget(described, params, max_params, max_flops, memory)
+    return Report((*problems, *failure, *budget), resolved, dropped, described, params)
 
 
-def _run(resolved: Spec, batch: int, length: int | None) -> tuple[Description | None, list[Problem] | None]:
+def _attempt(resolved: Spec, function: Callable[[FakeModel], T]) -> tuple[T | None, list[Problem]]:
+    """Build from stand-ins and look at it; what goes wrong is a problem at the part where it went wrong."""
     model: FakeModel | None = None
     try:
         model = FakeModel(resolved, torch.float32)
-        return describe_model(model, resolved, batch, length), None
+        return function(model), []
     except ConfigError as error:
         return None, list(error.problems)
     except VariformError as error:
-        return None, [Problem("" if model is None else model.failed_path, str(error))]
+        message = str(error)
     except Exception as error:  # whatever a part raises when it is built or run is what this check is to report
-        text = str(error).partition("\n")[0]
-        return None, [Problem("" if model is None else model.failed_path, f"{type(error).__name__}: {text}")]
+        message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None, [Problem("" if model is None else model.failed_path, message)]
 
 
 def _over_budget(
-    described: Description, max_params: int | None, max_flops: float | None, max_memory: int | None
+    described: Description | None,
+    params: int | None,
+    max_params: int | None,
+    max_flops: float | None,
+    max_memory: int | None,
 ) -> list[Problem]:
     problems = []
-    if max_params is not None and described.params > max_params:
-        message = f"the model has {described.params:,} parameters, more than max_params = {max_params:,}"
+    if max_params is not None and params is not None and params > max_params:
+        message = f"the model has {params:,} parameters, more than max_params = {max_params:,}"
         problems.append(Problem("", message, hint="take a smaller dim or fewer layers"))
+    if described is None:
+        return problems
     if max_flops is not None and described.flops > max_flops:
         message = f"a forward pass takes {described.flops:.4g} FLOP, more than max_flops = {max_flops:.4g}"
         problems.append(Problem("", message, hint="take a smaller model, batch or length"))

@@ -202,7 +202,7 @@ def describe_model(
 ) -> Description:
     """The description of a model that was built from stand-ins; see `describe`."""
     check_sizes(batch=batch, length=length, decode_len=decode_len)
-    length = length or getattr(model.part, "max_seq_len", None)
+    length = length or model.longest
     first = model.trace(batch, length)
     wider = model.trace(batch + 1, length)
     runs, sizes = _further_run(model, batch, length, [first, wider])

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from variform.core.codec import as_spec
-from variform.core.part import Part
 from variform.core.resolve import resolve
 from variform.errors import ConfigError
 from variform.inspect.describe import check_sizes
@@ -137,7 +137,7 @@ def explain(
     if decode and (problems := undecodable(resolved)):
         raise ConfigError(problems)
     model = FakeModel(resolved, dtype, sink=_judged)
-    length = length or getattr(model.part, "max_seq_len", None)
+    length = length or model.longest
     training = training and not decode
     model.part.train(training)
     grad: AbstractContextManager[Any] = nullcontext() if training else torch.no_grad()
@@ -194,7 +194,7 @@ def _mask_text(call: Call) -> str:
 
 
 def _device_of(source: Any) -> str:
-    if isinstance(source, Part):
+    if isinstance(source, nn.Module):
         return next((parameter.device.type for parameter in source.parameters()), "cpu")
     return "cpu"
 

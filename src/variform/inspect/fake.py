@@ -50,6 +50,12 @@ class FakeModel:
         self.tree = place_tree(self.part)
         self.tracer = Tracer(self.part, self.mode, sink)
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens the model, or the decoder of an encoder-decoder, takes; None for no limit."""
+        own: int | None = getattr(self.part, "max_seq_len", None)
+        return own or getattr(getattr(self.part, "decoder", None), "max_seq_len", None)
+
     def arguments(self, batch: int, length: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Example inputs of these sizes."""
         with self.mode:

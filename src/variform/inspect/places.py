@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import nn
+
 from variform.core.part import Part
 from variform.core.spec import Shared, Spec
+from variform.errors import ConfigError
+from variform.stack.execute import ModuleList
 
 FOLDED = "="
 """First character of the name of a shared part that `fold` made; names of users' shared parts are their own."""
@@ -38,28 +42,51 @@ class Place:
             yield from child.walk()
 
 
-def place_tree(model: Part) -> Place:
-    """The places of a model that was built from a spec.
+def place_tree(model: nn.Module) -> Place:
+    """The places of a model that was built from a spec, or of the one that a wrapper with a `spec` holds.
 
     Raises:
-        ConfigError: the model was constructed directly and carries no spec.
+        ConfigError: no part of the model carries its spec.
     """
-    built = {id(part.__dict__["_spec"]): part for part in model.modules() if "_spec" in part.__dict__}
-    return _place("", model, None, built, {})  # type: ignore[arg-type]
+    described = [part for part in model.modules() if isinstance(part, Part) and "_spec" in part.__dict__]
+    spec = getattr(model, "spec", None)
+    root = next((part for part in described if part is model or part.spec == spec), None)
+    if root is None:
+        raise ConfigError(f"this {type(model).__name__} carries no spec", hint="build it from a spec: vf.build(spec)")
+    return _Finder(described).place("", root, None)
 
 
-def _place(path: str, part: Part, shared: str | None, built: dict[int, Part], named: dict[str, Part]) -> Place:
-    below = []
-    for slot, index, child in part.spec.children():
-        step = slot if index is None else f"{slot}.{index}"
-        here = f"{path}.{step}" if path else step
-        if isinstance(child, Shared):
-            if child.name not in named:  # the module was made from the spec of the first place
-                named[child.name] = built[id(child.spec)]
-            below.append(_place(here, named[child.name], child.name, built, named))
-        else:
-            below.append(_place(here, built[id(child)], None, built, named))
-    return Place(path, part.spec, part, shared, tuple(below))
+class _Finder:
+    """Finds the module that was made from a spec: the spec is the module's own, or equal to it (a ready part)."""
+
+    def __init__(self, described: list[Part]) -> None:
+        self.built = {id(part.__dict__["_spec"]): part for part in described}
+        self.named: dict[str, Part] = {}
+
+    def place(self, path: str, part: Part, shared: str | None) -> Place:
+        """The place of a part and all below it."""
+        below = []
+        for slot, index, child in part.spec.children():
+            step = slot if index is None else f"{slot}.{index}"
+            here = f"{path}.{step}" if path else step
+            if isinstance(child, Shared):
+                if child.name not in self.named:  # the module was made from the spec of the first place
+                    assert child.spec is not None, "a resolved spec describes its shared parts at every place"
+                    self.named[child.name] = self._part(child.spec, part, slot, index)
+                below.append(self.place(here, self.named[child.name], child.name))
+            else:
+                below.append(self.place(here, self._part(child, part, slot, index), None))
+        return Place(path, part.spec, part, shared, tuple(below))
+
+    def _part(self, spec: Spec, parent: Part, slot: str, index: int | None) -> Part:
+        if id(spec) in self.built:
+            return self.built[id(spec)]
+        held = getattr(parent, slot, None)
+        if index is not None and isinstance(held, ModuleList):
+            held = list(held.in_order())[index]
+        if isinstance(held, Part) and held.spec == spec:
+            return held
+        raise ConfigError(f"cannot find the part at {slot!r} of {parent.kind} {parent.name!r} among its modules")
 
 
 def fold(resolved: Spec) -> Spec:

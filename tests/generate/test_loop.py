@@ -175,6 +175,18 @@ def test_the_model_can_be_trained_on_what_it_generated() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("preset", ["gpt", "llama", "seq2seq"])
+def test_generating_leaves_nothing_behind_that_training_trips_over(preset: str) -> None:
+    """No table or buffer of the model is made in the mode that generation runs in."""
+    spec = getattr(vf.models, preset)(vocab_size=VOCAB, dim=24, depth=2, heads=3, max_seq_len=LONGEST)
+    model, prompt = vf.build(spec), torch.randint(VOCAB, (2, 4))
+    sources = (prompt,) if preset == "seq2seq" else ()
+    tokens = vf.generate(model, prompt, 6, **({"source": prompt} if sources else {}))
+    assert not tokens.is_inference()
+    model(*sources, tokens).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_up_to_the_last_position_and_no_further() -> None:
     model, prompt = gpt(), torch.randint(VOCAB, (1, LONGEST))
     assert vf.generate(model, prompt, 1, greedy=True).shape == (1, 1)

@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-WORDS = "the king and queen of all that is not here may come or go as they will, my lord; what say you?".split()
+from variform.train.config import read_config
+from variform.train.data import ValBatches
+from variform.train.material import prepare
+from variform.train.trained import load_run
+
+WORDS = ["the", "king", "and", "queen", "of", "all", "that", "is", "not", "here", "may", "come;", "what", "say", "you?"]
 
 
 def write_text(path: Path, characters: int = 6000) -> Path:
@@ -32,7 +38,8 @@ def content(folder: Path, **train: Any) -> dict[str, Any]:
         "data": {"text": str(text), "context": 17, "batch_size": 6, "val_windows": 11},
         "train": {
             "steps": 50, "warmup": 5, "lr": 0.01, "log_every": 3, "val_every": 10, "checkpoint_every": 5, "threads": 1,
-            "accelerator": "cpu", "out": str(folder / "runs"), "name": "tiny", "samples": {"prompt": "the", "tokens": 40},
+            "accelerator": "cpu", "out": str(folder / "runs"), "name": "tiny",
+            "samples": {"prompt": "the", "tokens": 40},
             **train,
         },
     }  # fmt: skip
@@ -62,3 +69,18 @@ def call(*arguments: str | Path, folder: Path | None = None, **environment: str)
 
 def log(run: Path) -> bytes:
     return (run / "metrics.csv").read_bytes()
+
+
+def loss_of_run(run: Path) -> float:
+    """The validation loss of the saved weights, counted anew in one process."""
+    model, _ = load_run(run)
+    config = read_config(run / "config.yaml")
+    batches = ValBatches(prepare(config).split.validation, config.data)
+    losses = []
+    with torch.no_grad():
+        for index in range(len(batches)):
+            x, y, real = batches[index]
+            losses.append(torch.nn.functional.cross_entropy(model(x).transpose(1, 2), y, reduction="none")[real])
+    joint = torch.cat(losses)
+    assert joint.shape == (11, 17)
+    return float(joint.double().mean())

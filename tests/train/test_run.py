@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import variform as vf
-from tests.train.runs import call, command, content, log, write_config
+from tests.train.runs import call, command, content, log, loss_of_run, write_config
 from variform.train.config import make_config
 from variform.train.folder import RunFolder
 from variform.train.journal import read_metrics
@@ -79,20 +79,7 @@ def test_the_config_rebuilds_the_very_model(whole: tuple[Path, dict[str, Any]]) 
 
 
 def test_saved_weights_have_the_logged_loss(whole: tuple[Path, dict[str, Any]]) -> None:
-    from variform.train.data import ValBatches
-    from variform.train.material import prepare
-
-    model, _ = load_run(whole[0] / "runs" / "tiny-001")
-    config = make_config(content(whole[0]))
-    batches = ValBatches(prepare(config).split.validation, config.data)
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for i in range(len(batches)):
-            x, y, real = batches[i]
-            losses = torch.nn.functional.cross_entropy(model(x).transpose(1, 2), y, reduction="none")[real]
-            total, count = total + float(losses.double().sum()), count + losses.numel()
-    assert count == 11 * 17
-    assert total / count == pytest.approx(whole[1]["val_loss"], rel=1e-6)
+    assert loss_of_run(whole[0] / "runs" / "tiny-001") == pytest.approx(whole[1]["val_loss"], rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(whole: tuple[Path, dict[str, Any]]) -> None:

@@ -19,8 +19,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from variform.core.change import override
+from variform.core.fields import field_map
 from variform.core.plain import from_dict, to_dict
-from variform.core.registry import presets
+from variform.core.registry import parts, presets
 from variform.core.resolve import examine, resolve
 from variform.core.spec import Spec
 from variform.core.text import dump_yaml, parse_yaml, read_file
@@ -228,8 +229,12 @@ def _override(sections: dict[str, Any], overrides: Iterable[str], problems: list
 
 
 def _is_argument(model: Any, steps: list[str]) -> bool:
+    """Whether an override is for the model's preset; what no model has as a field is left to it to report."""
     preset = presets().get(str(model.get("preset"))) if isinstance(model, Mapping) else None
-    return preset is not None and len(steps) == 1 and steps[0] in inspect.signature(preset).parameters
+    if preset is None or len(steps) > 1:
+        return False
+    a_field = any(steps[0] in field_map(part) for part in parts("model").values())
+    return steps[0] in inspect.signature(preset).parameters or not a_field
 
 
 def _put(sections: dict[str, Any], steps: list[str], value: Any, text: str, problems: list[Problem]) -> None:

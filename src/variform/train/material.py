@@ -63,4 +63,4 @@ def fill_folder(folder: RunFolder, config: Config, material: Material) -> None:
         plain["train"]["threads"] = torch.get_num_threads()  # sums depend on it in their last bits
     write_config(plain, folder.config)
     material.vocabulary.save(folder.vocabulary)
-    write_json(folder.data, material.facts())
+    write_json(folder.data, {**material.facts(), "sharded": config.train.strategy == "fsdp2"})

@@ -74,6 +74,9 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     if changed:
         message = f"the text is not the one this run was started with ({', '.join(changed)} differ)"
         raise ConfigError(message, path="data.text", value=config.data.text, hint="bring it back, or start a new run")
+    if known.get("sharded") != (config.train.strategy == "fsdp2"):
+        message = "this run's checkpoints are of the other kind: those of fsdp2 and of unsharded models do not mix"
+        raise ConfigError(message, path="train.strategy", value=config.train.strategy)
     report = Report(lightning.is_first_process(), quiet)
     _describe(report, folder, config, material)
     step = max(folder.saved_steps(), default=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from variform.errors import ConfigError
 from variform.generate import stream
@@ -43,10 +44,17 @@ def sample_text(model: Any, vocabulary: Characters, section: SampleSection, seed
 def continuation(
     model: Any, ids: Tensor, count: int, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """New tokens one by one, from a decode state, or by reading everything again where the model has none."""
-    cached = True
+    """New tokens one by one, from a decode state where there can be one, else by reading everything again each time."""
+    cached = can_cache(model)
+    return stream(model, ids, count, temperature=temperature, top_k=top_k, generator=generator, use_cache=cached)
+
+
+def can_cache(model: Any) -> bool:
+    """Whether a model has a decode state: all its parts keep one, and its weights are not sharded over processes."""
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return False  # buffers are made in the likeness of the weights, and keys and values are not sharded
     try:
         model.init_state(1, 1)
     except ConfigError:
-        cached = False
-    return stream(model, ids, count, temperature=temperature, top_k=top_k, generator=generator, use_cache=cached)
+        return False
+    return True

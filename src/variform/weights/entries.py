@@ -46,16 +46,18 @@ def shaped(key: str, param: Tensor, foreign: Sequence[int]) -> Entry:
     return Entry(key, (param,), lambda t: (t.reshape(param.shape),), lambda ps: ps[0].reshape(*foreign))
 
 
-def reordered(key: str, param: Tensor, order: Sequence[int], dim: int, size: int = 1) -> Entry:
-    """Blocks of `size` along `dim` in another order: our block i is the foreign block order[i]."""
+def reordered(
+    key: str, param: Tensor, order: Sequence[int], dim: int, size: int = 1, factor: float = 1.0, offset: float = 0.0
+) -> Entry:
+    """Blocks of `size` along `dim` in another order: our block i is factor * (the foreign block order[i] + offset)."""
     forward = torch.tensor(order)
     rows = (forward.unsqueeze(1) * size + torch.arange(size)).flatten()
     back = rows.argsort()
     return Entry(
         key,
         (param,),
-        lambda t: (t.index_select(dim, rows.to(t.device)),),
-        lambda ps: ps[0].index_select(dim, back.to(ps[0].device)),
+        lambda t: (factor * (t.index_select(dim, rows.to(t.device)) + offset),),
+        lambda ps: ps[0].index_select(dim, back.to(ps[0].device)) / factor - offset,
     )
 
 

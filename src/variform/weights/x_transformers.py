@@ -115,7 +115,12 @@ def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
     elif isinstance(part, TokenEmbedding) and part.factor == 1.0:
         yield plain(f"{prefix}token_emb.emb.weight", part.weight)
         yield from _placed(part, prefix)
-    elif isinstance(part, PatchEmbedding) and part.class_token is None and isinstance(part.position, LearnedPosition):
+    elif (
+        isinstance(part, PatchEmbedding)
+        and part.class_token is None
+        and isinstance(part.position, LearnedPosition)
+        and part.position.scale == 1.0
+    ):
         yield shaped(f"{prefix}pos_embedding", part.position.weight, (1, *part.position.weight.shape))
         yield from _patches(part, f"{prefix}patch_to_embedding.")
         yield from _norm(f"{prefix}post_emb_norm", part.norm, 0.0)
@@ -125,7 +130,8 @@ def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
 
 def _placed(part: TokenEmbedding | PlacedEmbedding, prefix: str) -> Iterator[Entry]:
     if isinstance(part.position, LearnedPosition):
-        yield plain(f"{prefix}pos_emb.emb.weight", part.position.weight)
+        weight = part.position.weight
+        yield affine(f"{prefix}pos_emb.emb.weight", weight, factor=weight.shape[1] ** -0.5 / part.position.scale)
     elif part.position is not None:
         raise _no_counterpart(part.position)
     yield from _norm(f"{prefix}post_emb_norm", part.norm, 0.0)
@@ -191,13 +197,17 @@ def _positions(mixers: list[MultiHead], prefix: str) -> Iterator[Entry]:
     rotation = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
     if rotation is not None:
         spec: Any = rotation.spec
+        if spec["layout"] != "interleaved":
+            raise _no_counterpart(rotation)
         angles = rotary_frequencies(spec["rotary_dim"] or spec["dim_head"], spec["base"], spec["ntk"])
         yield constant(f"{prefix}rotary_pos_emb.inv_freq", angles.float(), "rotary angles")
     biased = next((mixer for mixer in mixers if isinstance(mixer.position_bias, T5Bias)), None)
     if biased is not None:
         assert isinstance(biased.position_bias, T5Bias)
         heads = tiled_heads(biased.heads, biased.kv_heads)
-        yield reordered(f"{prefix}rel_pos.relative_attention_bias.weight", biased.position_bias.table, heads, 1)
+        factor = math.sqrt(biased.dim_head) / biased.position_bias.scale
+        key = f"{prefix}rel_pos.relative_attention_bias.weight"
+        yield reordered(key, biased.position_bias.table, heads, 1, factor=factor)
 
 
 def _factor(step: Sublayer) -> float:
@@ -238,27 +248,23 @@ def _attention(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterator[Entry
         yield plain(f"{prefix}mem_v", memory.values)
     # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.
     cosine = getattr(mixer.attention, "scale", None) is not None
+    if cosine and mixer.q_norm is None:
+        raise _no_counterpart(mixer.attention)
     names = ("qk_norm_q_scale", "qk_norm_k_scale") if cosine else ("q_rmsnorm.gamma", "k_rmsnorm.gamma")
     for name, norm, order in zip(names, (mixer.q_norm, mixer.k_norm), (heads, range(mixer.kv_heads)), strict=True):
         if isinstance(norm, RMSNorm) and norm.weight is not None:
-            yield _head_gain(prefix + name, norm.weight, list(order), size**-0.25 if cosine else 1.0, float(not cosine))
-
-
-def _head_gain(key: str, weight: Tensor, order: list[int], factor: float, offset: float) -> Entry:
-    moved = reordered(key, weight, order, 0)
-    return Entry(
-        key,
-        (weight,),
-        lambda t: [factor * (part + offset) for part in moved.load(t)],
-        lambda ps: moved.store([part / factor - offset for part in ps]),
-    )
+            factor, offset = (size**-0.25, 0.0) if cosine else (1.0, 1.0)
+            yield reordered(prefix + name, norm.weight, list(order), 0, factor=factor, offset=offset)
 
 
 def _feedforward(part: MLP | GLU, prefix: str) -> Iterator[Entry]:
     down = 2 if part.norm is None else 3
     if isinstance(part, GLU):
         yield joined(f"{prefix}0.proj.weight", (part.up.weight, part.gate.weight))
-        yield joined(f"{prefix}0.proj.bias", (part.up.bias, part.gate.bias))
+        if "bias" in dict(part.up.named_parameters()):
+            yield joined(f"{prefix}0.proj.bias", (part.up.bias, part.gate.bias))
+        else:  # upstream's gated map always has offsets
+            yield constant(f"{prefix}0.proj.bias", part.up.weight.new_zeros(2 * part.up.out_features), "offsets")
     else:
         yield from _linear(f"{prefix}0.0", part.up)
     yield from _norm(f"{prefix}1", part.norm, 0.0)
@@ -274,11 +280,12 @@ def _linear(key: str, linear: nn.Linear) -> Iterator[Entry]:
 def _norm(key: str, norm: nn.Module | None, offset: float) -> Iterator[Entry]:
     if norm is None or (isinstance(norm, RMSNorm) and norm.weight is None):
         return
-    if isinstance(norm, LayerNorm) and norm.bias is None:
+    # Upstream's LayerNorm has torch's eps and no offset, its other norms divide by the length of x itself.
+    if isinstance(norm, LayerNorm) and norm.bias is None and norm.eps == 1e-5:
         yield affine(f"{key}.gamma", norm.weight, offset=offset)
-    elif isinstance(norm, RMSNorm) and norm.weight is not None:
+    elif isinstance(norm, RMSNorm) and norm.weight is not None and norm.eps <= 1e-12:
         yield affine(f"{key}.g", norm.weight, offset=offset)
-    elif isinstance(norm, ScaleNorm):
+    elif isinstance(norm, ScaleNorm) and norm.eps <= 1e-6:
         yield affine(f"{key}.g", norm.scale, factor=math.sqrt(norm.dim), offset=offset)
     else:
         raise _no_counterpart(norm)

@@ -27,8 +27,9 @@ def read_layers(owner: str, keywords: Mapping[str, Any]) -> tuple[LayersDraft, S
     own, inner = split(keywords)
     problems = problems_of(owner, LAYERS, own, KNOWN)
     for prefix, given in inner.items():
-        unknown = {name: value for name, value in given.items() if name not in PREFIXES[prefix]}
-        problems += problems_of(owner, {}, unknown, KNOWN, prefix)
+        # A tuple has a value for each layer; the first stands for it here, and each is checked with its layer.
+        values = {name: value[0] if isinstance(value, tuple) and value else value for name, value in given.items()}
+        problems += problems_of(owner, PREFIXES[prefix], values, KNOWN, prefix)
     raise_any(problems)
     draft = LayersDraft(inner=inner)
     apply_all(draft, LAYERS, own)

@@ -1,0 +1,228 @@
+"""Every keyword is honoured or refused; nothing is ignored."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from variform.dialects.x_transformers import (
+    AttentionLayers,
+    AutoregressiveWrapper,
+    CrossAttender,
+    Decoder,
+    Encoder,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+)
+from variform.dialects.x_transformers.attention import ATTENTION
+from variform.dialects.x_transformers.call import HONOURED, MODEL_CALL, STACK_CALL
+from variform.dialects.x_transformers.errors import InputError, KeywordError
+from variform.dialects.x_transformers.feedforward import FEEDFORWARD
+from variform.dialects.x_transformers.routes import LAYERS
+from variform.dialects.x_transformers.table import REQUIRED, Table
+from variform.dialects.x_transformers.vision import VISION
+from variform.dialects.x_transformers.wrapper import MODEL
+from variform.errors import ConfigError, ShapeError
+
+SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}
+SIDES: dict[str, Any] = {
+    f"{side}_{name}": value
+    for side in ("enc", "dec")
+    for name, value in {"num_tokens": 11, "max_seq_len": 8, "depth": 1, "heads": 2}.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"rotary_pos_embb": True}, "rotary_pos_embb.*did you mean 'rotary_pos_emb'"),
+        ({"attn_qk_nrom": True}, "attn_qk_nrom.*did you mean 'attn_qk_norm'"),
+        ({"ff_glue": True}, "ff_glue.*did you mean 'ff_glu'"),
+        ({"cross_attn_zzz": 2}, "no keyword 'cross_attn_zzz'"),
+        ({"total_nonsense": 3}, "no keyword 'total_nonsense'"),
+        ({"attn_heads": 2}, "no keyword 'attn_heads'"),
+        ({"attn_selective": True}, "attn_selective is not supported yet"),
+        ({"shift_tokens": 1}, "shift_tokens is not supported yet"),
+        ({"ff_solu": True}, "ff_solu is not supported yet"),
+        ({"rotary_emb_dim": 4}, "no effect without rotary_pos_emb"),
+        ({"attn_qk_norm_scale": 4}, "no effect without attn_qk_norm"),
+        ({"cross_attn_kv_heads": 2}, "no effect without cross_attend"),
+        ({"only_attn": True, "ff_glu": True}, "no effect without feedforwards"),
+        ({"attn_dim_context": 8}, "cross_attn_dim_context"),
+        ({"causal": True}, "settles causality itself"),
+        ({"use_rmsnorm": 1}, "bool is needed"),
+        ({"use_rmsnorm": True, "use_scalenorm": True}, "only one norm"),
+        ({"rel_pos_bias": True, "alibi_pos_bias": True}, "only one bias"),
+        ({"alibi_pos_bias": True, "alibi_num_heads": 5}, "must lie in 1..heads = 4"),
+        ({"sandwich_norm": True, "pre_norm": False}, "needs pre_norm=True"),
+        ({"sandwich_norm": True, "macaron": True}, "not supported yet with macaron"),
+        ({"attn_kv_heads": 3}, "must divide heads = 4.*nearest that divide it: 2 or 4"),
+        ({"attn_kv_heads": 2, "attn_one_kv_head": True}, "one key head is what one_kv_head asks for"),
+        ({"attn_qk_norm": True, "attn_qk_rmsnorm": True}, "only one norm of queries and keys"),
+        ({"heads": 1}, "upstream leaves the output map out"),
+        ({"heads": 0}, "heads.*greater than 0"),
+        ({"heads": 2.5}, "heads: int is needed"),
+        ({"depth": 0}, "at least one block"),
+        ({"depth": None}, "depth must be given"),
+        ({"depth": "2"}, "depth: int is needed"),
+        ({"dim": -3}, "dim.*greater than 0"),
+        ({"ff_mult": 0}, "greater than 0"),
+        ({"ff_mult": (2, 4, 8)}, "int or float is needed"),
+        ({"ff_mult": (2, "4")}, "int or float is needed"),
+        ({"attn_kv_heads": (2, 3)}, "must divide heads = 4"),
+        ({"attn_laser": (False, True)}, "attn_laser is not supported yet"),
+        ({"ff_swish": True, "ff_relu_squared": True}, "one activation"),
+        ({"attn_dropout": 1.5}, "less than 1"),
+        ({"layer_dropout": (0.1,)}, "one rate for each of the 4 sublayers"),
+        ({"layer_dropout": 1.0}, r"a probability in \[0, 1\)"),
+        ({"sandwich_coef": 3}, "must lie in 1..depth = 2"),
+        ({"sandwich_coef": 1, "par_ratio": 2}, "only one arrangement"),
+        ({"custom_layers": ("a", "c"), "depth": None}, "'c' needs cross_attend=True"),
+        ({"custom_layers": ("a", "f")}, "leave depth out"),
+        ({"layers_execute_order": (0, 1, 9)}, "indices lie in 0..3"),
+        ({"layers_execute_order": (0, 1)}, "leaves sublayers out"),
+        ({"rotary_pos_emb": True, "rotary_emb_dim": 3}, "an even number is needed"),
+        ({"rotary_pos_emb": True, "rotary_emb_dim": 8}, "cannot rotate more than the 4 features"),
+        ({"rel_pos_bias": True, "attn_kv_heads": (1, 2)}, "cannot share the bias table"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_keywords(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeywordError, match=message) as caught:
+        Decoder(**{**SMALL, **keywords})
+    assert isinstance(caught.value, ConfigError)
+    assert isinstance(caught.value, AssertionError)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(KeywordError) as caught:
+        Decoder(**SMALL, rotary_pos_embb=True, attn_laser=True, ff_solu=True)
+    assert [problem.path for problem in caught.value.problems] == ["rotary_pos_embb", "attn_laser", "ff_solu"]
+
+
+def test_a_missing_keyword_is_a_key_error_too() -> None:
+    with pytest.raises(KeyError, match="needs this keyword"):
+        Decoder(depth=2)
+    with pytest.raises(KeyError, match="enc_num_tokens"):
+        XTransformer(dim=16)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"total_nonsense": 3}, "no keyword 'total_nonsense'"),
+        ({"rotary_pos_emb": True}, "did you mean 'enc_rotary_pos_emb'"),
+        ({"dec_tie_embedding": True}, "dec_tie_embedding: not supported for a side"),
+        ({"dec_num_memory_tokens": 2}, "dec_num_memory_tokens: not supported for a side"),
+        ({"enc_dim": 8}, "both sides have the width dim"),
+        ({"enc_attn_qk_nrom": True}, "enc_attn_qk_nrom"),
+        ({"cross_attn_tokens_dropout": 0.5}, "not supported yet"),
+        ({"tie_token_emb": True, "dec_num_tokens": 12}, "as many tokens as the encoder has, 11"),
+        ({"enc_norm_add_unit_offset": False}, "the same on both sides"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_keywords_of_an_encoder_decoder(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeywordError, match=message):
+        XTransformer(**{"dim": 16, **SIDES, **keywords})
+
+
+def test_problems_of_both_sides_come_at_once() -> None:
+    with pytest.raises(KeywordError) as caught:
+        XTransformer(dim=16, **SIDES, enc_attn_selective=True, dec_ff_solu=True)
+    assert {problem.path for problem in caught.value.problems} == {"enc_attn_selective", "dec_ff_solu"}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"num_tokenz": 3}, "did you mean 'num_tokens'"),
+        ({"tie_embeding": True}, "did you mean 'tie_embedding'"),
+        ({"emb_dim": 8}, "another width than the layers' 16"),
+        ({"tie_embedding": True, "logits_dim": 7}, "one logit a token"),
+        ({"tie_embedding_scale": 2.0}, "no effect without tie_embedding"),
+        ({"num_tokens": 0}, "num_tokens: must be positive"),
+        ({"num_memory_tokens": -1}, "must not be negative"),
+        ({"l2norm_embed": True}, "l2norm_embed is not supported yet"),
+        ({"emb_dropout": 2.0}, "less than 1"),
+        ({"attn_layers": 3}, "AttentionLayers is needed"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_keywords_of_a_wrapper(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeywordError, match=message):
+        TransformerWrapper(**{"num_tokens": 11, "max_seq_len": 8, "attn_layers": Encoder(**SMALL), **keywords})
+
+
+def test_bad_keywords_of_a_vision_model() -> None:
+    layers = Encoder(**SMALL)
+    with pytest.raises(KeywordError, match=r"must be a multiple of patch_size = 5.*nearest: 10 or 15"):
+        ViTransformerWrapper(image_size=12, patch_size=5, attn_layers=layers)
+    with pytest.raises(KeywordError, match="did you mean 'num_classes'"):
+        ViTransformerWrapper(image_size=12, patch_size=6, attn_layers=layers, num_class=3)
+
+
+def test_the_next_token_is_not_learned_by_layers_that_see_it() -> None:
+    net = TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=Encoder(**SMALL))
+    with pytest.raises(KeywordError, match="build the wrapper around a Decoder"):
+        AutoregressiveWrapper(net)
+
+
+def test_defaults_may_be_written_out() -> None:
+    plain = Decoder(**SMALL)
+    written = Decoder(**SMALL, attn_selective=False, shift_tokens=0, ff_mult=4, attn_flash=True, rel_pos_kwargs={})
+    assert written.spec == plain.spec
+
+
+def test_errors_of_calls_are_shape_errors_and_assertion_errors() -> None:
+    assert issubclass(InputError, ShapeError)
+    assert issubclass(InputError, AssertionError)
+
+
+def upstream_defaults(cls: Any, method: str = "__init__") -> dict[str, Any]:
+    parameters = inspect.signature(getattr(cls, method)).parameters
+    named = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"}
+    return {name: REQUIRED if p.default is p.empty else p.default for name, p in named.items()}
+
+
+# Set by the stack for each of its attentions, not by a caller.
+SET_BY_THE_STACK = {
+    *("dim", "heads", "causal", "rotate_num_heads", "learned_value_residual_mix", "qkv_receive_diff_residuals"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("AttentionLayers", LAYERS),
+        ("Attention", ATTENTION),
+        ("FeedForward", FEEDFORWARD),
+        ("TransformerWrapper", MODEL),
+        ("ViTransformerWrapper", VISION),
+    ],
+)
+def test_every_keyword_of_the_original_is_known_with_its_default(name: str, table: Table) -> None:
+    upstream = pytest.importorskip("x_transformers.x_transformers", reason="x-transformers is not installed")
+    theirs = upstream_defaults(getattr(upstream, name))
+    ours = {keyword: route.default for keyword, route in table.items()}
+    inner = SET_BY_THE_STACK if name == "Attention" else {"dim"} if name == "FeedForward" else set()
+    assert {name: default for name, default in theirs.items() if name not in inner} == {
+        name: default for name, default in ours.items() if name != "attn_residuals_last_output_as_query"
+    }
+
+
+@pytest.mark.parametrize(("name", "known"), [("AttentionLayers", STACK_CALL), ("TransformerWrapper", MODEL_CALL)])
+def test_every_argument_of_a_call_is_known_with_its_default(name: str, known: dict[str, Any]) -> None:
+    upstream = pytest.importorskip("x_transformers.x_transformers", reason="x-transformers is not installed")
+    theirs = upstream_defaults(getattr(upstream, name), "forward")
+    assert {name: default for name, default in theirs.items() if name not in HONOURED} == {
+        name: known[name] for name in theirs if name not in HONOURED
+    }
+
+
+def test_positional_arguments() -> None:
+    layers = AttentionLayers(16, 1, 4, attn_dim_head=4)
+    assert layers.spec == AttentionLayers(dim=16, depth=1, heads=4, attn_dim_head=4).spec
+    assert CrossAttender(**SMALL).spec == AttentionLayers(**SMALL, cross_attend=True, only_cross=True).spec

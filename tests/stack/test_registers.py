@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+import torch
+
+import variform as vf
+from variform.parts.mixer.multi_head import MultiHead
+from variform.stack.registers import RegisterStack
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer
+
+
+def stack(side: str, causal: bool, **mixer: Any) -> Any:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body=MultiHead.spec(**mixer))], dim=16, heads=4, causal=causal)
+    return vf.build(RegisterStack.spec(stack=inner, count=3, side=side, std=1.0), dim=16).double().eval()
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_runs_the_stack_on_both_and_gives_x_back(side: str, causal: bool) -> None:
+    part = stack(side, causal, rotation="rotary")
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    tokens = part.tokens.expand(2, -1, -1)
+    whole = part.stack(torch.cat((tokens, x) if side == "front" else (x, tokens), 1), {})
+    torch.testing.assert_close(part(x, {}), whole[:, 3:] if side == "front" else whole[:, :5])
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+def test_padding_changes_nothing(side: str) -> None:
+    part = stack(side, False)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    valid = torch.tensor([[True, True, True, False, False]])
+    torch.testing.assert_close(part(x, {"valid": valid})[:, :3], part(x[:, :3], {}))
+
+
+def test_given_positions_move_along() -> None:
+    part = stack("front", True, rotation="rotary")
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(part(x, {"positions": torch.arange(5)}), part(x, {}))
+    torch.testing.assert_close(part(x, {"positions": torch.arange(5).expand(2, 5)}), part(x, {}))
+    back = stack("back", False, rotation="rotary")
+    torch.testing.assert_close(back(x, {"positions": torch.arange(5)}), back(x, {}))
+
+
+@pytest.mark.parametrize("stream", ["segments", "mask"])
+def test_what_says_nothing_about_added_tokens_is_refused(stream: str) -> None:
+    with pytest.raises(vf.ShapeError, match=f"{stream} cannot be combined with added tokens"):
+        stack("front", True)(torch.zeros(1, 5, 16).double(), {stream: torch.zeros(1, 5).long()})
+
+
+def test_it_does_not_decode() -> None:
+    with pytest.raises(vf.ConfigError, match="decode"):
+        stack("front", True).init_state(1, 9, {})

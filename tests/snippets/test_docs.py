@@ -6,6 +6,7 @@ block with `title="model.yaml"` is also written to that folder under its name, s
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_python_blocks_run(document: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if commands(path)], ids=name)
 def test_commands_run(document: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")  # the commands are written for the root of a clone
     for title, block in titled(document):
         (tmp_path / title).write_text(block.code + "\n", encoding="utf-8")
     for line in commands(document):

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-_UNSET = object()
+
+class _Unset:
+    """Stands for "no value"; there is one, also after pickling."""
+
+    def __reduce__(self) -> str:
+        return "_UNSET"
+
+
+_UNSET = _Unset()
 
 
 @dataclass(frozen=True)

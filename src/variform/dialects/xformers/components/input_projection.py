@@ -31,7 +31,13 @@ class Offset(nn.Module):
 
     def __init__(self, params: InputProjectionConfig) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(params.out_features)) if params.bias else None
+        self.bias = nn.Parameter(torch.empty(params.out_features)) if params.bias else None
+        self.init_weights()
+
+    def init_weights(self, gain: float = 1.0) -> None:
+        """No offset at first."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class InputProjection(nn.Module):

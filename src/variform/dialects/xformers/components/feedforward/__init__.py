@@ -1,0 +1,19 @@
+"""Feedforwards: a registry of them, and `build_feedforward`."""
+
+from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
+from variform.dialects.xformers.components.feedforward.mlp import MLP, FusedMLP
+from variform.dialects.xformers.components.feedforward.registry import (
+    FEEDFORWARD_REGISTRY,
+    build_feedforward,
+    register_feedforward,
+)
+
+__all__ = [
+    "FEEDFORWARD_REGISTRY",
+    "MLP",
+    "Feedforward",
+    "FeedforwardConfig",
+    "FusedMLP",
+    "build_feedforward",
+    "register_feedforward",
+]

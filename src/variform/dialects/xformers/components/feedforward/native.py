@@ -1,0 +1,71 @@
+"""The library's own feedforwards behind upstream's interface."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import make_dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from variform.core.build import build
+from variform.core.fields import fields_of
+from variform.core.part import Part
+from variform.core.registry import parts
+from variform.core.spec import Spec
+from variform.dialects.xformers.building import Key
+from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
+from variform.dialects.xformers.errors import CallError
+from variform.dialects.xformers.utils import Item
+from variform.parts.kinds import FeedForward as NativePart
+
+
+class NativeFeedforward(Feedforward):
+    """A native feedforward.
+
+    Args:
+        spec: the native part.
+        **facts: what the surroundings provide (`dim`).
+    """
+
+    stands_for: ClassVar[str] = ""
+    """The registered name of the native part, which then is not offered a second time under its own name."""
+
+    def __init__(self, spec: Spec, **facts: Any) -> None:
+        super().__init__()
+        self.native: NativePart = build(spec, **facts)
+
+    @property
+    def spec(self) -> Spec:
+        """The native part."""
+        return self.native.spec
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Transform each token."""
+        out = self.native(inputs, {})
+        if not isinstance(out, Tensor):
+            raise CallError(
+                f"the feedforward {self.native.name!r} publishes streams: it needs a native model around it"
+            )
+        return out
+
+
+def native_items(taken: frozenset[str]) -> Mapping[str, Item]:
+    """The library's own feedforwards that no class of the dialect stands for, under their native names."""
+    return {name: _item(part) for (_, name), part in parts("feedforward").items() if name not in taken}
+
+
+@functools.cache
+def _item(part: type[Part]) -> Item:
+    own = [f.name for f in fields_of(part)]
+
+    def init(self: NativeFeedforward, **given: Any) -> None:
+        facts = {"dim": given["dim_model"]} if "dim_model" in given else {}
+        NativeFeedforward.__init__(self, Spec(part, {k: v for k, v in given.items() if k in own}), **facts)
+
+    keys = {name: Key(name, Any, False, True) for name in (*own, "dim_model")}
+    body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
+    body["config_keys"] = {"name": Key("name", str, False, False), **keys}
+    config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in own], bases=(FeedforwardConfig,))
+    return Item(type(part.__name__, (NativeFeedforward,), body), config)

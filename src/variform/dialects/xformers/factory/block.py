@@ -1,0 +1,125 @@
+"""What encoder and decoder blocks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from variform.dialects.xformers.building import build_part
+from variform.dialects.xformers.components.attention.masking import AttMask, read_padding
+from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
+from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention
+from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch
+from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
+from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
+from variform.dialects.xformers.components.residual import (
+    PostNorm,
+    PreNorm,
+    Residual,
+    ResidualNormStyle,
+    get_deepnorm_coefficients,
+)
+from variform.dialects.xformers.factory.block_configs import LayerPosition, xFormerBlockConfig
+from variform.errors import ShapeError
+from variform.parts.embedding.features import behind_class_tokens
+
+
+class Block(nn.Module):
+    """What encoder and decoder blocks have in common: embedding, wrappers, feedforward, final norm."""
+
+    def __init__(
+        self, config: xFormerBlockConfig, layer_position: LayerPosition | None, residual_scale: float | None
+    ) -> None:
+        super().__init__()
+        self.dim_model = config.dim_model
+        self.residual_norm_style = config.residual_norm_style
+        self.layer_position = layer_position or config.layer_position
+        self.dropped: tuple[str, ...] = ()
+        self.pose_encoding = self._embedding(config)
+        if residual_scale is None and config.residual_norm_style == ResidualNormStyle.DeepNorm:
+            coefficients, _ = get_deepnorm_coefficients(config.num_layers, 0)
+            assert coefficients is not None
+            residual_scale = coefficients.alpha
+        self._scale = residual_scale
+
+    def _embedding(self, config: xFormerBlockConfig) -> nn.Module | None:
+        described = config.position_encoding_config
+        if described is None:
+            return None
+        if not self.layer_position.is_first():
+            self.dropped += ("position_encoding_config",)
+            return None
+        part: nn.Module = build_part(POSITION_EMBEDDING_REGISTRY, described)
+        self._note("position_encoding_config", part)
+        width = described.get("dim_model", config.dim_model)
+        if width != config.dim_model:
+            self.embedding_projector = nn.Linear(width, config.dim_model)
+        return part
+
+    def _note(self, name: str, part: Any) -> None:
+        """Keep what a part of the configuration had no use for."""
+        self.dropped += tuple(f"{name}.{key}" for key in part.dropped if key != "dim_model")
+
+    def _heads(self, config: Mapping[str, Any], name: str) -> MultiHeadDispatch:
+        heads = build_multi_head_attention(config)
+        self._note(name, heads)
+        return heads
+
+    def _feedforward(self, config: xFormerBlockConfig) -> nn.Module:
+        """The feedforward in its wrappers; after it the final norm, where this is the last of pre-norm layers."""
+        part: nn.Module = build_part(FEEDFORWARD_REGISTRY, config.feedforward_config)
+        self._note("feedforward_config", part)
+        wrapped = self._wrapped(part, config)
+        if config.residual_norm_style == ResidualNormStyle.Pre and self.layer_position.is_last():
+            return PostNorm(config.dim_model, wrapped, config.normalization, config.use_triton)
+        return wrapped
+
+    def _wrapped(self, sublayer: nn.Module, config: xFormerBlockConfig) -> nn.Module:
+        more = (config.normalization, config.use_triton)
+        if config.residual_norm_style == ResidualNormStyle.Pre:
+            return Residual(PreNorm(config.dim_model, sublayer, *more))
+        return PostNorm(config.dim_model, Residual(sublayer, self._scale), *more)
+
+    def _embed(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Inputs as features, with their padding and positions; positions count the real tokens."""
+        positions = None if padding is None else (padding.long().cumsum(1) - 1).clamp(min=0)
+        part = self.pose_encoding
+        if part is None:
+            return _features(x, self.dim_model), padding, positions
+        placed = isinstance(part, PlacedEmbedding)
+        y = part(x, positions) if placed else part(x)
+        if isinstance(part, PlacedEmbedding) and part.class_tokens:
+            moved = behind_class_tokens({"positions": positions, "valid": padding}, part.class_tokens)
+            positions, padding = moved["positions"], moved["valid"]
+        projector = getattr(self, "embedding_projector", None)
+        return (y if projector is None else projector(y)), padding, positions
+
+
+def innermost(module: nn.Module) -> Any:
+    """The part inside residual and norm wrappers."""
+    while isinstance(module, (Residual, PreNorm, PostNorm)):
+        module = module.layer if isinstance(module, Residual) else module.sublayer
+    return module
+
+
+def padding_of(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:
+    """A caller's mask over the positions of `x`, as bool."""
+    return None if mask is None else read_padding(mask, x.shape[0], x.shape[1], name)
+
+
+def mask_arguments(att_mask: AttMask | None, padding: Tensor | None, positions: Tensor | None) -> dict[str, Any]:
+    """The keyword arguments of a wrapped attention that are there."""
+    given = {"att_mask": att_mask, "key_padding_mask": padding, "positions": positions}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _features(x: Tensor, dim: int) -> Tensor:
+    if not torch.is_floating_point(x) or x.dim() != 3 or x.shape[-1] != dim:
+        raise ShapeError(
+            f"without a position embedding the input is features of shape [batch, length, {dim}], "
+            f"not {x.dtype} {list(x.shape)}; position_encoding_config={{'name': 'vocab', ...}} reads token ids"
+        )
+    return x

@@ -1,0 +1,144 @@
+"""The native specs of blocks: what `.spec` of a model of this dialect says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from variform.core.spec import Shared, Spec
+from variform.dialects.xformers.components import MultiHeadDispatch, PostNorm, PreNorm, Residual
+from variform.dialects.xformers.components.feedforward import MLP
+from variform.dialects.xformers.components.feedforward.native import NativeFeedforward
+from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
+from variform.dialects.xformers.components.residual import Skip
+from variform.dialects.xformers.errors import Wrong, config_error
+from variform.dialects.xformers.factory.block import innermost
+from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
+from variform.parts.embedding.factorised import FactorisedEmbedding
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.norm.norms import LayerNorm
+from variform.parts.residual.scaled import ScaledResidual
+from variform.stack.model import Transformer
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
+
+SHARED_EMBEDDING = "embedding"
+"""The name under which encoder and decoder share their embedding."""
+
+
+def encoder_spec(blocks: Sequence[xFormerEncoderBlock], shared: bool = False) -> Spec:
+    """The native model of encoder blocks, without a head.
+
+    Args:
+        blocks: in order.
+        shared: the embedding is also the decoder's.
+    """
+    layers = [TransformerLayer.spec(sublayers=[_attention(b.wrap_att), _feedforward(b.wrap_ff)]) for b in blocks]
+    stacks = [LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))]
+    simplicial = blocks[-1].simplicial_embedding
+    if simplicial is not None:
+        stacks.append(LayerStack.spec(layers=[], norm=simplicial.spec))
+    return _model(blocks[0], stacks, shared)
+
+
+def decoder_spec(blocks: Sequence[xFormerDecoderBlock], shared: bool = False) -> Spec:
+    """The native model of decoder blocks, without a head; the memory is its stream `context`.
+
+    Args:
+        blocks: in order.
+        shared: the embedding is also the encoder's.
+    """
+    layers = []
+    for index, block in enumerate(blocks):
+        steps = [_attention(block.wrap_att), _feedforward(block.wrap_ff)]
+        if block.wrap_cross is not None:
+            steps.insert(1, _cross(block.wrap_cross, index))
+        layers.append(TransformerLayer.spec(sublayers=steps))
+    return _model(blocks[0], [LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))], shared)
+
+
+def _model(first: Any, stacks: list[Spec], shared: bool) -> Spec:
+    """An embedding, if there is one, in front of stacks."""
+    part = first.pose_encoding
+    embedding: Spec | Shared | None = None
+    longest = None
+    if part is not None:
+        if not isinstance(part, PlacedEmbedding):
+            raise _no_equivalent(part)
+        longest, embedding = part.longest, part.spec
+        projector = getattr(first, "embedding_projector", None)
+        if projector is not None:
+            embedding = FactorisedEmbedding.spec(embedding=embedding, dim_embedding=projector.in_features)
+        if shared:
+            embedding = Shared(SHARED_EMBEDDING, embedding)
+    return Transformer.spec(
+        embedding=embedding, stacks=stacks, dim=first.dim_model, heads=None, vocab_size=None, max_seq_len=longest
+    )
+
+
+def _attention(wrapper: nn.Module) -> Spec:
+    heads = innermost(wrapper)
+    assert isinstance(heads, MultiHeadDispatch)
+    return _step(wrapper, heads.spec, heads.resid_drop.p)
+
+
+def _cross(wrapper: nn.Module, index: int) -> Spec:
+    """A step to the memory; a norm before it is the memory's too."""
+    heads = innermost(wrapper)
+    assert isinstance(heads, MultiHeadDispatch)
+    own = dict(heads.spec.args)
+    if own.pop("rotation") is not None:
+        raise config_error([Wrong("", "cross attention with rotary embeddings has no native equivalent")])
+    if isinstance(wrapper, Residual) and (norm := _norm(wrapper.layer)) is not None:
+        shared = Shared(f"cross_norm_{index}", norm)
+        body = CrossMultiHead.spec(**own, dim_context=own["dim"], context_norm=shared)
+        return _step(wrapper, body, heads.resid_drop.p, norm=shared)
+    return _step(wrapper, CrossMultiHead.spec(**own, dim_context=own["dim"]), heads.resid_drop.p)
+
+
+def _feedforward(wrapper: nn.Module) -> Spec:
+    if _has_final_norm(wrapper):
+        assert isinstance(wrapper, PostNorm)
+        wrapper = wrapper.sublayer
+    part = innermost(wrapper)
+    if isinstance(part, MLP):
+        return _step(wrapper, part.spec, part.output_dropout)
+    if isinstance(part, NativeFeedforward):
+        return _step(wrapper, part.spec, 0.0)
+    raise _no_equivalent(part)
+
+
+def _step(wrapper: nn.Module, body: Spec, dropout: float, norm: Spec | Shared | None = None) -> Spec:
+    """One residual step from its wrappers: Residual(PreNorm(...)), or PostNorm(Residual(...))."""
+    if isinstance(wrapper, Residual):
+        return Sublayer.spec(body=body, norm=norm or _norm(wrapper.layer), dropout=dropout)
+    assert isinstance(wrapper, PostNorm)
+    residual = wrapper.sublayer
+    assert isinstance(residual, Residual)
+    scaled = None if residual.scale is None else ScaledResidual.spec(alpha=residual.scale)
+    return Sublayer.spec(body=body, norm=None, out_norm=_norm(wrapper), residual=scaled, dropout=dropout)
+
+
+def _has_final_norm(wrapper: nn.Module) -> bool:
+    """Whether a PostNorm stands around a whole pre-norm step."""
+    inner = wrapper.sublayer if isinstance(wrapper, PostNorm) else None
+    return isinstance(inner, Residual) and isinstance(inner.layer, PreNorm)
+
+
+def _final_norm(wrapper: nn.Module) -> Spec | None:
+    return _norm(wrapper) if _has_final_norm(wrapper) else None
+
+
+def _norm(wrapper: Any) -> Spec | None:
+    norm = wrapper.norm
+    if isinstance(norm, Skip):
+        return None
+    if not isinstance(norm, nn.LayerNorm) or not norm.elementwise_affine:
+        raise _no_equivalent(norm)
+    return LayerNorm.spec(dim=norm.normalized_shape[0], eps=norm.eps)
+
+
+def _no_equivalent(part: Any) -> Exception:
+    return config_error([Wrong("", f"a {type(part).__name__} registered here has no native equivalent")])

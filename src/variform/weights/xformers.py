@@ -1,0 +1,129 @@
+"""Weights of models in the xFormers dialect, to and from the native models that their `.spec` describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from variform.errors import ConfigError, Problem, did_you_mean
+
+_BLOCK = re.compile(r"(?:(encoders|decoders)\.(\d+)\.)?(.+)")
+_STEP = re.compile(r"wrap_(att|cross|ff)\.(.+)")
+_WRAPPERS = re.compile(r"(?:(?:layer|sublayer)\.)*")
+_BODY = {
+    "in_proj_container.q_proj.": "q.",
+    "in_proj_container.k_proj.": "k.",
+    "in_proj_container.v_proj.": "v.",
+    "proj.": "out.",
+    "mlp.0.": "up.",
+    "mlp.3.": "down.",
+    "attention.native.": "attention.",
+    "native.": "",
+}
+_EMBEDDING = {
+    "pose_encoding.word_embeddings.weight": "weight",
+    "pose_encoding.position_embeddings.weight": "position.weight",
+    "pose_encoding.pos_emb": "position.weight",
+    "pose_encoding.class_token": "class_token",
+}
+
+
+def key_map(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For each weight of an `xFormer` (or of one of its blocks), where it stands in the native model.
+
+    A norm that a decoder block applies to the memory as well stands in two places.
+
+    Args:
+        names: the keys of the model's state dict.
+
+    Raises:
+        ConfigError: naming every key that has no place in a native model.
+    """
+    keys = tuple(names)
+    found, problems = {}, []
+    for key in keys:
+        places = _places(key, keys)
+        if not places:
+            problems.append(Problem(key, "this weight has no place in a native model"))
+        found[key] = places
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `vf.build(model.spec)` from that of an xFormers model."""
+    return {place: _reshaped(key, state[key]) for key, places in key_map(state).items() for place in places}
+
+
+def from_native(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an xFormers model from that of `vf.build(model.spec)`.
+
+    Args:
+        state: the native model's.
+        like: the xFormers model's own, for names and shapes.
+
+    Raises:
+        ConfigError: naming the weights that are missing or left over.
+    """
+    places = key_map(like)
+    wanted = {place for several in places.values() for place in several}
+    problems = [Problem(name, "this weight is missing", hint=did_you_mean(name, state)) for name in wanted - set(state)]
+    problems += [Problem(name, "this weight has no place in the xFormers model") for name in set(state) - wanted]
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.path))
+    return {key: state[several[0]].reshape(like[key].shape) for key, several in places.items()}
+
+
+def _places(key: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    match = _BLOCK.fullmatch(key)
+    assert match is not None
+    side, index, rest = match.groups()
+    block = key.removesuffix(rest)
+    pair = {name.split(".")[0] for name in keys} == {"encoders", "decoders"}
+    model = f"{side.removesuffix('s')}." if pair else ""
+    step = _STEP.fullmatch(rest)
+    if step is None:
+        place = _embedding(rest, f"{block}embedding_projector.weight" in keys)
+        return () if place is None else (f"{model}embedding.{place}",)
+    has_cross = any(name.startswith(f"{block}wrap_cross.") for name in keys)
+    number = {"att": 0, "cross": 1, "ff": 2 if has_cross else 1}[step[1]]
+    return _step(
+        step[1], step[2], f"{model}stacks.0.", f"layers.{index or 0}.sublayers.{number}.", f"{block}wrap_", keys
+    )
+
+
+def _step(name: str, rest: str, stack: str, layer: str, block: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Below residual and norm wrappers: layer.norm and layer.sublayer (pre), norm and sublayer.layer (post).
+
+    The last pre-norm step stands in a further norm: norm and sublayer.(pre), which is the stack's own.
+    """
+    match = _WRAPPERS.match(rest)
+    assert match is not None
+    wrappers, inner = match[0], rest[match.end() :]
+    if inner.startswith("norm."):
+        if wrappers.endswith("layer.") and not wrappers.endswith("sublayer."):
+            twice = (f"{stack}{layer}body.context_{inner}",) if name == "cross" else ()
+            return (f"{stack}{layer}{inner}", *twice)
+        final = any(key.startswith(f"{block}{name}.sublayer.layer.norm.") for key in keys)
+        return (f"{stack}{inner}" if final else f"{stack}{layer}out_{inner}",)
+    for prefix, native in _BODY.items():
+        if inner.startswith(prefix):
+            return (f"{stack}{layer}body.{native}{inner.removeprefix(prefix)}",)
+    return ()
+
+
+def _embedding(rest: str, factorised: bool) -> str | None:
+    inner = "embedding." if factorised else ""
+    if rest.startswith("embedding_projector."):
+        return rest.replace("embedding_projector.", "project.")
+    return f"{inner}{_EMBEDDING[rest]}" if rest in _EMBEDDING else None
+
+
+def _reshaped(key: str, tensor: Tensor) -> Tensor:
+    """Upstream keeps a leading axis of 1 on learned positions and none on a class token."""
+    if key.endswith("pose_encoding.pos_emb"):
+        return tensor.squeeze(0)
+    return tensor.unsqueeze(0) if key.endswith("pose_encoding.class_token") else tensor

@@ -1,0 +1,128 @@
+"""Configurations of the dialect that several tests use, and modules whose results upstream's own code recorded."""
+
+import importlib
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+DIM, HEADS, SEQ, VOCAB = 8, 2, 9, 11
+
+
+def attention(name: str = "scaled_dot_product", **more: Any) -> dict[str, Any]:
+    return {"num_heads": HEADS, "residual_dropout": 0, "attention": {"name": name, "dropout": 0, **more}}
+
+
+def encoder(**more: Any) -> dict[str, Any]:
+    return {**_block("encoder"), "multi_head_config": attention(), **more}
+
+
+def decoder(**more: Any) -> dict[str, Any]:
+    heads = {"multi_head_config_masked": attention(causal=True), "multi_head_config_cross": attention()}
+    return {**_block("decoder"), **heads, **more}
+
+
+def vocab(**more: Any) -> dict[str, Any]:
+    return {"name": "vocab", "seq_len": SEQ, "vocab_size": VOCAB, **more}
+
+
+def mlp(**more: Any) -> dict[str, Any]:
+    return {"name": "MLP", "dropout": 0, "activation": "relu", "hidden_layer_multiplier": 4, **more}
+
+
+def _block(kind: str) -> dict[str, Any]:
+    return {
+        "block_type": kind,
+        "dim_model": DIM,
+        "residual_norm_style": "pre",
+        "position_encoding_config": vocab(),
+        "feedforward_config": mlp(),
+    }
+
+
+def ids(length: int = SEQ, seed: int = 0, batch: int = 2) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).randint(0, VOCAB, (batch, length)))
+
+
+def features(length: int = SEQ, seed: int = 0, batch: int = 2) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).randn(batch, length, DIM))
+
+
+def fill(module: nn.Module) -> Any:
+    """Weights that depend on their names alone, in float64."""
+    module = module.double().eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*parameter.shape)
+            parameter.copy_(torch.from_numpy(noise) * 0.3)
+    return module
+
+
+Run = Callable[[], Tensor]
+
+
+def recorded(root: str) -> dict[str, Run]:
+    """What upstream's code and the dialect must agree on; `root` is "xformers" or the dialect's import root."""
+
+    def at(path: str) -> Any:
+        return importlib.import_module(f"{root}.{path}")
+
+    def heads(name: str, *, bias: Any = (True,) * 4, rotary: bool = False, **config: Any) -> Any:
+        part = at("components.attention").build_attention({"name": name, "dropout": 0.0, **config})
+        return fill(at("components").MultiHeadDispatch(DIM, HEADS, part, bias=bias, use_rotary_embeddings=rotary))
+
+    def model(*stacks: dict[str, Any]) -> Any:
+        factory = at("factory")
+        return fill(factory.xFormer.from_config(factory.xFormerConfig([dict(stack) for stack in stacks])))
+
+    def block(**config: Any) -> Any:
+        factory = at("factory")
+        return fill(factory.xFormerEncoderBlock(factory.xFormerEncoderConfig(**encoder(**config))))
+
+    def feedforward(activation: str) -> Any:
+        return fill(at("components.feedforward").build_feedforward({**mlp(activation=activation), "dim_model": DIM}))
+
+    def position(name: str, **config: Any) -> Any:
+        build = at("components.positional_embedding").build_positional_embedding
+        return fill(build({"name": name, "seq_len": SEQ, "dim_model": DIM, **config}))
+
+    lower = torch.ones(SEQ, SEQ, dtype=torch.bool).tril()
+    rows = torch.from_numpy(np.random.RandomState(1).rand(1, SEQ, SEQ) < 0.5) | torch.eye(SEQ, dtype=torch.bool)
+    added = torch.from_numpy(np.random.RandomState(2).randn(SEQ, SEQ))
+    post, deep = {"residual_norm_style": "post"}, {"residual_norm_style": "deepnorm"}
+    cases: dict[str, Run] = {
+        "heads": lambda: heads("scaled_dot_product")(features()),
+        "heads cross": lambda: heads("scaled_dot_product")(features(5), features(), features()),
+        "heads causal": lambda: heads("scaled_dot_product", causal=True)(features()),
+        "heads bool mask": lambda: heads("scaled_dot_product")(features(), att_mask=lower),
+        "heads one mask": lambda: heads("scaled_dot_product")(features(), att_mask=rows),
+        "heads float mask": lambda: heads("scaled_dot_product")(features(), att_mask=added),
+        "heads cropped mask": lambda: heads("scaled_dot_product")(features(5), att_mask=lower),
+        "heads without offsets": lambda: heads("scaled_dot_product", bias=(False,) * 4)(features()),
+        "heads rotary": lambda: heads("scaled_dot_product", rotary=True)(features()),
+        "heads local": lambda: heads("local", window_size=5)(features()),
+        "heads local causal": lambda: heads("local", window_size=3, causal=True)(features()),
+        "sine": lambda: position("sine")(features(6)),
+        "sine of numbers": lambda: position("sine")(features(6)[..., 0]),
+        "learnable": lambda: position("learnable")(features()),
+        "class token": lambda: position("learnable", add_class_token=True)(features()),
+        "vocab": lambda: position("vocab", vocab_size=VOCAB)(ids(6)),
+        "block pre": lambda: block()(ids()),
+        "block post": lambda: block(**post)(ids(), att_mask=lower),
+        "block deepnorm": lambda: block(**deep)(ids()),
+        "block skip": lambda: block(**post, normalization="skip")(ids()),
+        "encoder post": lambda: model(encoder(num_layers=2, **post))(ids()),
+        "encoder deepnorm": lambda: model(encoder(num_layers=2, **deep))(ids()),
+        "both post": lambda: model(encoder(**post), decoder(num_layers=2, **post))(ids(7, 1), ids()),
+        "decoder block pre": lambda: _decoder_block(at("factory"))(ids(), features(7)),
+    }
+    for name in ("squared_relu", "gelu", "leaky_relu", "relu", "smelu", "star_relu"):
+        cases[f"MLP {name}"] = lambda name=name: feedforward(name)(features() * 3)
+    return cases
+
+
+def _decoder_block(factory: Any) -> Any:
+    return fill(factory.xFormerDecoderBlock(factory.xFormerDecoderConfig(**decoder())))

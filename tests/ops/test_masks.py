@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from variform.errors import ConfigError, ShapeError
 from variform.ops.masks import (
+    After,
     And,
     Blocks,
     Causal,
@@ -221,3 +222,18 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"variform\[plot\]"):
         Causal().plot(4)
+
+
+def test_after_lets_every_query_see_the_keys_in_front() -> None:
+    mask = After(Causal() & Window(2), 3)
+    dense = mask.dense(torch.arange(5), torch.arange(8))
+    assert dense[:, :3].all()
+    assert torch.equal(dense[:, 3:], (Causal() & Window(2)).dense(torch.arange(5), torch.arange(5)))
+    assert mask.pairs(5, 8) == 3 * 5 + (Causal() & Window(2)).pairs(5)
+    keep = torch.tensor([[True, False, True]])
+    assert After(KeyPadding(keep), 1).dense(torch.arange(2), torch.arange(4))[0].tolist() == [
+        True,
+        *keep[0].tolist(),
+    ]
+    with pytest.raises(ShapeError):
+        After(KeyPadding(keep), 2).dense(torch.arange(2), torch.arange(4))

@@ -16,9 +16,10 @@ from variform.core.registry import lookup
 from variform.core.spec import Spec
 from variform.testing import report
 from variform.testing.case import Case, Inputs
+from variform.testing.filling import minimal
 from variform.testing.hosts import FACTS, Host, Setting, in_layers
 from variform.testing.report import Check, NotApplicable, Result, check, checks
-from variform.testing.samples import Sample, all_samples, minimal, samples_for, samples_of
+from variform.testing.samples import Sample, all_samples, samples_for, samples_of
 
 __all__ = [
     "FACTS",
@@ -80,5 +81,5 @@ def cases(part: type[Part] | Part | Spec | str, **facts: Any) -> list[Case]:
     return [Case(Sample(as_spec(part)), facts)]
 
 
-# Checks and samples register themselves; the checks in the order of import.
-from variform.testing import basics, library  # noqa: E402, F401
+# isort: off  # the checks register themselves and run in the order of import
+from variform.testing import backends, basics, cost, decoding, library, lifecycle, sequence  # noqa: E402, F401

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import variform.core.codec as codec
 from variform.core.resolve import examine, resolve
-from variform.errors import ConfigError
 from variform.testing.case import Case, seeded
 from variform.testing.hosts import FACTS
 from variform.testing.numbers import gradients, identical, rms, tensors_in
@@ -155,13 +154,10 @@ def complete(case: Case) -> None:
 def refuses(case: Case) -> None:
     """Unknown fields and impossible values are refused when the spec is checked, with the path."""
     for wrong in ({"no_such_field": 1}, *_wrong_values(case)):
-        try:
-            resolve(case.spec.replace(**wrong), **case.given())
-        except ConfigError as error:
-            name = next(iter(wrong))
-            assert any(p.path.startswith(name) for p in error.problems), f"{wrong}: the error does not name the field"
-        else:
-            raise AssertionError(f"{wrong} was accepted")
+        name = next(iter(wrong))
+        _, problems = examine(case.spec.replace(**wrong), **case.given())
+        assert problems, f"{wrong} was accepted"
+        assert any(problem.path.startswith(name) for problem in problems), f"{wrong}: no error names the field"
 
 
 def _wrong_values(case: Case) -> list[dict[str, Any]]:

@@ -136,7 +136,7 @@ class Case:
 
     def under_test(self, model: nn.Module) -> Part:
         """The part within a built model."""
-        return next(module for module in model.modules() if type(module) is self.part)  # type: ignore[return-value]
+        return next(module for module in model.modules() if type(module) is self.part)
 
     # ---- inputs and runs ----
 
@@ -152,7 +152,7 @@ class Case:
 
     def run(self, model: Any, inputs: Inputs, **streams: Any) -> Any:
         """The model's output; the source's padding of an encoder-decoder is `context_mask`, as elsewhere."""
-        if isinstance(model, ProgramModel):
+        if self.is_program:
             if streams:
                 raise NotApplicable("a program that is a whole model declares its own inputs")
             return model({"x": inputs.x})["x"]
@@ -190,10 +190,15 @@ class Case:
         """Whether the model takes a source and a target."""
         return hasattr(self._probe, "encoder") and hasattr(self._probe, "decoder")
 
+    @property
+    def is_program(self) -> bool:
+        """Whether the whole model is a program, with inputs of its own."""
+        return isinstance(self._probe, ProgramModel)
+
     @functools.cached_property
     def form(self) -> Literal["tokens", "features", "images"]:
         """What the model reads."""
-        if isinstance(self._probe, ProgramModel):
+        if self.is_program:
             return "tokens"
         embedding = self.embedding(self._probe)
         if embedding is None or embedding.example_inputs(1, 2).dim() == 3:
@@ -240,7 +245,7 @@ class Case:
         if self.form == "features":
             size = self._probe.spec["dim"]
             return Inputs(torch.randn(batch, length, size, dtype=torch.float64), None, "features")
-        embedding = None if isinstance(self._probe, ProgramModel) else self.embedding(self._probe)
+        embedding = None if self.is_program else self.embedding(self._probe)
         if self.form == "images":
             assert embedding is not None
             return Inputs(torch.randn(embedding.example_inputs(batch).shape, dtype=torch.float64), None, "images")

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from variform.core.fields import Field, fields_of
+from variform.core.part import Part
+from variform.core.registry import parts
 from variform.core.spec import Shared, Spec
 from variform.errors import ConfigError
 from variform.parts.attention.softmax import SoftmaxAttention
@@ -15,6 +18,7 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
+from variform.testing.filling import minimal
 
 FACTS: dict[str, Any] = {
     "dim": 16,
@@ -60,9 +64,23 @@ def host_of(kind: str) -> Host:
     Raises:
         ConfigError: parts of this kind run inside others only.
     """
-    if kind not in _HOSTS:
-        raise ConfigError(f"there is no host for a {kind}", hint=f"kinds with one: {', '.join(_HOSTS)}")
-    return _HOSTS[kind]
+    if kind in _HOSTS:
+        return _HOSTS[kind]
+    for part in parts().values():
+        slot = next((f for f in fields_of(part) if kind in f.kind_names()), None)
+        if slot is not None and part.kind in _HOSTS:
+            return _in_slot(part, slot)
+    raise ConfigError(f"no registered part has a slot for a {kind}, so there is no model to check one in")
+
+
+def _in_slot(part: type[Part], slot: Field) -> Host:
+    """A host for parts that fill a slot of another part."""
+
+    def host(spec: Spec, setting: Setting) -> Spec:
+        filled = {slot.name: [spec] if slot.many else spec}
+        return _HOSTS[part.kind](minimal(part, without=slot.name).replace(**filled), setting)
+
+    return host
 
 
 def in_layers(layer: Callable[[Spec], Spec]) -> Host:

@@ -26,8 +26,9 @@ from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.program import Program, ProgramModel
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
+from variform.testing.filling import minimal
 from variform.testing.hosts import COMPANION, FACTS, FEED, Host, Setting, in_layers, model_around
-from variform.testing.samples import Sample, minimal, samples_for
+from variform.testing.samples import Sample, samples_for
 
 SIZES: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4}
 TEXT: dict[str, Any] = {"vocab_size": 11, "max_seq_len": 160, **SIZES}

@@ -45,13 +45,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def gradients(loss: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
     """The gradient of a scalar for every parameter; zeros where it has none."""
-    names, parameters = (
-        zip(*model.named_parameters(), strict=True) if any(True for _ in model.parameters()) else ((), ())
-    )
-    if not parameters or not loss.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in zip(names, parameters, strict=True)}
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, parameters, found, strict=True)}
+    named = dict(model.named_parameters())
+    found: Any = [None] * len(named)
+    if named and loss.requires_grad:
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
 
 
 class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from variform.ops.attention.call import Call
-from variform.ops.masks import Dense, Mask
+from variform.ops.masks import After, Dense, Mask
 from variform.ops.scores import DenseBias, ScoreMod
 
 __all__ = ["with_memory"]
@@ -18,24 +18,19 @@ __all__ = ["with_memory"]
 def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
     """The call with `k` and `v` in front of its own keys and values: no mask hides them, no bias moves them.
 
-    Masks and biases are built whole for it, because columns no longer stand for positions. A modifier that is no bias
+    Masks that depend on data, and biases, are built whole for it, because columns no longer stand for positions. A modifier that is no bias
     (a soft cap) holds for these keys too.
 
     Shapes:
         k: [Hk, M, D], v: [Hk, M, Dv]
     """
-    count, (batch, _, q_len, _) = k.shape[1], call.q.shape
-    mask = call.full_mask()
-    padded: Mask | None = None
-    if mask is not None:
-        mask = mask.expand(*mask.shape[:-2], q_len, call.k.shape[2])
-        padded = Dense(functional.pad(mask, (count, 0), value=True))
+    count, batch = k.shape[1], call.q.shape[0]
     return replace(
         call,
         k=torch.cat((k.to(call.k.dtype).expand(batch, -1, -1, -1), call.k), 2),
         v=torch.cat((v.to(call.v.dtype).expand(batch, -1, -1, -1), call.v), 2),
         structure=None,
-        mask=padded,
+        mask=_mask(call, count),
         q_positions=None,
         k_positions=None,
         q_segments=None,
@@ -43,6 +38,23 @@ def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
         k_valid=None,
         scores=tuple(_moved(modifier, call, count) for modifier in call.scores),
     )
+
+
+def _mask(call: Call, count: int) -> Mask | None:
+    """The call's masks behind `count` keys that are always attended; a symbol where positions and data play no part."""
+    symbol = call.symbolic_mask()
+    if (
+        call.aligned
+        and call.k_valid is None
+        and call.q_segments is None
+        and not (symbol is not None and symbol.has_tensors)
+    ):
+        return None if symbol is None else After(symbol, count)
+    mask = call.full_mask()
+    if mask is None:
+        return None
+    mask = mask.expand(*mask.shape[:-2], call.q.shape[2], call.k.shape[2])
+    return Dense(functional.pad(mask, (count, 0), value=True))
 
 
 def _moved(modifier: ScoreMod, call: Call, count: int) -> ScoreMod:

@@ -7,10 +7,11 @@ mask.density(4096)
 
 from variform.ops.masks.base import And, Band, Everything, Mask, MaskMod, Not, Or
 from variform.ops.masks.convert import from_additive, from_key_padding, from_torch_mha
-from variform.ops.masks.positional import Causal, Global, Segments, Window
+from variform.ops.masks.positional import After, Causal, Global, Segments, Window
 from variform.ops.masks.tensors import Blocks, Dense, Documents, KeyPadding, Padding
 
 __all__ = [
+    "After",
     "And",
     "Band",
     "Blocks",

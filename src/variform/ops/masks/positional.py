@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from variform.errors import ConfigError, ShapeError
 from variform.ops.masks.base import Band, Mask
 from variform.ops.masks.view import View
 
-__all__ = ["Causal", "Global", "Segments", "Window"]
+__all__ = ["After", "Causal", "Global", "Segments", "Window"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,3 +104,33 @@ def _runs(values: tuple[int, ...]) -> list[tuple[int, int]]:
         else:
             runs.append((value, value))
     return runs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class After(Mask):
+    """Another mask for the keys after the first `count`, which every query attends to; positions count from there.
+
+    Args:
+        part: the mask of the keys behind.
+        count: keys in front.
+    """
+
+    part: Mask
+    count: int
+    _leaves: ClassVar[tuple[str, ...]] = ("part",)
+
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+        self.part.check(batch, heads, q_len, k_len - self.count)
+
+    @property
+    def has_tensors(self) -> bool:
+        return self.part.has_tensors
+
+    @property
+    def needs_segments(self) -> bool:
+        return self.part.needs_segments
+
+    def _visit(self, view: View) -> Tensor:
+        columns = view.columns
+        behind = replace(view, k_pos=view.k_pos - self.count, k_index=(columns - self.count).clamp(min=0))
+        return (columns < self.count) | self.part._visit(behind)

@@ -19,10 +19,10 @@ from variform.dialects.x_transformers.attention import ATTENTION
 from variform.dialects.x_transformers.call import HONOURED, MODEL_CALL, STACK_CALL
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
+from variform.dialects.x_transformers.model import MODEL
 from variform.dialects.x_transformers.routes import LAYERS
 from variform.dialects.x_transformers.table import REQUIRED, Table
 from variform.dialects.x_transformers.vision import VISION
-from variform.dialects.x_transformers.wrapper import MODEL
 from variform.errors import ConfigError, ShapeError
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}

@@ -15,10 +15,11 @@ from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention_layers import AttentionLayers, Decoder, Encoder
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.model import MODEL, ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any, refused
-from variform.dialects.x_transformers.wrapper import MODEL, ModelDraft, TransformerWrapper, read_model, stack_path
+from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import Problem
 from variform.stack.model import EncoderDecoder
 

@@ -1,7 +1,7 @@
 """Greedy decoding with a cache: the preset GPT beside a hand-written loop, x-transformers and transformers.
 
-    python benchmarks/decode.py
-    python benchmarks/decode.py --threads 2 --clock wall --json
+python benchmarks/decode.py
+python benchmarks/decode.py --threads 2 --clock wall --json
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A training step (forward, backward, fused AdamW) of the preset GPT beside a hand-written one and x-transformers.
 
-    python benchmarks/train_step.py
-    python benchmarks/train_step.py --threads 2 --clock wall --json
+python benchmarks/train_step.py
+python benchmarks/train_step.py --threads 2 --clock wall --json
 """
 
 from collections.abc import Callable

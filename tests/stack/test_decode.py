@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import variform as vf
 from variform.parts.attention.linear import LinearAttention
@@ -237,6 +238,25 @@ def test_an_encoder_decoder_reads_its_source_once() -> None:
             out, state = model(None, target[:, start:end], state=state)
             outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 1), whole, **WHOLE)
+
+
+@pytest.mark.parametrize("bucket", [0, 16])
+def test_compiled_steps_share_two_graphs(bucket: int) -> None:
+    """One for the first length, one for all others, without a break."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = model_of(MIXERS["rotary"])
+    step = torch.compile(model, backend=counter, fullgraph=True)
+    ids = torch.randint(VOCAB, (2, LENGTH))
+    with torch.no_grad():
+        whole = model(ids)
+        out, state = model(ids[:, :3], state=model.init_state(2, LENGTH + 1, bucket=bucket))
+        outs = [out]
+        for place in range(3, LENGTH):
+            out, state = step(ids[:, place : place + 1], state=state)
+            outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 1), whole, **WHOLE)
+    assert counter.frame_count <= 2
 
 
 def test_too_many_tokens_or_other_rows_are_refused() -> None:

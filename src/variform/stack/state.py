@@ -126,6 +126,8 @@ def _uniform(state: State, length: int, positions: Tensor | None, segments: Tens
     else:
         positions = buffer[0, start:count]
     attended = _attended(count, state)
+    # Bucketed single steps always have the mask, so that a compiled step has no case of its own for a full bucket.
+    filling = (length == 1 and state["bucket"] > 0) or attended != count
     cache = {
         "start": start,
         "slots": None,
@@ -133,7 +135,7 @@ def _uniform(state: State, length: int, positions: Tensor | None, segments: Tens
         "fresh": start == 0 and attended == length and not moved,
         "moved": moved,
         "positions": buffer[:, :attended] if moved else buffer[0, :attended],
-        "valid": None if attended == count else _filled(count, attended, buffer),
+        "valid": _filled(count, attended, buffer) if filling else None,
         "segments": None if new_segments is None else new_segments[:, :attended],
     }
     return Plan(

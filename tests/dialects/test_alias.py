@@ -59,6 +59,27 @@ def test_an_unmodified_file_finds_the_dialect() -> None:
     assert printed == "hidden\n(1, 5, 10)"
 
 
+def test_modules_that_lie_flat() -> None:
+    printed = fresh("""
+        from variform.dialects import alias
+        alias("configaformers")
+        import model_builder
+        from attention_offset_module import get_alibi
+        print(model_builder.__name__)
+    """)
+    assert printed == "variform.dialects.configaformers.model_builder"
+
+
+def test_the_other_package() -> None:
+    printed = fresh("""
+        from variform.dialects import alias
+        alias("xformers")
+        from xformers.components import build_attention
+        print(build_attention.__module__.split(".")[:3])
+    """)
+    assert printed == "['variform', 'dialects', 'xformers']"
+
+
 def test_it_can_be_undone() -> None:
     printed = fresh("""
         from variform.dialects import alias

@@ -70,8 +70,11 @@ class Alias(MetaPathFinder):
         return importlib.util.spec_from_loader(fullname, _Borrowed(ours))
 
     def refuse_originals(self) -> None:
-        """Refuse to stand in for a package that is there, and for one that we do not have."""
-        for root, ours in self.roots.items():
+        """Refuse to stand in for a package that is there, and for one of which we have no module at all."""
+        served = {root: ours for root, ours in self.roots.items() if _spec_of(ours) is not None}
+        if not served:
+            raise ConfigError(f"there is nothing yet that could stand in for {self.name}", path=self.name)
+        for root, ours in served.items():
             if root in sys.modules:
                 message = f"{root} is imported already"
                 raise ConfigError(message, path=root, hint=f"import {ours} instead, or alias it in a fresh process")
@@ -80,8 +83,6 @@ class Alias(MetaPathFinder):
                 where = found.origin or "a namespace package"
                 hint = f"uninstall it, or import {ours} instead"
                 raise ConfigError(f"the real {root} is installed ({where})", path=root, hint=hint)
-            if _spec_of(ours) is None:
-                raise ConfigError(f"there is no {ours} that could stand in for {root}", path=root)
 
     def remove(self) -> None:
         """Undo: later imports of the original's names fail again. What was imported before stays usable."""

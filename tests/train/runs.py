@@ -63,7 +63,7 @@ def call(*arguments: str | Path, folder: Path | None = None, **environment: str)
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
 
 

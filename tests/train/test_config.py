@@ -34,7 +34,12 @@ def test_the_example_is_valid() -> None:
 
 
 def test_overrides_reach_preset_arguments_spec_paths_and_sections() -> None:
-    overrides = ["model.dim=64", "model.stacks[0].layers.1.sublayers.0.body.heads=8", "data.context=20", "train.lr=1e-4"]
+    overrides = [
+        "model.dim=64",
+        "model.stacks[0].layers.1.sublayers.0.body.heads=8",
+        "data.context=20",
+        "train.lr=1e-4",
+    ]
     config = make_config({"model": GPT}, [*overrides, "train.samples.top_k=3", "train.betas=[0.8, 0.95]"])
     spec = config.spec(50)
     assert spec["dim"] == 64
@@ -65,7 +70,12 @@ def test_the_resolved_config_reads_back_to_itself(tmp_path: Path) -> None:
 
 def test_all_mistakes_are_reported_at_once() -> None:
     found = problems(
-        {"model": {**GPT, "heads": 5}, "data": {"contxt": 3}, "train": {"stepz": 1, "lr": -1, "schedule": "cosin"}, "x": 1}
+        {
+            "model": {**GPT, "heads": 5},
+            "data": {"contxt": 3},
+            "train": {"stepz": 1, "lr": -1, "schedule": "cosin"},
+            "x": 1,
+        }
     )
     text = "\n".join(found)
     assert "x: there is no such section; known: data, model, train" in text
@@ -82,13 +92,19 @@ def test_all_mistakes_are_reported_at_once() -> None:
         (["model.depht=3"], "model.depht: the preset 'gpt' has no field 'depht'; did you mean 'depth'"),
         (["model.depth=three"], "model.depth: .*should be a valid integer"),
         (["modle.depth=3"], "did you mean 'model'?"),
-        (["train.samples.prompts=x"], r"train.samples.prompts: train.samples has no field 'prompts'; did you mean 'prompt'"),
+        (
+            ["train.samples.prompts=x"],
+            r"train.samples.prompts: train.samples has no field 'prompts'; did you mean 'prompt'",
+        ),
         (["train.samples=3"], "train.samples: "),
         (["train.steps=10"], "train.warmup: longer than the training of 10 steps"),
         (["train.steps=1e3"], "train.steps: input should be a valid integer"),
         (["train.steps=yes"], "train.steps: input should be a valid integer"),
         (["train.betas=[0.9]"], "train.betas"),
-        (["train.schedule=constant", "train.final_lr=0.5"], "train.final_lr: a constant schedule has no other final rate"),
+        (
+            ["train.schedule=constant", "train.final_lr=0.5"],
+            "train.final_lr: a constant schedule has no other final rate",
+        ),
         (["train.nodes=2"], "train.run: training on several machines"),
         (["train.name=a", "train.run=b"], "train.name: train.run names the whole folder"),
         (["train.name=a/b"], "train.name: a name, not a path"),

@@ -17,6 +17,8 @@ from variform.train.journal import read_metrics
 from variform.train.run import resume, train
 from variform.train.trained import load_run
 
+pytestmark = pytest.mark.timeout(300)  # they start processes, which takes long on a busy machine
+
 
 def plain(folder: Path, **settings: Any) -> dict[str, Any]:
     """Without dropout, whose noise differs from process to process."""
@@ -57,7 +59,7 @@ def test_fsdp2_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(100)
+        process.join(250)
     assert [process.exitcode for process in processes] == [0, 0]
     model, x, y = shards.model_and_batch()
     loss = shards.loss_of(model, x, y)

@@ -21,6 +21,8 @@ from variform.train.journal import read_metrics
 from variform.train.run import resume, train
 from variform.train.trained import load_run
 
+pytestmark = pytest.mark.timeout(300)  # they start processes, which takes long on a busy machine
+
 
 def start(folder: Path, **settings: Any) -> dict[str, Any]:
     return train(make_config(content(folder, **settings)), quiet=True)

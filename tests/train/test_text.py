@@ -54,7 +54,7 @@ def test_a_wrong_checksum_keeps_nothing(server: tuple[str, bytes], tmp_path: Pat
 
 
 def test_an_address_that_does_not_answer(server: tuple[str, bytes], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot download .*: File not found"):
+    with pytest.raises(ConfigError, match=r"cannot download .*: File not found"):
         fetch(f"{server[0]}/other.txt", "0" * 64, tmp_path / "t.txt")
     with pytest.raises(ConfigError, match="cannot download"):
         fetch((tmp_path / "none").as_uri(), "0" * 64, tmp_path / "t.txt")
@@ -86,7 +86,9 @@ def test_the_plays() -> None:
 
 
 def test_markdown_becomes_plain_text() -> None:
-    markdown = "# Hamlet\n\n## ACT I\n\n_Exit  FRANCISCO_\n\n\n**BERNARDO**  \n__\\[Awaking]_  \nWho's there?  \n*Exeunt.*\n"
+    markdown = (
+        "# Hamlet\n\n## ACT I\n\n_Exit  FRANCISCO_\n\n\n**BERNARDO**  \n__\\[Awaking]_  \nWho's there?  \n*Exeunt.*\n"
+    )
     assert plain_text(markdown) == (
         "Hamlet\n\nACT I\n\n[Exit  FRANCISCO]\n\nBERNARDO:\n[Awaking]\nWho's there?\n[Exeunt.]\n"
     )
@@ -135,7 +137,9 @@ def test_unknown_characters_are_all_named() -> None:
         Characters(" ab").encode("a x\udc80")
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"kind": "characters"}', '{"kind": "characters", "characters": "ba"}'])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '{"kind": "characters"}', '{"kind": "characters", "characters": "ba"}']
+)
 def test_a_damaged_vocabulary(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "v.json"
     if content is not None:

@@ -1,6 +1,7 @@
 """Weights in files: round trips, shared modules, strictness, damage."""
 
-import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_a_shared_tensor_is_stored_once_under_its_first_name(tmp_path: Path) -> 
     assert again.head.embedding.weight is again.embedding.weight
 
 
+def test_equal_models_give_equal_files(tmp_path: Path) -> None:
+    """In other processes too: nothing in the file depends on the order of a hash table."""
+    code = (
+        "import sys, torch, variform as vf; from variform.weights import save_weights; torch.manual_seed(0);"
+        "spec = vf.models.gpt(vocab_size=13, dim=24, depth=2, heads=3, max_seq_len=17, tie=True);"
+        "save_weights(vf.build(spec), sys.argv[1])"
+    )
+    for name in ("one.safetensors", "two.safetensors"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, timeout=100)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(("saved", "loaded"), [(True, False), (False, True)])
 def test_sharing_must_agree(saved: bool, loaded: bool, tmp_path: Path) -> None:
     class Pair(nn.Module):
@@ -74,12 +87,13 @@ def test_every_mismatch_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "aliases"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "aliases", "metadata", "list"])
 def test_a_damaged_file_is_one_clear_error(damage: str, tmp_path: Path) -> None:
     model = vf.build(small())
     path = save_weights(model, tmp_path / "m.safetensors")
-    if damage == "aliases":
-        save_file(load_file(path), path, metadata={"aliases": json.dumps({"a": "nowhere"})})
+    facts = {"aliases": '{"aliases": {"a": "nowhere"}}', "metadata": "{", "list": "[]"}
+    if damage in facts:
+        save_file(load_file(path), path, metadata={"variform": facts[damage]})
     else:
         content = path.read_bytes()
         path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello" * 40}[damage])

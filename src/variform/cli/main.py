@@ -49,8 +49,7 @@ def read_arguments(given: list[str]) -> argparse.Namespace:
         raise ConfigError(f"there is no verb {verb!r}", hint=did_you_mean(verb, verbs.VERBS))
     options, rest = parser.parse_known_args(given)
     if not hasattr(options, "run"):
-        parser.print_help(sys.stderr)
-        raise ConfigError("no verb was given", hint="variform train examples/microgpt.yaml")
+        raise ConfigError(f"no verb was given; there are {', '.join(verbs.VERBS)}", hint="variform --help")
     for text in rest:
         if text.startswith("-") or not hasattr(options, "overrides"):
             known = [name for action in options.parser._actions for name in action.option_strings]

@@ -38,12 +38,10 @@ def fit(folder: RunFolder, config: Config, material: Material, report: Report) -
 
     Raises:
         Interrupted: a signal stopped the run; it can be resumed.
-        ConfigError: the hardware that was asked for is not there, or the checkpoint is damaged.
+        ConfigError: Lightning refuses the hardware, or a file of the run is damaged.
     """
     train = config.train
     step = max(folder.saved_steps(), default=0)
-    if step:
-        check_checkpoint(folder, step)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     torch.manual_seed(train.seed)
@@ -81,6 +79,20 @@ def run(
         trainer.validate(module, validation, verbose=False)
 
 
+def check_hardware(train: TrainSection) -> None:
+    """Refuse what this machine does not have.
+
+    Raises:
+        ConfigError: no CUDA device, or fewer than were asked for.
+    """
+    there = torch.cuda.device_count()
+    if train.accelerator == "cuda" and not there:
+        raise ConfigError("there is no CUDA device", path="train.accelerator", value="cuda", hint="auto, or cpu")
+    on_cuda = train.accelerator == "cuda" or (train.accelerator == "auto" and there > 0)
+    if on_cuda and isinstance(train.devices, int) and train.devices > there:
+        raise ConfigError(f"there are {there} CUDA devices", path="train.devices", value=train.devices)
+
+
 def make_trainer(folder: RunFolder, train: TrainSection, callbacks: list[Any], step: int) -> Trainer:
     """Lightning's Trainer as the config wants it.
 
@@ -93,8 +105,6 @@ def make_trainer(folder: RunFolder, train: TrainSection, callbacks: list[Any], s
         strategy = ModelParallelStrategy(
             data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    if train.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device", path="train.accelerator", value="cuda", hint="auto, or cpu")
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=step + 1 if step else None)
     try:
         return Trainer(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,14 +18,13 @@ class Report:
     """Lines on stdout, with a progress bar below them on a terminal.
 
     Args:
-        active: False prints nothing (processes other than the first).
-        lines_to_stderr: leave stdout to the result (`--json`), and show no bar.
+        active: False prints nothing.
     """
 
-    def __init__(self, active: bool = True, lines_to_stderr: bool = False) -> None:
-        self.console = Console(file=sys.stderr if lines_to_stderr else None, quiet=not active, highlight=False)
+    def __init__(self, active: bool = True) -> None:
+        self.console = Console(quiet=not active, highlight=False)
         self.bar: Progress | None = None
-        self.with_bar = active and not lines_to_stderr and self.console.is_terminal
+        self.with_bar = active and self.console.is_terminal
         self.task = TaskID(0)
 
     def line(self, text: str = "") -> None:

@@ -24,7 +24,7 @@ def train(config: Config | str | Path, overrides: Iterable[str] = (), *, quiet: 
     Args:
         config: a config, or the path of one.
         overrides: `section.field=value`, when a path is given.
-        quiet: lines go to stderr and there is no progress bar.
+        quiet: print nothing.
 
     Returns:
         The summary: losses, sizes, times, the run folder.
@@ -36,10 +36,11 @@ def train(config: Config | str | Path, overrides: Iterable[str] = (), *, quiet: 
     if not isinstance(config, Config):
         config = read_config(config, overrides)
     lightning = _lightning()
+    lightning.check_hardware(config.train)
     material = prepare(config)
     first = lightning.is_first_process()
     folder = _folder(config, first)
-    report = Report(first, quiet)
+    report = Report(first and not quiet)
     if first:
         fill_folder(folder, config, material)
     _describe(report, folder, config, material)
@@ -51,7 +52,7 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
 
     Args:
         path: the run folder.
-        quiet: lines go to stderr and there is no progress bar.
+        quiet: print nothing.
 
     Raises:
         ConfigError: it is no run folder, a file in it is damaged, its text has changed, or the run is complete.
@@ -68,6 +69,7 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
             f"the run {str(folder.path)!r} is complete: all {config.train.steps} steps are done", hint=hint
         )
     lightning = _lightning()
+    lightning.check_hardware(config.train)
     material = prepare(config)
     facts, known = material.facts(), folder.read_json(folder.data)
     changed = [name for name in facts if facts[name] != known.get(name)]
@@ -77,9 +79,11 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     if known.get("sharded") != (config.train.strategy == "fsdp2"):
         message = "this run's checkpoints are of the other kind: those of fsdp2 and of unsharded models do not mix"
         raise ConfigError(message, path="train.strategy", value=config.train.strategy)
-    report = Report(lightning.is_first_process(), quiet)
-    _describe(report, folder, config, material)
     step = max(folder.saved_steps(), default=0)
+    if step:
+        lightning.check_checkpoint(folder, step)
+    report = Report(lightning.is_first_process() and not quiet)
+    _describe(report, folder, config, material)
     report.pair("resuming", f"after step {step}" if step else "from the beginning: no checkpoint was saved yet")
     return _fit(folder, config, material, report)
 

@@ -2,7 +2,7 @@
 
 A file holds each tensor once, under the first name it has in the model; `aliases` in the file's metadata maps every
 further name to that first one. The metadata also carries the model's spec, so that a file alone rebuilds the model.
-Nothing in a file is executed.
+Equal models give equal bytes. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from variform.core.build import build
-from variform.core.codec import from_json, to_json
+from variform.core.codec import from_dict, to_dict
 from variform.core.part import Part
 from variform.errors import ConfigError, Problem, did_you_mean
 
-FORMAT = "variform-1"
+METADATA = "variform"
+"""The one entry of a file's metadata: JSON with `aliases` and, where it is known, `spec`."""
 
 
 def save_weights(model: nn.Module, path: str | Path, *, state: Mapping[str, Tensor] | None = None) -> Path:
@@ -42,9 +43,11 @@ def save_weights(model: nn.Module, path: str | Path, *, state: Mapping[str, Tens
     tensors = dict(model.state_dict() if state is None else state)
     aliases = shared_names(model)
     kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name not in aliases}
-    metadata = {"format": FORMAT, "aliases": json.dumps(aliases)}
+    facts: dict[str, Any] = {"aliases": aliases}
     if isinstance(model, Part) and "_spec" in model.__dict__:
-        metadata["spec"] = to_json(model.spec)
+        facts["spec"] = to_dict(model.spec)
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {METADATA: json.dumps(facts)}
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         save_file(kept, partial, metadata=metadata)
@@ -63,8 +66,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ConfigError: the file is missing or damaged, or its tensors are not the model's; all mismatches at once.
     """
     source = Path(path)
-    tensors, metadata = _read(source)
-    stored = _aliases(metadata, source, tensors)
+    tensors, facts = _read(source)
+    stored = _aliases(facts, source, tensors)
     own = _tensors(model)
     wanted = shared_names(model)
     problems = _mismatches(own, wanted, tensors, stored)
@@ -83,11 +86,11 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
         ConfigError: the file is missing or damaged, or carries no spec.
     """
     source = Path(path)
-    metadata = _read(source, names_only=True)[1]
-    if "spec" not in metadata:
+    facts = _read(source, names_only=True)[1]
+    if "spec" not in facts:
         hint = "build the model from its spec, then load_weights(model, path)"
         raise ConfigError(f"{str(source)!r} carries no spec of its model", hint=hint)
-    model = build(from_json(metadata["spec"]))
+    model = build(from_dict(facts["spec"]))
     load_weights(model, source)
     return model.to(device).eval() if device is not None else model.eval()
 
@@ -108,28 +111,27 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def _read(source: Path, names_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(source: Path, names_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not source.is_file():
         near = [p.name for p in source.parent.glob("*.safetensors")] if source.parent.is_dir() else []
         raise ConfigError(f"there is no weights file {str(source)!r}", hint=did_you_mean(source.name, near))
     try:
         with safe_open(source, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            facts = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             tensors = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         message = f"{str(source)!r} is damaged or not a safetensors file: {_reason(error)}"
         raise ConfigError(message, hint="save it again, or take it from a backup") from None
-    return tensors, metadata
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{str(source)!r} is damaged: its metadata is not a mapping")
+    return tensors, facts
 
 
-def _aliases(metadata: Mapping[str, str], source: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    try:
-        aliases = json.loads(metadata.get("aliases", "{}"))
-    except json.JSONDecodeError:
-        aliases = None
-    if not isinstance(aliases, dict) or not all(owner in tensors for owner in aliases.values()):
+def _aliases(facts: Mapping[str, Any], source: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    aliases = facts.get("aliases", {})
+    if not isinstance(aliases, dict) or not all(isinstance(o, str) and o in tensors for o in aliases.values()):
         raise ConfigError(f"{str(source)!r} is damaged: its table of shared tensors does not fit its tensors")
-    return {str(name): str(owner) for name, owner in aliases.items()}
+    return {str(name): owner for name, owner in aliases.items()}
 
 
 def _mismatches(

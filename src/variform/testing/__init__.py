@@ -8,6 +8,7 @@ testing.run_check("causal", "my_mixer")  # one check, as a result
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from variform.core.codec import as_spec
@@ -44,11 +45,14 @@ __all__ = [
 ]
 
 
-def check_part(part: type[Part] | Part | Spec | str, *, slow: bool = False, **facts: Any) -> list[Result]:
+def check_part(
+    part: type[Part] | Part | Spec | str, *, skip: Sequence[str] = (), slow: bool = False, **facts: Any
+) -> list[Result]:
     """Run all checks on a part.
 
     Args:
         part: a part class, its registered name, a spec of it, or a built part.
+        skip: names of checks to leave out.
         slow: run the checks that take seconds, too.
         **facts: sizes other than the usual ones (`dim=24, heads=3`).
 
@@ -56,7 +60,8 @@ def check_part(part: type[Part] | Part | Spec | str, *, slow: bool = False, **fa
         AssertionError: naming each check that failed and why.
         ConfigError: the part is unknown, or its required fields cannot be guessed (pass a spec).
     """
-    chosen = [one for one in checks() if slow or not one.slow]
+    left_out = {report.find(name).name for name in skip}
+    chosen = [one for one in checks() if one.name not in left_out and (slow or not one.slow)]
     results = [report.run(one, case) for case in cases(part, **facts) for one in chosen]
     failed = [result for result in results if not result.ok]
     if failed:
@@ -81,5 +86,6 @@ def cases(part: type[Part] | Part | Spec | str, **facts: Any) -> list[Case]:
     return [Case(Sample(as_spec(part)), facts)]
 
 
-# isort: off  # the checks register themselves and run in the order of import
-from variform.testing import backends, basics, cost, decoding, library, lifecycle, sequence  # noqa: E402, F401
+# The checks register themselves and run in the order of import.
+# isort: off
+from variform.testing import basics, sequence, decoding, backends, lifecycle, cost, library  # noqa: E402, F401

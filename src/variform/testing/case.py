@@ -166,9 +166,11 @@ class Case:
 
     def accepts(self, model: Any, inputs: Inputs, **streams: Any) -> bool:
         """Whether the model serves the call; False where it refuses it with a clear error."""
+        copies = {name: value.clone() for name, value in streams.items()}
+        given = replace(inputs, x=inputs.x.clone())
         try:
             with torch.no_grad():
-                self.run(model, inputs, **streams)
+                self.run(model, given, **copies)
         except (ShapeError, ConfigError, BackendError, NotApplicable):
             return False
         return True

@@ -123,11 +123,12 @@ def _stack(spec: Spec, setting: Setting) -> Spec:
 
 _HOSTS: dict[str, Host] = {
     "layer": in_layers(lambda spec: spec),
-    "mixer": in_layers(lambda spec: Sublayer.spec(body=spec)),
+    # Without a norm before it, what stands at padding reaches the part as it is.
+    "mixer": in_layers(lambda spec: Sublayer.spec(body=spec, norm=None)),
     "feedforward": in_layers(lambda spec: Sublayer.spec(body=spec)),
     "norm": in_layers(lambda spec: Sublayer.spec(body=FEED, norm=spec)),
     "residual": in_layers(lambda spec: Sublayer.spec(body=FEED, residual=spec)),
-    "attention": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=spec))),
+    "attention": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=spec), norm=None)),
     "rotation": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(rotation=spec))),
     "bias": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(position_bias=spec))),
     "memory": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=SoftmaxAttention.spec(memory=spec)))),

@@ -167,7 +167,8 @@ def _padded_context_equals_short(case: Case, model: Any) -> None:
 def poisoned(x: Tensor, valid: Tensor, fill: float) -> Tensor:
     """`x` with something else at padding: huge features, or other tokens."""
     if x.is_floating_point():
-        return torch.where(valid.unsqueeze(-1), x, x.new_full((), fill))
+        signs = 1 - 2 * (torch.arange(x.shape[-1]) % 3 == 0).to(x.dtype)
+        return torch.where(valid.unsqueeze(-1), x, signs * fill)
     other = (x + 1 + int(fill > 0)) % (int(x.max()) + 1)
     return torch.where(valid, x, other)
 

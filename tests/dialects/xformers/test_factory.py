@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -286,6 +287,32 @@ def test_dropouts_are_in_the_spec() -> None:
     att, ff = xFormer(config).spec["stacks"][0]["layers"][0]["sublayers"]
     assert (att["dropout"], att["body"]["attention"]["dropout"]) == (0.1, 0.2)
     assert (ff["dropout"], ff["body"]["dropout"]) == (0.3, 0.3)
+
+
+def test_models_are_copied_pickled_and_loaded_strictly() -> None:
+    config = encoder(
+        multi_head_config=attention("linear", causal=True), feedforward_config={"name": "glu", "hidden": 5}
+    )
+    model = build(config)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        close(again(ids()), model(ids()))
+    other = xFormer(config).double().eval()
+    other.load_state_dict(model.state_dict())
+    close(other(ids()), model(ids()))
+
+
+@pytest.mark.parametrize("stacks", [[encoder(num_layers=2)], [encoder(), decoder()]])
+def test_the_library_describes_and_checks_models(stacks: list[Any]) -> None:
+    model = xFormer(stacks)
+    assert vf.describe(model, batch=2, length=7).params == sum(p.numel() for p in model.parameters())
+    assert str(vf.check(model)) == "ok"
+
+
+def test_a_model_made_on_meta_allocates_nothing() -> None:
+    with torch.device("meta"):
+        model = xFormer(encoder(num_layers=2))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model(torch.zeros(2, 5, dtype=torch.long, device="meta")).shape == (2, 5, DIM)
 
 
 # ---- how a model is described ----

@@ -19,9 +19,11 @@ from variform.dialects.xformers.components.attention import (
     Attention,
     AttentionConfig,
     AttentionMask,
+    LocalAttention,
     ScaledDotProduct,
     register_attention,
 )
+from variform.dialects.xformers.components.positional_embedding import RotaryEmbedding
 from variform.ops.masks import Causal, Window
 
 BATCH, SEQ, DIM, HEADS = 3, 7, 12, 4
@@ -156,6 +158,28 @@ def test_other_attention_masks_are_refused(mask: Any, says: str) -> None:
         dispatch()(inputs(), att_mask=mask)
 
 
+def test_a_query_that_may_attend_to_nothing_gets_zeros() -> None:
+    x, blind = torch.randn(2, SEQ, 4), torch.ones(SEQ, SEQ, dtype=torch.bool)
+    blind[3] = False
+    for mask in (blind, torch.zeros(SEQ, SEQ).masked_fill(~blind, -torch.inf)):
+        out = ScaledDotProduct()(x, x, x, att_mask=mask)
+        assert not out[:, 3].any()
+        assert out.isfinite().all()
+
+
+def test_any_length_follows_any_other() -> None:
+    attention = ScaledDotProduct(causal=True, seq_len=4)
+    for length in (4, 9, 2):
+        x = torch.randn(1, length, 4)
+        assert torch.equal(attention(x, x, x)[:, 0], x[:, 0])
+
+
+def test_hints_for_kernels_change_nothing() -> None:
+    x = torch.randn(2, SEQ, 4)
+    plain, forced = LocalAttention(window_size=3), LocalAttention(window_size=3, force_sparsity=True)
+    assert torch.equal(plain(x, x, x), forced(x, x, x))
+
+
 def test_lengths_that_cannot_be_attended_are_refused() -> None:
     x, memory = inputs(), inputs(5)
     for module, says in ((dispatch("local"), "as many queries as keys"), (dispatch(causal=True), "is not defined")):
@@ -189,6 +213,14 @@ def test_rotary_depends_on_distance_alone() -> None:
     x = torch.randn(1, SEQ, DIM - 4, dtype=torch.float64)
     close(module(x), module(x, positions=torch.arange(SEQ) + 9))
     assert not torch.allclose(module(x), module(x, positions=torch.arange(SEQ) * 2))
+
+
+def test_rotary_angles_keep_their_digits_in_half_precision() -> None:
+    q = torch.randn(1, 1, 2048, 8)
+    exact, _ = RotaryEmbedding(8)(q, q)
+    half = q.bfloat16()
+    rounded, _ = RotaryEmbedding(8).bfloat16()(half, half)
+    assert (rounded.float() - exact).abs().max() < 0.05
 
 
 def test_one_weight_for_queries_keys_and_values() -> None:

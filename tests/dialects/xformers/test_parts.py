@@ -214,3 +214,12 @@ def test_values_of_registered_parts_are_checked(registered: Any) -> None:
         register_feedforward("scale", ScaleConfig)(type("Other", (MLP,), {}))
     with pytest.raises(ValueError, match="dataclass"):
         register_feedforward("other", dict)
+
+
+def test_class_names_may_repeat(registered: Any) -> None:
+    other = type("Scale", (registered[0],), {})
+    register_feedforward("scale_too", ScaleConfig)(other)
+    try:
+        assert FEEDFORWARD_REGISTRY["scale"].constructor is not FEEDFORWARD_REGISTRY["scale_too"].constructor
+    finally:
+        FEEDFORWARD_REGISTRY.remove("scale_too")

@@ -163,4 +163,16 @@ def _item(part: type[Part]) -> Item:
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
     body["config_keys"] = {"name": Key("name", str, False, False), **keys}
     config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in keys], bases=(AttentionConfig,))
+    body |= {"__module__": __name__, "__qualname__": f"{_PREFIX}{part.name}"}
     return Item(type(part.__name__, (NativeAttention,), body), config)
+
+
+_PREFIX = "native_"
+
+
+def __getattr__(name: str) -> Any:
+    """The classes made for native parts, by name, so that a pickled model finds them in another process."""
+    item = native_items(frozenset()).get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
+    if item is None:
+        raise AttributeError(name)
+    return item.constructor

@@ -32,8 +32,9 @@ class Linear(nn.Linear):
         """Apply the map."""
         # The dict, because a step of decoding would look up a hundred attributes, each by a function call.
         own: dict[str, Any] = self._parameters
-        weight, bias = own.get("weight"), own.get("bias")
-        if weight is None or (bias is None and "bias" not in own):  # parametrised, pruned or sharded
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # parametrised, pruned or sharded
             weight, bias = self.weight, self.bias
         return F.linear(input, weight, bias)
 

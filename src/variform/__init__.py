@@ -18,6 +18,7 @@ from variform.errors import BackendError, ConfigError, ShapeError
 from variform.generate.loop import generate, stream
 from variform.inspect import capture, check, describe, explain
 from variform.library import load_parts
+from variform.weights import load_model, load_weights, save_weights
 
 load_parts()
 

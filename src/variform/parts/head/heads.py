@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
+from variform.core.part import Can
 from variform.core.registry import register
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.kinds import Embedding, Head, Streams
@@ -85,6 +86,7 @@ class ClassifierHead(Head):
         init_std: standard deviation of the initial weights; torch's default when None.
     """
 
+    can: ClassVar[Can] = Can(decode=False)  # its answer is about a whole sequence, and a cached step sees a part of it
     reads: ClassVar[frozenset[str]] = frozenset({"valid"})
 
     def __init__(
@@ -115,6 +117,7 @@ class PoolHead(Head):
         pool: "mean" over the valid tokens, the "first" token, or the "last" valid one.
     """
 
+    can: ClassVar[Can] = Can(decode=False)  # its answer is about a whole sequence, and a cached step sees a part of it
     reads: ClassVar[frozenset[str]] = frozenset({"valid"})
 
     def __init__(self, pool: Literal["mean", "first", "last"] = "mean") -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.errors import Problem
+from variform.errors import Problem, ShapeError
 from variform.parts.kinds import Position
 
 Size = Annotated[int, Field(gt=0)]
@@ -52,10 +52,12 @@ class LearnedPosition(Position):
 
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
         """Look the positions up."""
-        if positions is None:
+        if positions is not None:
+            found = look_up(positions, self.weight)
+        elif length <= self.max_seq_len:
             found = self.weight[:length]
         else:
-            found = F.embedding(positions, self.weight)
+            raise ShapeError(f"{length} tokens need as many positions, and the table holds {self.max_seq_len}")
         return (found if self.scale == 1.0 else found * self.scale).to(like.dtype)
 
 
@@ -106,3 +108,19 @@ class SinusoidalPosition(Position):
         angles = positions.to(work).unsqueeze(-1) * self.base**-steps
         code = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         return (code * self.scale).to(like.dtype)
+
+
+def look_up(positions: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table by position; an index below zero does not count from the end.
+
+    Shapes:
+        positions: [...] integers; table: [positions, dim] -> [..., dim]
+
+    Raises:
+        ShapeError: a position that is not in the table.
+    """
+    try:
+        return F.embedding(positions, table)
+    except IndexError:
+        low, high = int(positions.min()), int(positions.max())
+        raise ShapeError(f"positions must lie in [0, {table.shape[0]}); these lie in [{low}, {high}]") from None

@@ -12,9 +12,10 @@ from torch import Tensor
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.errors import Problem, ShapeError
+from variform.errors import Problem
 from variform.ops.rotary import rotary_rows, rotary_tables, rotate
 from variform.parts.kinds import Rotation
+from variform.parts.position.absolute import look_up
 
 Size = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +33,8 @@ class RotaryRotation(Rotation):
 
     Args:
         dim_head: features of one head.
-        max_seq_len: positions for which angles are kept ready; None computes them at each call.
+        max_seq_len: positions for which angles are kept ready; None computes them at each call, and so do calls with
+            more tokens (those that stand beside the model's own do not count against its limit).
         rotary_dim: how many features, from the first, are rotated; all by default. Even.
         base: sets the longest wavelength.
         layout: "interleaved" pairs features (2i, 2i + 1); "half" pairs (i, i + d / 2), as Llama checkpoints do.
@@ -115,13 +117,11 @@ class RotaryRotation(Rotation):
 
     def _at(self, positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
         length = x.shape[2]
-        if self.max_seq_len is None:
+        if self.max_seq_len is None or length > self.max_seq_len:
             return self._computed(positions, length, x)
         if positions is None:
-            if length > self.max_seq_len:
-                raise ShapeError(f"rotary: {length} positions are needed, max_seq_len is {self.max_seq_len}")
             return self.cos[:length], self.sin[:length]
-        cos, sin = self.cos[positions], self.sin[positions]
+        cos, sin = look_up(positions, self.cos), look_up(positions, self.sin)
         return (cos.unsqueeze(1), sin.unsqueeze(1)) if positions.dim() == 2 else (cos, sin)
 
     def _computed(self, positions: Tensor | None, length: int, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -211,3 +211,11 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
     q, k, v = _inputs(5)
     with pytest.raises(ShapeError, match=message):
         linear_attention(**{"q": q, "k": k, "v": v, **options})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiny_features_have_finite_gradients(causal: bool) -> None:
+    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
+    out = linear_attention(q - 60.0, k, v, causal=causal)[0]
+    out[:, :, 1:3].sum().backward()
+    assert all(torch.isfinite(t.grad).all() for t in (q, k, v))

@@ -207,8 +207,9 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, and 0 where a query has no keys."""
     wide = _accumulation_dtype(numerator.dtype)
     denominator = denominator.to(wide)[..., None]
-    # The reciprocal of the narrow tensor: in backward a product is cheaper than a division of the wide one.
-    return (numerator.to(wide) * denominator.masked_fill(denominator == 0, 1).reciprocal()).to(numerator.dtype)
+    # A division, not a product with the reciprocal: its gradient would square the reciprocal, which overflows for
+    # features as small as exp(-50), and 0 * inf reaches every parameter.
+    return (numerator.to(wide) / denominator.masked_fill(denominator == 0, 1)).to(numerator.dtype)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

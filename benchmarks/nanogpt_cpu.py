@@ -2,8 +2,9 @@
 
     python benchmarks/nanogpt_cpu.py shakespeare.txt
 
-Rotary positions in place of learned ones, and AdamW with betas (0.9, 0.99). The first 90 % of the text train, the
-rest validates: every full window of it once, which nanoGPT estimates from random ones.
+Rotary positions in place of learned ones, AdamW with betas (0.9, 0.99), and initial weights of standard deviation
+0.06: at width 128 GPT-2's 0.02 starts too small for 2000 steps. The first 90 % of the text train, the rest validates:
+every full window of it once, which nanoGPT estimates from random ones.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def spec(vocab_size: int) -> vf.Spec:
         causal=True,
         max_seq_len=CONTEXT,
         vocab_size=vocab_size,
-        init_std=0.02,
+        init_std=0.06,
     )
 
 

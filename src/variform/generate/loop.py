@@ -17,7 +17,10 @@ from variform.generate.samplers import Filter, chain, draw
 from variform.parts.kinds import State
 from variform.stack.state import room
 
-SIDE_STREAMS = ("source", "source_valid", "context", "context_mask", "condition")
+KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
+"""Side inputs that a new decode state reads or keeps."""
+
+SIDE_STREAMS = (*KEPT_STREAMS, "condition")
 
 
 @overload
@@ -154,7 +157,7 @@ class CachedReader:
         self.model = model
         self.state: State | None = state
         self.lead = (None,) if encodes else ()
-        self.streams = {} if encodes else streams
+        self.streams = {} if encodes else {name: x for name, x in streams.items() if name not in KEPT_STREAMS}
 
     def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
         """Read the next tokens."""
@@ -252,8 +255,9 @@ def _new_state(
     capacity = options.get("max_len") or (limit if keep_state else None) or needed
     if capacity < needed:
         raise ConfigError(f"this call needs room for {needed} tokens", path="max_len", value=capacity)
+    kept = {name: value for name, value in streams.items() if name in KEPT_STREAMS}
     with evaluating(model), mode_of(options, keep_state):
-        state: State = model.init_state(ids.shape[0], capacity, bucket=options.get("bucket", 0), **streams)
+        state: State = model.init_state(ids.shape[0], capacity, bucket=options.get("bucket", 0), **kept)
     return state
 
 
@@ -262,7 +266,7 @@ def _check_streams(streams: Mapping[str, Any], encodes: bool, continues: bool) -
         if name.startswith("source") != encodes:
             kind = "has an encoder: give it `source`" if encodes else "has no encoder: give it `context`"
             raise ConfigError(f"this model {kind}", path=name)
-        if continues and name in ("source", "source_valid", "context"):
+        if continues and name in KEPT_STREAMS:
             raise ConfigError("the state has read it already: leave it out", path=name)
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, Part
 from variform.core.registry import register
-from variform.errors import ConfigError, ShapeError
-from variform.ops.masks import Dense, Mask
+from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
+from variform.ops.masks import Mask
 from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
+from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
 from variform.stack.prefix import behind_prefix
-from variform.stack.state import count_positions, new_state, plan
+from variform.stack.state import check_state, count_positions, new_state, plan, signature
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -115,21 +116,32 @@ class Transformer(Model):
             "prefix": prefix,
             "prefix_valid": prefix_valid,
         }
-        self._refuse_unread(given, positions)
-        batch, length = inputs.shape[0], inputs.shape[1]
-        tokens = inputs.dim() != 4
-        if tokens:
-            self._check_sizes(length, given, positions, batch)
         streams: dict[str, Any] = {"positions": positions, **given}
+        self._refuse_unread(streams)
+        check_inputs(inputs, self.embedding is not None, self.dim, self.max_seq_len)
+        batch, length, tokens = inputs.shape[0], inputs.shape[1], inputs.dim() != 4
+        if tokens:
+            check_streams(streams, batch, length, inputs.device, self.max_seq_len)
         planned = None
         if state is not None:
+            streams["context_mask"] = check_state(state, self, tokens, streams)
             planned = plan(state, batch, length, positions, valid, segments)
             streams["positions"], streams["cache"] = planned.positions, planned.cache
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)
-        after = {} if prefix is None else behind_prefix(prefix, prefix_valid, streams, length)
-        x, branches = self._run(inputs, streams, after, state)
-        out = x if self.head is None or hidden else self.head(x, streams)
+        after = behind_prefix(prefix, prefix_valid, streams, length)
+        try:
+            x, branches = self._run(inputs, streams, after, state)
+            out = x if self.head is None or hidden else self.head(x, streams)
+        except RuntimeError as error:
+            wrong = (
+                None
+                if isinstance(error, VariformError)
+                else misfit(error, self, (("the input", inputs), *streams.items()))
+            )
+            if wrong is None:
+                raise
+            raise wrong from error
         return out if planned is None else (out, {**planned.state, "parts": branches})
 
     def _run(
@@ -142,6 +154,8 @@ class Transformer(Model):
         if isinstance(x, tuple):
             x, published = x
             streams.update(published)
+        elif inputs.dim() == 4:  # only now it is known how many tokens an image is
+            check_streams(streams, x.shape[0], x.shape[1], x.device, None)
         if state is not None:
             streams["state"] = state["parts"]
         for place, stack in enumerate(self.stacks.in_order()):
@@ -160,23 +174,28 @@ class Transformer(Model):
             batch: rows.
             max_len: capacity in tokens; the model's `max_seq_len` by default.
             bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
-            **streams: what stays the same while decoding: `context`, `context_mask`.
+            **streams: what stays the same while decoding: `context`, which is read here and not given again, and
+                `context_mask`, which is given here or in each call.
 
         Raises:
-            ConfigError: the model, or a part of it, cannot decode.
+            ConfigError: the model, or a part of it, cannot decode; a size that is none, or another stream.
         """
-        capacity = max_len or self.max_seq_len
+        capacity = self.max_seq_len if max_len is None else max_len
         if capacity is None:
             raise ConfigError("the model has no max_seq_len: give max_len, the most tokens a row will hold")
+        check_state_sizes(batch, capacity, bucket)
         if self.max_seq_len is not None and capacity > self.max_seq_len:
             raise ConfigError(f"max_len = {capacity} exceeds the model's max_seq_len = {self.max_seq_len}")
         refuse_undecodable(self)
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        check_kept(streams, batch, device)
+        self._refuse_unread(streams)
         parts: State = {}
         for place, stack in enumerate(self.stacks.in_order()):
             if holds_state(stack):
                 parts[f"stacks.{place}"] = stack.init_state(batch, capacity, streams)  # type: ignore[operator]
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        return new_state(batch, capacity, device, parts, bucket)
+        state = new_state(batch, capacity, device, parts, bucket)
+        return {**state, "context_mask": streams.get("context_mask"), "made_for": signature(self)}
 
     def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Arguments of the sizes asked for; a context of the same length where a part reads one."""
@@ -197,30 +216,11 @@ class Transformer(Model):
         size: int | None = getattr(self.embedding, "vocab_size", None)
         return size
 
-    def _refuse_unread(self, given: Mapping[str, Any], positions: Tensor | None) -> None:
-        for name, value in (*given.items(), ("positions", positions)):
+    def _refuse_unread(self, given: Mapping[str, Any]) -> None:
+        for name, value in given.items():
             if value is not None and name not in self.reads_below:
                 known = ", ".join(sorted(self.reads_below - {"state", "cache"})) or "none"
                 raise ShapeError(f"{name} was given, and no part of this model reads it; it reads: {known}")
-
-    def _check_sizes(self, length: int, given: Mapping[str, Any], positions: Tensor | None, batch: int) -> None:
-        if self.max_seq_len is not None and length > self.max_seq_len:
-            raise ShapeError(f"the sequence has {length} tokens, and max_seq_len is {self.max_seq_len}")
-        if length == 0:
-            raise ShapeError("the sequence is empty: at least one token is needed")
-        valid, segments, context_mask = given["valid"], given["segments"], given["context_mask"]
-        if valid is not None and (valid.dtype != torch.bool or tuple(valid.shape) != (batch, length)):
-            raise ShapeError(
-                f"valid is a bool tensor of shape [{batch}, {length}], True at real tokens, not {_about(valid)}"
-            )
-        if segments is not None and (segments.is_floating_point() or tuple(segments.shape) != (batch, length)):
-            raise ShapeError(f"segments are integers of shape [{batch}, {length}], not {_about(segments)}")
-        if positions is not None and (positions.is_floating_point() or positions.shape[-1] != length):
-            raise ShapeError(
-                f"positions are integers of shape [{length}] or [{batch}, {length}], not {_about(positions)}"
-            )
-        if isinstance(context_mask, Tensor) and context_mask.dtype != torch.bool:
-            raise ShapeError(f"context_mask is bool, True at real tokens, not {context_mask.dtype}")
 
 
 @register("encoder_decoder")
@@ -292,12 +292,18 @@ class EncoderDecoder(Model):
             valid: [B, L] bool, False at padding of the target.
             state: decode state; the result is then (output, new state).
             **streams: further streams of the decoder (`positions`, `mask`, `segments`).
+
+        Raises:
+            ShapeError: a size, dtype or length that does not fit; a stream that is not known or not read; a source
+                beside a state, which has read one.
         """
+        for name in streams:
+            if name not in _DECODER_STREAMS:
+                raise ShapeError(f"an encoder-decoder takes no {name!r}; {did_you_mean(name, _DECODER_STREAMS)}")
         if state is not None:
-            out, new = self.decoder(
-                target, valid=valid, context_mask=state["context_mask"], state=state["decoder"], **streams
-            )
-            return out, {**state, "decoder": new}
+            self._check_state(state, source, source_valid)
+            out, new = self.decoder(target, valid=valid, state=state["decoder"], **streams)
+            return out, {"decoder": new}
         context = self.encode(source, source_valid)
         return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
 
@@ -334,8 +340,19 @@ class EncoderDecoder(Model):
         if streams:
             raise ConfigError(f"an encoder-decoder's state takes source and source_valid, not {', '.join(streams)}")
         context = self.encode(source, source_valid)
-        decoder = self.decoder.init_state(batch, max_len, bucket=bucket, context=context)
-        return {"decoder": decoder, "context_mask": source_valid}
+        more = {} if source_valid is None else {"context_mask": source_valid}
+        return {"decoder": self.decoder.init_state(batch, max_len, bucket=bucket, context=context, **more)}
+
+    @staticmethod
+    def _check_state(state: Any, source: Any, source_valid: Any) -> None:
+        if not isinstance(state, dict) or "decoder" not in state:
+            raise ShapeError("this is no decode state of an encoder-decoder; make one with init_state")
+        for name, value in (("source", source), ("source_valid", source_valid)):
+            if value is not None:
+                raise ShapeError(f"the decode state has read the source already: give {name}=None")
+
+
+_DECODER_STREAMS = ("positions", "segments", "mask", "condition", "prefix", "prefix_valid", "hidden")
 
 
 def streams_read(model: Part) -> frozenset[str]:
@@ -347,17 +364,6 @@ def streams_read(model: Part) -> frozenset[str]:
     return frozenset(found)
 
 
-def as_mask(mask: Mask | Tensor | None) -> Mask | None:
-    """A mask from what a caller gives: a bool tensor, True = may attend, becomes `Dense`."""
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    return Dense(mask)
-
-
 def _at_most(length: int | None, model: Model) -> int | None:
     limit: int | None = getattr(model, "max_seq_len", None)
     return length if length is None or limit is None else min(length, limit)
-
-
-def _about(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"

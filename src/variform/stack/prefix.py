@@ -13,7 +13,7 @@ from variform.errors import ShapeError
 
 
 def behind_prefix(
-    prefix: Tensor, prefix_valid: Tensor | None, streams: Mapping[str, Any], length: int
+    prefix: Tensor | None, prefix_valid: Tensor | None, streams: Mapping[str, Any], length: int
 ) -> dict[str, Any]:
     """The streams `positions` and `valid` over prefix and tokens, from those of the tokens.
 
@@ -23,7 +23,7 @@ def behind_prefix(
         prefix: [B, P, dim]; prefix_valid: [B, P] -> positions [P + L] or [B, P + L] or None, valid [B, P + L] or None
 
     Args:
-        prefix: the features in front.
+        prefix: the features in front; None for none, and nothing changes.
         prefix_valid: False at padding of the prefix; None for none.
         streams: the tokens' own.
         length: how many tokens there are.
@@ -31,6 +31,10 @@ def behind_prefix(
     Raises:
         ShapeError: sizes that do not fit, or a request that is not defined with a prefix.
     """
+    if prefix is None:
+        if prefix_valid is not None:
+            raise ShapeError("prefix_valid was given without a prefix")
+        return {}
     if streams.get("cache") is not None:
         raise ShapeError("a prefix cannot be read into a decode state; run without one")
     if streams.get("segments") is not None:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
 from variform.core.part import Can
-from variform.core.part import Can
 from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError
 from variform.parts.kinds import Output, Stack, State, Streams, call
@@ -42,7 +41,6 @@ class RegisterStack(Stack):
         ConfigError: a decode state is asked for; decode without one.
     """
 
-    can: ClassVar[Can] = Can(attention_mask=False, packed=False, decode=False)
     can: ClassVar[Can] = Can(attention_mask=False, packed=False, decode=False)
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid"})
 

@@ -8,12 +8,15 @@ keyed by call. The state that goes in is void; the one that comes out is to be u
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from variform.core.part import Part
 from variform.errors import ShapeError
 from variform.parts.kinds import State
 
@@ -37,6 +40,43 @@ def new_state(batch: int, max_len: int, device: Any, parts: State, bucket: int =
         "bucket": bucket,
         "parts": parts,
     }
+
+
+def signature(model: Part) -> str:
+    """What tells models apart whose states are not the same: their parts, places and sizes."""
+    known: str | None = model.__dict__.get("_signature")
+    if known is None:
+        parts = ((name, part) for name, part in model.named_modules() if isinstance(part, Part))
+        text = "\n".join(f"{name} {part.kind} {part.name} {part.extra_repr()}" for name, part in parts)
+        known = model.__dict__["_signature"] = hashlib.sha256(text.encode()).hexdigest()
+    return known
+
+
+def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any]) -> Any:
+    """Refuse a state that is not this model's, and streams that it holds; returns the context mask that holds.
+
+    Args:
+        state: what the caller gave.
+        model: the model.
+        tokens: whether the main input is a sequence.
+        streams: those of the call.
+
+    Raises:
+        ShapeError: saying what is wrong.
+    """
+    if not isinstance(state, dict) or "made_for" not in state:
+        raise ShapeError("this is no decode state of this model; make one with init_state")
+    if not torch.compiler.is_compiling() and state["made_for"] != signature(model):
+        raise ShapeError("the decode state was made by another model; make one with this model's init_state")
+    if not tokens:
+        raise ShapeError("images cannot be read into a decode state; run without one")
+    if streams["context"] is not None:
+        raise ShapeError("the decode state has read its context already: leave context out")
+    if state["context_mask"] is None:
+        return streams["context_mask"]
+    if streams["context_mask"] is not None:
+        raise ShapeError("the decode state holds a context_mask already: leave context_mask out")
+    return state["context_mask"]
 
 
 @dataclass(slots=True)

@@ -71,8 +71,9 @@ class Sublayer(Layer):
         """Take the step."""
         published: dict[str, Any] = {}
         condition = streams.get("condition")
-        norm = self.norm
-        branch = call(self.body, x if norm is None else norm(x, condition), streams, "body", published)
+        own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
+        norm = own.get("norm")
+        branch = call(own["body"], x if norm is None else norm(x, condition), streams, "body", published)
         if self.branch_norm is not None:
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):

@@ -106,6 +106,8 @@ class PatchEmbedding(Embedding):
             raise ShapeError(
                 f"images must have shape [batch, {', '.join(map(str, self.expected))}], not {list(inputs.shape)}"
             )
+        if self.position is not None and streams.get("positions") is not None:
+            raise ShapeError("the patches of an image have fixed positions: leave positions out")
         x = self._tokens(inputs)
         if self.token_norm is not None:
             x = self.token_norm(x)

@@ -73,6 +73,8 @@ class TokenEmbedding(Embedding):
             raise ShapeError(
                 f"token ids are integers of shape [batch, length], not {inputs.dtype} of shape {list(inputs.shape)}"
             )
+        if inputs.device != self.weight.device:
+            raise ShapeError(f"token ids are on {inputs.device}, and the model on {self.weight.device}; move them")
         try:
             x = F.embedding(inputs, self.weight)
         except IndexError:

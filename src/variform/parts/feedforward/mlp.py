@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -71,12 +71,14 @@ class MLP(FeedForward):
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Transform each token."""
-        x = self.act(self.up(x))
+        own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
+        x = self.act(own["up"](x))
         if self.norm is not None:
             x = self.norm(x)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return self.down(x)
+        y: Tensor = own["down"](x)
+        return y
 
 
 @register("glu")

@@ -14,7 +14,7 @@ from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
 from variform.parts.linear import Linear
-from variform.parts.mixer.multi_head import head_facts, head_problems, slot_abilities
+from variform.parts.mixer.multi_head import head_facts, head_problems, refuse_streams, slot_abilities
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -27,7 +27,7 @@ class CrossMultiHead(Mixer):
     the context are computed once.
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim]; context: [B, Lc, dim_context]; context_mask: [B, Lc] or [B, L, Lc] bool
+        x: [B, L, dim] -> [B, L, dim]; context: [B, Lc, dim_context]; context_mask: [B, Lc] bool, or a mask
 
     Args:
         dim: features in and out.
@@ -131,16 +131,18 @@ class CrossMultiHead(Mixer):
             raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
         if self.context_norm is not None:
             context = self.context_norm(context)
-        batch, length, _ = context.shape
+        batch, length, dim = context.shape
+        if dim != self.k.in_features:
+            raise ShapeError(f"the context must have {self.k.in_features} features, and has {dim}")
         k = self.k(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         return (k if self.k_norm is None else self.k_norm(k)), v
 
     def _sides(self, streams: Streams) -> Sides:
-        mask = streams.get("context_mask")
-        if isinstance(mask, Mask):
-            return Sides(mask=mask)
-        return Sides(k_valid=mask)
+        given = streams.get("context_mask")
+        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
+        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        return Sides(mask=mask, k_valid=valid)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""

@@ -104,8 +104,9 @@ class MultiHead(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
-        q = split_heads(self.q(x), self.heads)
-        k, v = split_heads(self.k(x), self.kv_heads), split_heads(self.v(x), self.kv_heads)
+        own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
+        q = split_heads(own["q"](x), self.heads)
+        k, v = split_heads(own["k"](x), self.kv_heads), split_heads(own["v"](x), self.kv_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:
@@ -113,10 +114,10 @@ class MultiHead(Mixer):
         positions = streams.get("positions")
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
-        out = self.attention(q, k, v, self._sides(streams, positions))
-        if not isinstance(out, tuple):
-            return self.out(join_heads(out))
-        return self.out(join_heads(out[0])), {"state": out[1]}
+        out = own["attention"](q, k, v, self._sides(streams, positions))
+        joined, state = out if isinstance(out, tuple) else (out, None)
+        y: Tensor = own["out"](join_heads(joined))
+        return y if state is None else (y, {"state": state})
 
     def _sides(self, streams: Streams, positions: Tensor | None) -> Sides:
         valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
@@ -191,19 +192,22 @@ def slot_abilities(args: Facts) -> Can:
     return slot.part.abilities(dict(slot.args)) if isinstance(slot, Spec) else Can()
 
 
-def refuse_streams(attention: Attention, valid: object, segments: object, mask: object) -> None:
-    """Refuse a stream that the attention would ignore.
+def refuse_streams(
+    attention: Attention,
+    valid: object,
+    segments: object,
+    mask: object,
+    names: tuple[str, str, str] = ("valid", "segments", "mask"),
+) -> None:
+    """Refuse a stream that the attention would ignore; `names` is what the caller calls the three.
 
     Raises:
         ShapeError: naming the stream.
     """
     can = attention.can
-    for name, stream, able in (
-        ("valid", valid, can.key_padding),
-        ("segments", segments, can.packed),
-        ("mask", mask, can.attention_mask),
-    ):
-        if stream is not None and not able:
+    able = (can.key_padding, can.packed, can.attention_mask)
+    for name, stream, honoured in zip(names, (valid, segments, mask), able, strict=True):
+        if stream is not None and not honoured:
             raise ShapeError(
                 f"the attention {attention.name!r} cannot honour the stream {name!r}; leave it out, or "
                 "take an attention that can (`variform parts --kind attention` lists them)"

@@ -51,7 +51,12 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalise the last dimension."""
-        return torch.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+        own = self._parameters  # see `Linear.forward`
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+        return torch.layer_norm(x, (self.dim,), weight, bias, self.eps)
 
 
 @register("rms_norm")

@@ -11,16 +11,22 @@ from variform.testing import Case, Check, all_samples, checks, report
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each instance and check, named `kind/name-check`; those that take seconds are marked slow."""
-    pairs = [(Case(sample), one) for sample in all_samples() for one in checks()]
-    params = [pytest.param(case, one, id=f"{case.label}-{one.name}", marks=_marks(case, one)) for case, one in pairs]
+    """One test for each instance and check, named `kind/name-check`; slow ones only where -m speaks of them."""
+    with_slow = "slow" in metafunc.config.getoption("markexpr")
+    params = []
+    for sample in all_samples():
+        for one in checks():
+            case = Case(sample)
+            slow = _is_slow(case, one)
+            if with_slow or not slow:
+                marks = [pytest.mark.slow] if slow else []
+                params.append(pytest.param(case, one, id=f"{case.label}-{one.name}", marks=marks))
     metafunc.parametrize(("case", "one"), params)
 
 
-def _marks(case: Case, one: Check) -> list[pytest.MarkDecorator]:
+def _is_slow(case: Case, one: Check) -> bool:
     """Compiling takes a second each: beyond the models, further variants of a part are left to the slow run."""
-    variant = one.name == "compile" and case.sample.variant not in ("", "plain") and case.part.kind != "model"
-    return [pytest.mark.slow] if one.slow or variant else []
+    return one.slow or (one.name == "compile" and bool(case.sample.variant) and case.part.kind != "model")
 
 
 def test_part(case: Case, one: Check) -> None:

@@ -86,6 +86,23 @@ def test_encoder_decoder_ragged_sources_and_prompts() -> None:
     assert not torch.equal(cached, other)
 
 
+def test_a_decoder_with_a_context() -> None:
+    whole = vf.models.seq2seq(vocab_size=VOCAB, dim=24, depth=2, heads=3, max_seq_len=LONGEST, init_std=0.4)
+    model, rows = vf.build(whole).double().decoder, prompts(3, 1)
+    context, keep = torch.randn(2, 9, 24).double(), torch.ones(2, 9, dtype=torch.bool)
+    keep[1, 4:] = False
+    cached = vf.generate(model, rows, 12, context=context, context_mask=keep, greedy=True)
+    uncached = vf.generate(model, rows, 12, context=context, context_mask=keep, greedy=True, use_cache=False)
+    assert torch.equal(cached, uncached)
+    assert torch.equal(cached[1], vf.generate(model, rows[1], 12, context=context[1:, :4], greedy=True))
+    first, state = vf.generate(
+        model, rows, 5, context=context, context_mask=keep, greedy=True, return_state=True, max_len=20
+    )
+    with pytest.raises(vf.ConfigError, match="context: the state has read it already"):
+        vf.generate(model, first, 2, context=context, state=state)
+    assert not torch.equal(cached, vf.generate(model, rows, 12, context=context, greedy=True))
+
+
 def test_eos_ends_a_row_and_all_rows_end_the_run() -> None:
     model, prompt = gpt(), torch.randint(VOCAB, (4, 5))
     free = vf.generate(model, prompt, 30, greedy=True)

@@ -19,7 +19,7 @@ from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
 from variform.stack.prefix import behind_prefix
-from variform.stack.state import check_state, count_positions, new_state, plan, signature
+from variform.stack.state import check_state, count_positions, new_state, plan, signature, turned
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -142,7 +142,9 @@ class Transformer(Model):
             if wrong is None:
                 raise
             raise wrong from error
-        return out if planned is None else (out, {**planned.state, "parts": branches})
+        if planned is None or state is None:
+            return out
+        return out, {**planned.state, **turned(state), "parts": branches}
 
     def _run(
         self, inputs: Tensor, streams: dict[str, Any], after: Mapping[str, Any], state: State | None

@@ -2,8 +2,10 @@
 
 A state is a plain dict: `count` (the most tokens any row has seen), `seen` [B] (None while all rows have seen `count`),
 `positions` [B, max_len + 1] (of the token in each slot; slot i holds i until a caller says otherwise), `segments` (the
-same, when documents are packed), `moved` (a slot's position may differ from its number), `bucket`, and `parts`, a tree
-keyed by call. The state that goes in is void; the one that comes out is to be used.
+same, when documents are packed), `moved` (a slot's position may differ from its number), `bucket`, `context_mask`,
+`made_for` (what tells its model), and `parts`, a tree keyed by call. The state that goes in is void, the one that comes
+out is to be used: without autograd their buffers are the same, and `turn` (the state's) and `clock` (all of theirs)
+tell which is the newest.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ def new_state(batch: int, max_len: int, device: Any, parts: State, bucket: int =
         "segments": None,
         "count": 0,
         "moved": False,
+        "clock": [0],
+        "turn": 0,
         "bucket": bucket,
         "parts": parts,
     }
@@ -68,6 +72,11 @@ def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any
         raise ShapeError("this is no decode state of this model; make one with init_state")
     if not torch.compiler.is_compiling() and state["made_for"] != signature(model):
         raise ShapeError("the decode state was made by another model; make one with this model's init_state")
+    if not torch.compiler.is_compiling() and state["clock"][0] != state["turn"]:
+        raise ShapeError(
+            "this decode state was used already, and what it held may be overwritten: go on with the state that the "
+            "call returned, or use a copy.deepcopy of a state that is needed twice"
+        )
     if not tokens:
         raise ShapeError("images cannot be read into a decode state; run without one")
     if streams["context"] is not None:
@@ -77,6 +86,20 @@ def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any
     if streams["context_mask"] is not None:
         raise ShapeError("the decode state holds a context_mask already: leave context_mask out")
     return state["context_mask"]
+
+
+def turned(state: State) -> dict[str, Any]:
+    """The entries by which a new state tells that the one before is void; without autograd, buffers are shared.
+
+    Args:
+        state: the state that came in; its clock is set forward.
+    """
+    if torch.is_grad_enabled():
+        return {"clock": [state["turn"]]}
+    if torch.compiler.is_compiling():
+        return {}
+    state["clock"][0] += 1
+    return {"turn": state["clock"][0]}
 
 
 @dataclass(slots=True)
@@ -196,7 +219,8 @@ def _ragged(state: State, length: int, positions: Tensor | None, valid: Tensor |
         new_seen = seen + offset[:, -1]
         count = int(new_seen.max())
         _fits(count, state)
-        order = seen.unsqueeze(1) + (offset - 1).clamp(min=0)
+        # Padding takes a place too, and must not lie beyond the last one where a row is full.
+        order = (seen.unsqueeze(1) + (offset - 1).clamp(min=0)).clamp(max=buffer.shape[1] - 2)
         slots = torch.where(valid, order, buffer.shape[1] - 1)
     new_segments = _segments(state, segments, None, slots)
     if positions is not None or new_segments is not None:

@@ -7,16 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from variform.core.registry import preset
-from variform.core.spec import Shared, Spec
+from variform.core.spec import Spec
+from variform.models.decoder import language_model, pre_norm_layer
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
-from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
-from variform.stack.model import Transformer
-from variform.stack.stack import LayerStack
-from variform.stack.sublayer import Sublayer, TransformerLayer
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -55,22 +52,15 @@ def gpt(
     attention = MultiHead.spec(
         kv_heads=kv_heads, bias=bias, out_bias=bias, attention={"part": "softmax", "dropout": dropout}
     )
-    layer = TransformerLayer.spec(
-        sublayers=[
-            Sublayer.spec(body=attention, norm=norm, dropout=dropout),
-            Sublayer.spec(body=MLP.spec(mult=mult, bias=bias), norm=norm, dropout=dropout),
-        ]
-    )
-    tokens = TokenEmbedding.spec(position=LearnedPosition.spec(), dropout=dropout)
-    embedding = Shared("tokens", tokens) if tie else tokens
-    return Transformer.spec(
+    layer = pre_norm_layer([attention, MLP.spec(mult=mult, bias=bias)], norm, dropout)
+    return language_model(
+        TokenEmbedding.spec(position=LearnedPosition.spec(), dropout=dropout),
+        [layer] * depth,
+        norm,
+        tie=tie,
         dim=dim,
         heads=heads,
-        causal=True,
         max_seq_len=max_seq_len,
         vocab_size=vocab_size,
         init_std=init_std,
-        embedding=embedding,
-        stacks=[LayerStack.spec(layers=[layer] * depth, norm=norm)],
-        head=TiedLMHead.spec(embedding=embedding) if tie else LMHead.spec(),
     )

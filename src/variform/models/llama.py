@@ -7,17 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from variform.core.registry import preset
-from variform.core.spec import Shared, Spec
+from variform.core.spec import Spec
+from variform.models.decoder import language_model, pre_norm_layer
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import GLU
-from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.position.rotary import RotaryRotation
-from variform.stack.model import Transformer
-from variform.stack.stack import LayerStack
-from variform.stack.sublayer import Sublayer, TransformerLayer
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -64,22 +61,15 @@ def llama(
     heads_of = SoftmaxAttention.spec() if window is None else LocalAttention.spec(window=window)
     rotation = RotaryRotation.spec(base=rope_base, layout=rope_layout)
     attention = MultiHead.spec(kv_heads=kv_heads, rotation=rotation, attention=heads_of)
-    layer = TransformerLayer.spec(
-        sublayers=[
-            Sublayer.spec(body=attention, norm=norm, dropout=dropout),
-            Sublayer.spec(body=GLU.spec(hidden=inner), norm=norm, dropout=dropout),
-        ]
-    )
-    tokens = TokenEmbedding.spec(dropout=dropout)
-    embedding = Shared("tokens", tokens) if tie else tokens
-    return Transformer.spec(
+    layer = pre_norm_layer([attention, GLU.spec(hidden=inner)], norm, dropout)
+    return language_model(
+        TokenEmbedding.spec(dropout=dropout),
+        [layer] * depth,
+        norm,
+        tie=tie,
         dim=dim,
         heads=heads,
-        causal=True,
         max_seq_len=max_seq_len,
         vocab_size=vocab_size,
         init_std=init_std,
-        embedding=embedding,
-        stacks=[LayerStack.spec(layers=[layer] * depth, norm=norm)],
-        head=TiedLMHead.spec(embedding=embedding) if tie else LMHead.spec(),
     )

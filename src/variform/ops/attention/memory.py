@@ -18,8 +18,8 @@ __all__ = ["with_memory"]
 def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
     """The call with `k` and `v` in front of its own keys and values: no mask hides them, no bias moves them.
 
-    Masks that depend on data, and biases, are built whole for it, because columns no longer stand for positions. A modifier that is no bias
-    (a soft cap) holds for these keys too.
+    Masks that depend on data, and biases, are built whole for it, because columns no longer stand for positions. A
+    modifier that is no bias (a soft cap) holds for these keys too.
 
     Shapes:
         k: [Hk, M, D], v: [Hk, M, Dv]

@@ -66,6 +66,8 @@ def shapes(case: Case) -> None:
     """Takes odd lengths and batches of 1 and 3, and gives finite results of the sizes and type it promises."""
     model = case.model().eval()
     lengths = (1, 7, 33) if case.form != "images" and case.can.lengths else (7,)
+    if case.form != "images" and not case.can.lengths:
+        assert not case.accepts(model, case.of_length(3, 7)), "it says that it takes one length, and takes another"
     for length in lengths:
         whole = None
         for batch in (3, 1):

@@ -141,11 +141,12 @@ class Case:
     # ---- inputs and runs ----
 
     def inputs(self, batch: int, length: int, seed: int = 1, context: int = 5) -> Inputs:
-        """Random inputs in float64."""
+        """Random inputs in float64; of the one length that a part takes, where it takes one alone."""
+        length = length if self.can.lengths else FACTS["max_seq_len"]
         with seeded(seed):
             if self.is_pair:
-                return replace(self._of_form(batch, length), context=self._of_form(batch, context).x)
-            made = self._of_form(batch, length)
+                return replace(self.of_length(batch, length), context=self.of_length(batch, context).x)
+            made = self.of_length(batch, length)
             if not self.reads_context:
                 return made
             return replace(made, context=torch.randn(batch, context, self.dim_context, dtype=torch.float64))
@@ -243,7 +244,8 @@ class Case:
         if self.form == "images" or not self.can.lengths:
             raise NotApplicable("its input has one fixed size")
 
-    def _of_form(self, batch: int, length: int) -> Inputs:
+    def of_length(self, batch: int, length: int) -> Inputs:
+        """Random inputs of this very length, without a context."""
         if self.form == "features":
             size = self._probe.spec["dim"]
             return Inputs(torch.randn(batch, length, size, dtype=torch.float64), None, "features")

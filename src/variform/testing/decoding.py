@@ -14,7 +14,7 @@ from variform.errors import ConfigError
 from variform.testing.case import MIXING, Case, Inputs
 from variform.testing.numbers import gradients, same
 from variform.testing.report import NotApplicable, check
-from variform.testing.sequence import FORWARD_FILL, poisoned
+from variform.testing.sequence import FORWARD_FILL, GRADIENT_FILL, poisoned
 
 LENGTH = 33
 DEEP = (*MIXING, "layer", "stack", "model", "rotation", "bias", "position")
@@ -87,7 +87,7 @@ def _in_chunks(case: Case, model: Any, inputs: Inputs, bucket: int = 0, **stream
     return torch.cat(outs, 1)
 
 
-def _ragged(case: Case, model: Any, inputs: Inputs, side: str) -> Tensor:
+def _ragged(case: Case, model: Any, inputs: Inputs, side: str, fill: float = FORWARD_FILL) -> Tensor:
     """Each row takes its own number of tokens in each call, often none; the rest of the chunk is padding."""
     batch = inputs.x.shape[0]
     draw = random.Random(side)
@@ -102,7 +102,7 @@ def _ragged(case: Case, model: Any, inputs: Inputs, side: str) -> Tensor:
         for row, (place, count) in enumerate(zip(places, counts, strict=True)):
             x[row, place] = inputs.x[row, seen[row] : seen[row] + count]
             valid[row, place] = True
-        chunk = replace(inputs, x=poisoned(x, valid, FORWARD_FILL))
+        chunk = replace(inputs, x=poisoned(x, valid, fill))
         out, state = case.run(model, chunk, state=state, valid=valid)
         for row, (place, count) in enumerate(zip(places, counts, strict=True)):
             outs[row].append(out[row, place])
@@ -128,6 +128,11 @@ def _segments_with_gradients(case: Case, inputs: Inputs) -> None:
         wanted = gradients((whole.square() * weights).sum(), model)
         chunked = _in_chunks(case, model, inputs)
         same(chunked, whole, f"chunks in training, executor {executor!r}")
-        found = gradients((chunked.square() * weights).sum(), model)
-        for name, gradient in wanted.items():
-            same(found[name], gradient, f"the gradient of {name} through the state, executor {executor!r}", 1e-9)
+        found = {"chunks": gradients((chunked.square() * weights).sum(), model)}
+        if case.can.key_padding:
+            ragged = _ragged(case, model, inputs, "right", GRADIENT_FILL)
+            same(ragged, whole, f"ragged chunks in training, executor {executor!r}")
+            found["ragged chunks"] = gradients((ragged.square() * weights).sum(), model)
+        for what, got in found.items():
+            for name, gradient in wanted.items():
+                same(got[name], gradient, f"the gradient of {name} through {what}, executor {executor!r}", 1e-9)

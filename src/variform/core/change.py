@@ -11,7 +11,7 @@ from variform.core.fields import Field, field_map, fields_of
 from variform.core.plain import field_value, from_plain, is_same
 from variform.core.spec import Shared, Spec, shared_specs
 from variform.core.text import parse_yaml
-from variform.errors import ConfigError, did_you_mean, join_path
+from variform.errors import ConfigError, Problem, did_you_mean, join_path
 
 
 def override(spec: Spec, settings: Iterable[str] | Mapping[str, Any]) -> Spec:
@@ -21,16 +21,24 @@ def override(spec: Spec, settings: Iterable[str] | Mapping[str, Any]) -> Spec:
     part is used.
 
     Raises:
-        ConfigError: a path that does not exist, with the nearest names.
+        ConfigError: every path that does not exist, with the nearest names, and every value that cannot be read.
     """
-    pairs = settings.items() if isinstance(settings, Mapping) else [_split(text) for text in settings]
-    for path, value in pairs:
-        steps = re.sub(r"\[([^\]]*)\]", r".\1", path).strip(".").split(".")
-        setter = _Setter(value, ".".join(steps), shared_specs(spec))
-        spec = setter.set(spec, steps)
-        if setter.changed:
-            spec = _everywhere(spec, setter.changed)
+    problems: list[Problem] = []
+    for setting in settings.items() if isinstance(settings, Mapping) else settings:
+        try:
+            spec = _changed(spec, *(_split(setting) if isinstance(setting, str) else setting))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
     return spec
+
+
+def _changed(spec: Spec, path: str, value: Any) -> Spec:
+    steps = re.sub(r"\[([^\]]*)\]", r".\1", path).strip(".").split(".")
+    setter = _Setter(value, ".".join(steps), shared_specs(spec))
+    spec = setter.set(spec, steps)
+    return _everywhere(spec, setter.changed) if setter.changed else spec
 
 
 @dataclass(frozen=True)

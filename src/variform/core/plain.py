@@ -18,7 +18,7 @@ import torch
 from variform.core.fields import Field, field_map, fields_of
 from variform.core.inherit import INHERIT, Inherit, inherit
 from variform.core.registry import lookup, parts, presets
-from variform.core.spec import Shared, Spec, default_of
+from variform.core.spec import BROKEN, Shared, Spec, default_of
 from variform.errors import ConfigError, Problem, did_you_mean, join_path
 
 MAX_INLINE = 64
@@ -58,9 +58,9 @@ def from_dict(data: Mapping[str, Any] | str, *, kinds: tuple[str, ...] = ()) -> 
 def from_plain(data: Any, kinds: tuple[str, ...] = (), path: str = "") -> Spec | Shared | None:
     """Like `from_dict`, for any place of a config: the result may be a `Shared`."""
     problems: list[Problem] = []
-    spec = _part(data, kinds, path, problems)
+    spec: Spec | Shared | None = _part(data, kinds, path, problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *_further(spec, path)])
     return spec
 
 
@@ -136,17 +136,26 @@ def _list_data(items: Sequence[Any], path: str, full: bool) -> list[Any]:
     return data
 
 
-def _part(data: Any, kinds: tuple[str, ...], path: str, problems: list[Problem]) -> Spec | Shared | None:
+def _further(spec: Any, path: str) -> list[Problem]:
+    """What resolution finds in the places that could be read, so that all mistakes are reported at once."""
+    from variform.core.resolve import examine  # resolution needs the codec, which needs it for its errors alone
+
+    spec = spec.spec if isinstance(spec, Shared) else spec
+    return [p.below(path) for p in examine(spec, sure=False)[1]] if isinstance(spec, Spec) else []
+
+
+def _part(data: Any, kinds: tuple[str, ...], path: str, problems: list[Problem]) -> Any:
+    """A spec, a shared one, or `BROKEN` after reporting why there is none."""
     if isinstance(data, (Spec, Shared)):
         return data
     if isinstance(data, str):
         data = {"part": data}
     if not isinstance(data, Mapping):
         problems.append(Problem(path, "expected a part", data, "write {part: NAME, field: value}"))
-        return None
+        return BROKEN
     if "_target_" in data:
         problems.append(Problem(path, "_target_ is not read here: files may name registered parts only"))
-        return None
+        return BROKEN
     if "shared" in data:
         return _shared(data, kinds, path, problems)
     if "preset" in data:
@@ -154,12 +163,12 @@ def _part(data: Any, kinds: tuple[str, ...], path: str, problems: list[Problem])
     name = data.get("part")
     if not isinstance(name, str):
         problems.append(_unnamed(data, path))
-        return None
+        return BROKEN
     try:
         part = lookup(name, kinds)
     except ConfigError as error:
         problems.append(Problem(join_path(path, "part"), error.problems[0].message, hint=error.hint))
-        return None
+        return BROKEN
     known = field_map(part)
     args: dict[str, Any] = {}
     for key, value in data.items():
@@ -171,6 +180,8 @@ def _part(data: Any, kinds: tuple[str, ...], path: str, problems: list[Problem])
         else:
             message = f"{part.kind} {part.name!r} has no field {str(key)!r}"
             problems.append(Problem(here, message, hint=did_you_mean(str(key), known)))
+            # One of the fields that are not there may be the one that is misspelt.
+            args.update({f.name: BROKEN for f in known.values() if f.required and f.name not in data})
     return Spec(part, args)
 
 
@@ -197,7 +208,7 @@ def _value(value: Any, field: Field, path: str, problems: list[Problem]) -> Any:
         return _part(value, field.kind_names(), path, problems)
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
         problems.append(Problem(path, "expected a list of parts", value))
-        return ()
+        return BROKEN
     return tuple(_items(value, field.kind_names(), path, problems))
 
 
@@ -209,6 +220,7 @@ def _items(value: Iterable[Any], kinds: tuple[str, ...], path: str, problems: li
             count = entry["repeat"]
             if set(entry) != {"repeat", "of"} or not isinstance(count, int) or isinstance(count, bool) or count < 0:
                 problems.append(Problem(here, "a repeat is written {repeat: N, of: PART}", dict(entry)))
+                items.append(BROKEN)
                 continue
             items.extend([_part(entry["of"], kinds, here, problems)] * count)
         else:
@@ -220,42 +232,42 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) == {"tensor", "dtype"}
 
 
-def _tensor(data: Mapping[str, Any], path: str, problems: list[Problem]) -> torch.Tensor | None:
+def _tensor(data: Mapping[str, Any], path: str, problems: list[Problem]) -> Any:
     dtype = getattr(torch, str(data["dtype"]), None)
     if not isinstance(dtype, torch.dtype):
         problems.append(Problem(join_path(path, "dtype"), "there is no such tensor type", data["dtype"]))
-        return None
+        return BROKEN
     try:
         return torch.tensor(data["tensor"], dtype=dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         problems.append(Problem(join_path(path, "tensor"), f"these numbers make no tensor: {error}", data["tensor"]))
-        return None
+        return BROKEN
 
 
-def _shared(data: Mapping[str, Any], kinds: tuple[str, ...], path: str, problems: list[Problem]) -> Shared | None:
+def _shared(data: Mapping[str, Any], kinds: tuple[str, ...], path: str, problems: list[Problem]) -> Any:
     extra = [key for key in data if key not in ("shared", "of")]
     if extra:
         problems.append(Problem(join_path(path, str(extra[0])), "a shared part has only the keys 'shared' and 'of'"))
     if not isinstance(data["shared"], str):
         problems.append(Problem(join_path(path, "shared"), "the name of a shared part is text", data["shared"]))
-        return None
+        return BROKEN
     inner = _part(data["of"], kinds, join_path(path, "of"), problems) if "of" in data else None
     if isinstance(inner, Shared):
         problems.append(Problem(join_path(path, "of"), "a shared part cannot be another shared part"))
-        return None
+        return BROKEN
     return Shared(data["shared"], inner)
 
 
-def _preset(data: Mapping[str, Any], path: str, problems: list[Problem]) -> Spec | None:
+def _preset(data: Mapping[str, Any], path: str, problems: list[Problem]) -> Any:
     known = presets()
     name = str(data["preset"])
     if name not in known:
         hint = did_you_mean(name, known)
         problems.append(Problem(join_path(path, "preset"), f"there is no preset {name!r}", hint=hint))
-        return None
+        return BROKEN
     arguments = {str(key): value for key, value in data.items() if key != "preset"}
     try:
         return known[name](**arguments)
     except ConfigError as error:
         problems.extend(p.below(path) for p in error.problems)
-        return None
+        return BROKEN

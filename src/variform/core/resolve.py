@@ -11,7 +11,7 @@ from variform.core.fields import Field, check_value, field_map, fields_of
 from variform.core.inherit import Inherit
 from variform.core.part import Part
 from variform.core.registry import parts
-from variform.core.spec import MISSING, Shared, Spec, default_of, shared_specs
+from variform.core.spec import BROKEN, MISSING, Shared, Spec, default_of, described, shared_specs
 from variform.errors import ConfigError, Problem, did_you_mean, join_path
 
 MODEL_STREAMS = frozenset(
@@ -51,10 +51,16 @@ def resolve(spec: Any, **facts: Any) -> Spec:
     return resolved
 
 
-def examine(spec: Spec, **facts: Any) -> tuple[Spec | None, list[Problem]]:
-    """Like `resolve`, but returns the problems instead of raising them."""
+def examine(spec: Spec, *, sure: bool = True, **facts: Any) -> tuple[Spec | None, list[Problem]]:
+    """Like `resolve`, but returns the problems instead of raising them.
+
+    Args:
+        spec: the root.
+        sure: whether `facts` are all there are; otherwise a field that nothing provides is no problem.
+        facts: what the surroundings provide.
+    """
     walk = _Walk(shared=shared_specs(spec), problems=_unknown_facts(facts))
-    resolved = walk.visit(spec, {"writes": count_writes(spec), **facts}, "")
+    resolved = walk.visit(spec, {"writes": count_writes(spec), **facts}, "", sure)
     problems = _unique(walk.problems)
     if resolved is not None and not problems:
         problems = stream_problems(resolved)
@@ -108,7 +114,7 @@ class _Walk:
         values.update(self._slots(spec, facts, values if complete else None, path, sure))
         if len(self.problems) > before or any(name not in values for name in known):
             return None
-        problems = list(spec.part.check({**facts, **values}))
+        problems = list(spec.part.check({**facts, **{name: described(value) for name, value in values.items()}}))
         self.problems.extend(problem.below(path) for problem in problems)
         return None if problems else Spec(spec.part, values)
 
@@ -118,6 +124,8 @@ class _Walk:
             if f.is_slot:
                 continue
             value = spec.args.get(f.name, default_of(f))
+            if value is BROKEN:
+                continue
             if isinstance(value, Inherit):
                 value = self._inherited(spec, f, value, around, path if sure else None)
                 if value is MISSING:
@@ -158,7 +166,9 @@ class _Walk:
             if not f.is_slot:
                 continue
             value = spec.args.get(f.name, default_of(f))
-            if value is MISSING:
+            if value is BROKEN:
+                sure = False
+            elif value is MISSING:
                 self._report(path, f.name, f"{_label(spec)} needs this part ({f.type_text()})")
             elif value is None and f.optional:
                 values[f.name] = None
@@ -199,6 +209,8 @@ class _Walk:
         """The description of a child that fits the slot, or None after reporting why there is none."""
         problem = None
         child = self.shared.get(value.name) if isinstance(value, Shared) else value
+        if child is BROKEN:
+            return None
         if isinstance(value, Shared) and child is None:
             problem = Problem(here, f"nothing defines the shared part {value.name!r}")
         elif isinstance(value, Shared) and value.spec is not None and value.spec != child:

@@ -202,6 +202,13 @@ def shared_specs(spec: Spec) -> dict[str, Spec]:
     return found
 
 
+def described(value: Any) -> Any:
+    """A slot's content as descriptions: what is marked as shared stands as its spec."""
+    if isinstance(value, tuple):
+        return tuple(described(item) for item in value)
+    return value.spec if isinstance(value, Shared) else value
+
+
 def freeze(value: Any) -> Any:
     """A deep, read-only copy of plain containers; specs, tensors, modules and callables are kept as they are."""
     if isinstance(value, FrozenDict):
@@ -245,6 +252,18 @@ class _Missing:
 
 MISSING = _Missing()
 """Stands in canonical forms for a required argument that was not given."""
+
+
+class _Broken:
+    def __repr__(self) -> str:
+        return "<broken>"
+
+    def __reduce__(self) -> str:
+        return "BROKEN"
+
+
+BROKEN = _Broken()
+"""Stands where data could not be read: the mistake is reported, and resolution passes the place over."""
 
 
 def _key(value: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, Part, use
 from variform.core.registry import register
-from variform.core.spec import Spec
+from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
 from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
 from variform.parts.linear import Linear
@@ -188,7 +188,7 @@ def head_problems(facts: Facts) -> list[Problem]:
 
 def slot_abilities(args: Facts) -> Can:
     """The abilities of the attention in the slot `attention`."""
-    slot = args.get("attention")
+    slot = described(args.get("attention"))
     return slot.part.abilities(dict(slot.args)) if isinstance(slot, Spec) else Can()
 
 

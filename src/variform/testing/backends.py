@@ -16,9 +16,9 @@ from variform.ops.masks import Causal, Dense, Global, Window
 from variform.ops.scores import DenseBias, SoftCap
 from variform.parts.kinds import Sides
 from variform.testing.case import Case
+from variform.testing.heads import heads
 from variform.testing.numbers import rms, same
 from variform.testing.report import NotApplicable, check
-from variform.testing.sequence import heads
 
 COMPILED = ("flex",)
 """Backends that compile for seconds at each new form of a call."""

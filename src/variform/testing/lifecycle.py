@@ -17,9 +17,9 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.parts.kinds import Sides, StreamPart
 from variform.testing.case import Case, perturb, seeded
+from variform.testing.heads import heads
 from variform.testing.numbers import Rounded, gradients, identical, largest, rms, same
 from variform.testing.report import NotApplicable, check
-from variform.testing.sequence import heads
 
 
 @check("compile")

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from variform.core.resolve import examine
-from variform.ops.masks import Dense
-from variform.parts.kinds import Sides
 from variform.testing.case import MIXING, Case, Inputs, seeded
-from variform.testing.hosts import Setting
 from variform.testing.numbers import gradients, identical, same
 from variform.testing.report import NotApplicable, check
 
@@ -109,7 +106,7 @@ def padding(case: Case) -> None:
             return
         for side in ("left", "right"):
             _padded_equals_short(case, model, side)
-        _padded_context_equals_short(case, model)
+        padded_context_equals_short(case, model)
 
 
 def _padded_equals_short(case: Case, model: Any, side: str) -> None:
@@ -148,7 +145,8 @@ def _loss(case: Case, out: Tensor, real: Any, weights: Tensor) -> Any:
     return (out[real].square() * weights[: out[real].shape[0]]).sum()
 
 
-def _padded_context_equals_short(case: Case, model: Any) -> None:
+def padded_context_equals_short(case: Case, model: Any) -> None:
+    """Padding of the sequence that is read changes nothing."""
     inputs = case.inputs(2, 4, context=6)
     if inputs.context is None:
         return
@@ -245,67 +243,6 @@ def _forbidden_rows_are_finite(case: Case, model: Any) -> None:
         assert bool(torch.isfinite(out).all()), "a token that may attend to nothing is not finite"
         (gradient,) = torch.autograd.grad(out.square().sum(), leaves[-1])
         assert bool(torch.isfinite(gradient).all()), "a token that may attend to nothing has no finite gradient"
-
-
-# ---- heads ----
-
-
-@check("attention")
-def attention(case: Case) -> None:
-    """Head level: masked keys count as if they were not there, and a query that sees none gets zeros."""
-    if case.part.kind != "attention":
-        raise NotApplicable("it is no attention")
-    part = Case(case.sample, {**case.facts, "causal": False}).alone().eval()
-    q, k, v = heads(6, 7)
-    if case.can.cross and case.can.key_padding:
-        keep = torch.tensor([[True, False, True, True, False, True, False], [False] * 7])
-        out = part(q, k, v, Sides(k_valid=keep))
-        fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides())
-        same(out[:1], fewer, "keys that are not valid, against fewer keys")
-        same(out[1], torch.zeros_like(out[1]), "a row without valid keys", 0.0)
-    if case.can.cross and case.can.attention_mask:
-        allowed = torch.rand(2, 4, 6, 7) > 0.4
-        allowed[0, :, 2] = False
-        allowed[1, :, 4, 1:] = False
-        out = part(q, k, v, Sides(mask=Dense(allowed)))
-        same(out[0, :, 2], torch.zeros_like(out[0, :, 2]), "a query whose mask allows nothing", 0.0)
-        for row, head, step in ((0, 1, 0), (1, 3, 4), (1, 0, 5)):
-            keep = allowed[row, head, step]
-            if keep.any():
-                at = (slice(row, row + 1), slice(head, head + 1))
-                fewer = part(q[at][:, :, step : step + 1], k[at][:, :, keep], v[at][:, :, keep], Sides())
-                same(out[row, head, step], fewer[0, 0, 0], "a masked query, against fewer keys")
-    grouped = part(q[:, :, :6], k[:, :2, :6], v[:, :2, :6], Sides())
-    repeated = part(q[:, :, :6], *(t[:, :2, :6].repeat_interleave(2, 1) for t in (k, v)), Sides())
-    same(grouped, repeated, "two key heads for four query heads, against repeated key heads")
-
-
-def heads(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Random q, k, v of 2 rows, 4 heads and 4 features."""
-    with seeded(11):
-        return tuple(torch.randn(2, 4, n, 4, dtype=torch.float64).to(dtype) for n in (queries, keys, keys))  # type: ignore[return-value]
-
-
-@check("cross")
-def cross(case: Case) -> None:
-    """Attends to a sequence of another length where it says so, and is refused there where it says not."""
-    if case.part.kind != "attention":
-        raise NotApplicable("it is no attention")
-    from variform.parts.mixer.cross import CrossMultiHead
-    from variform.testing.samples import Sample
-
-    across = Case(Sample(CrossMultiHead.spec(attention=case.spec)), case.facts)
-    if not case.can.cross:
-        found = examine(across.host(Setting(causal=True)))[1]
-        assert found, "it cannot attend to another sequence, and cross attention accepts it"
-        return
-    model = across.model().eval()
-    for context in (1, 5, 12):
-        out = across.run(model, across.inputs(2, 5, context=context))
-        assert out.shape[1] == 5, f"a context of {context} tokens: shape {list(out.shape)}"
-        assert bool(torch.isfinite(out).all()), f"a context of {context} tokens: not finite"
-    if case.can.key_padding:
-        _padded_context_equals_short(across, model)
 
 
 # ---- shared ----

@@ -91,7 +91,7 @@ class Spec:
         for field, index, child in self.children():
             step = field if index is None else f"{field}.{index}"
             spec = child.spec if isinstance(child, Shared) else child
-            if spec is not None:
+            if isinstance(spec, Spec):  # not None, and not a place that could not be read
                 yield from spec.walk(f"{path}.{step}" if path else step)
 
     def canonical_key(self) -> tuple[Any, ...]:

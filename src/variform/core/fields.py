@@ -148,7 +148,9 @@ def type_schema(annotation: Any) -> dict[str, Any]:
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
+        return TypeAdapter(
+            annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+        )
     except PydanticUserError:
         return TypeAdapter(annotation)
 

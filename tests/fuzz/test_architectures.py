@@ -22,7 +22,7 @@ def test_a_random_architecture(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SLOW.start, SLOW.stop, 10))
-@pytest.mark.parametrize("invariant", (*INVARIANTS, *SLOW_INVARIANTS), ids=lambda function: function.__name__)
+@pytest.mark.parametrize("invariant", [*INVARIANTS, *SLOW_INVARIANTS], ids=lambda function: function.__name__)
 def test_many_random_architectures(first: int, invariant: Callable[[Drawn], None]) -> None:
     for seed in range(first, first + 10):
         try:
@@ -32,7 +32,7 @@ def test_many_random_architectures(first: int, invariant: Callable[[Drawn], None
             raise
 
 
-@pytest.mark.parametrize("seed", (1, 6))
+@pytest.mark.parametrize("seed", [1, 6])
 def test_a_random_architecture_compiles_to_one_graph(seed: int) -> None:
     compiled(draw(seed))
 

@@ -42,17 +42,22 @@ def _outcome(changed: Mutant) -> str:
     before = repr(changed.data)
     try:
         return _run(changed.data)
-    except vf.ConfigError as error:
-        for problem in error.problems:
-            assert problem.message, changed.label
-            assert _exists(problem, changed.data), f"{changed.label}: no such path {problem.path!r}: {problem}"
-        assert len({str(problem) for problem in error.problems}) == len(error.problems), f"{changed.label}: {error}"
+    except vf.ConfigError as refusal:
+        _check_refusal(refusal, changed)
         return "refused"
     except Exception as error:
         error.add_note(changed.label)
         raise
     finally:
         assert repr(changed.data) == before, f"{changed.label}: the data was changed"
+
+
+def _check_refusal(refusal: vf.ConfigError, changed: Mutant) -> None:
+    """Each problem says something, stands once, and its path leads somewhere."""
+    for problem in refusal.problems:
+        assert problem.message, changed.label
+        assert _exists(problem, changed.data), f"{changed.label}: no such path {problem.path!r}: {problem}"
+    assert len({str(problem) for problem in refusal.problems}) == len(refusal.problems), f"{changed.label}: {refusal}"
 
 
 def _run(data: Any) -> str:

@@ -154,6 +154,7 @@ class Part(nn.Module, metaclass=PartMeta):
         can: what the part can do.
         reads: the streams its `forward` looks at.
         stateful: whether it keeps decode state (`init_state`).
+        follows: fields that say what reaches the part, so that a value of its own must be that of the surroundings.
         residual_writes: how often it adds to the residual stream (for depth-scaled initialisation).
     """
 
@@ -162,6 +163,7 @@ class Part(nn.Module, metaclass=PartMeta):
     can: ClassVar[Can] = Can()
     reads: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = False
+    follows: ClassVar[frozenset[str]] = frozenset()
     residual_writes: ClassVar[int] = 0
     spec = SpecAccess()
 

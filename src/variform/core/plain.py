@@ -206,7 +206,7 @@ def _value(value: Any, field: Field, path: str, problems: list[Problem]) -> Any:
         return None
     if not field.many:
         return _part(value, field.kind_names(), path, problems)
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         problems.append(Problem(path, "expected a list of parts", value))
         return BROKEN
     return tuple(_items(value, field.kind_names(), path, problems))

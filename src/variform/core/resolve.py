@@ -200,10 +200,20 @@ class _Walk:
     ) -> Spec | Shared | None:
         child = self._described(f, value, here)
         resolved = None if child is None else self.visit(child, around, here, sure)
-        if resolved is None:
+        if resolved is None or not self._follows(resolved, around, here):
             return None
         given.update(resolved.part.gives({**around, **dict(resolved.args)}))
         return self._share(value.name, resolved, here) if isinstance(value, Shared) else resolved
+
+    def _follows(self, spec: Spec, around: Mapping[str, Any], here: str) -> bool:
+        """Report sizes of a part that are not those of what reaches it."""
+        before = len(self.problems)
+        for name in sorted(spec.part.follows):
+            own, reaching = spec.get(name), around.get(name)
+            if own is not None and reaching is not None and own != reaching:
+                message = f"{_label(spec)} has {name} = {own}, and what reaches it has {reaching}"
+                self._report(here, name, message, hint="leave it out, so that it is inherited")
+        return len(self.problems) == before
 
     def _described(self, f: Field, value: Any, here: str) -> Spec | None:
         """The description of a child that fits the slot, or None after reporting why there is none."""

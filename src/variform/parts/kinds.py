@@ -31,6 +31,8 @@ class StreamPart(Part):
         x: [B, L, dim]
     """
 
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
+
     @abstractmethod
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Transform `x`; publish by returning `(x, {"name": tensor})`."""
@@ -132,6 +134,7 @@ class Norm(Part):
     """Normalises the last dimension: `forward(x, condition=None) -> x`."""
 
     kind: ClassVar[str] = "norm"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -146,6 +149,7 @@ class Position(Part):
     """A position code that is added to the embeddings: `forward(positions, length, like) -> [.., L, dim]`."""
 
     kind: ClassVar[str] = "position"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
     @abstractmethod
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
@@ -164,6 +168,7 @@ class Rotation(Part):
     """
 
     kind: ClassVar[str] = "rotation"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim_head"})
 
     @abstractmethod
     def forward(
@@ -182,6 +187,7 @@ class Bias(Part):
     """A position-dependent change of attention scores: `forward() -> ScoreMod`."""
 
     kind: ClassVar[str] = "bias"
+    follows: ClassVar[frozenset[str]] = frozenset({"heads"})
 
     @abstractmethod
     def forward(self) -> ScoreMod:
@@ -196,6 +202,7 @@ class Memory(Part):
     """Keys and values beside those of the sequence: `forward() -> (k, v)`, [Hk, M, D] and [Hk, M, Dv]."""
 
     kind: ClassVar[str] = "memory"
+    follows: ClassVar[frozenset[str]] = frozenset({"kv_heads", "dim_head"})
 
     @abstractmethod
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -206,6 +213,7 @@ class Embedding(Part):
     """Turns a model's raw input into [B, L, dim]: `forward(inputs, streams) -> x` or `(x, published)`."""
 
     kind: ClassVar[str] = "embedding"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
     @abstractmethod
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
@@ -225,6 +233,7 @@ class Residual(Part):
     """Joins a branch to the residual stream: `forward(x, branch) -> x`."""
 
     kind: ClassVar[str] = "residual"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
     @abstractmethod
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -239,6 +248,7 @@ class Head(Part):
     """Reads the answer off the last hidden states: `forward(x, streams) -> output`."""
 
     kind: ClassVar[str] = "head"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
     @abstractmethod
     def forward(self, x: Tensor, streams: Streams) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from variform.core.part import Facts
+from variform.core.spec import described
 from variform.parts.kinds import Output, State, StreamPart, Streams, call, holds_state
 
 
@@ -49,6 +51,14 @@ def run_in_order(layers: ModuleList, x: Tensor, streams: Streams, slot: str) -> 
     if branches:
         published["state"] = branches
     return (x, published) if published else x
+
+
+def given_by(children: Iterable[Any], facts: Facts) -> dict[str, Any]:
+    """What the parts of a list, described, give to those after it."""
+    given: dict[str, Any] = {}
+    for child in map(described, children):
+        given.update(child.part.gives({**facts, **given, **dict(child.args)}))
+    return given
 
 
 def list_state(layers: ModuleList, slot: str, batch: int, max_len: int, streams: Streams) -> State:

@@ -13,7 +13,7 @@ from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
-from variform.stack.execute import ModuleList, list_state, run_in_order
+from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -58,6 +58,11 @@ class LayerStack(Stack):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """Each layer knows its place and the depth."""
         return {"layer": index, "depth": count} if slot == "layers" else {}
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """What the layers give."""
+        return given_by(facts["layers"], facts)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the layers and the final norm."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
-from variform.core.part import use
+from variform.core.part import Facts, use
 from variform.core.registry import register
 from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Output, Residual, Streams, call
-from variform.stack.execute import ModuleList, list_state, run_in_order
+from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(gt=0)]
@@ -114,6 +114,11 @@ class TransformerLayer(Layer):
     def __init__(self, sublayers: Sequence[Layer], dim: Size | None = INHERIT, heads: Size | None = INHERIT) -> None:
         super().__init__()
         self.sublayers = ModuleList(sublayers)
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """What the sublayers give."""
+        return given_by(facts["sublayers"], facts)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the sublayers."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
-from variform.core.part import Can
+from variform.core.part import Can, Facts
 from variform.core.registry import register
+from variform.errors import ConfigError, Problem
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.kinds import Embedding, Head, Streams
 from variform.parts.linear import Linear
@@ -61,9 +62,18 @@ class TiedLMHead(Head):
     def __init__(self, embedding: Embedding, scale: float = 1.0) -> None:
         super().__init__()
         if not isinstance(embedding, TokenEmbedding):
-            raise TypeError(f"a tied head needs a token embedding, not {type(embedding).__name__}")
+            raise ConfigError(f"a tied head needs a token embedding, not {type(embedding).__name__}", path="embedding")
         self.embedding = embedding
         self.scale = scale
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Only an embedding of tokens has a vector for each."""
+        embedding = facts["embedding"]
+        if issubclass(embedding.part, TokenEmbedding):
+            return []
+        hint = "share the inner embedding of tokens by its name, or take the head 'lm'"
+        return [Problem("embedding", f"a tied head needs a token embedding, not {embedding.name!r}", hint=hint)]
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Compare with every token's vector."""

@@ -8,6 +8,7 @@ Python user would expect, so that `except ValueError` keeps working.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,10 @@ class _Unset:
 
 
 _UNSET = _Unset()
+
+
+_MOST_TRIED = 100_000
+"""Divisors that are tried for a hint, so that an absurd size does not make the message wait."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ def nearest_multiples(value: int, divisor: int) -> str:
 
 def nearest_divisors(value: int, wanted: int) -> str:
     """A hint that names the divisors of `value` nearest to `wanted`."""
-    divisors = [d for d in range(1, value + 1) if value % d == 0]
+    small = [d for d in range(1, min(math.isqrt(value), _MOST_TRIED) + 1) if value % d == 0]
+    divisors = sorted({*small, *(value // d for d in small)})
     below = [d for d in divisors if d < wanted][-1:]
     above = [d for d in divisors if d > wanted][:1]
     return "nearest that divide it: " + " or ".join(str(d) for d in below + above)

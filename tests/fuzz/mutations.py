@@ -155,7 +155,7 @@ def _sizes(node: Plain, chance: random.Random) -> str:
     numbers = [key for key, value in node.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if not numbers:
         return ""
-    key = chance.choice(sorted(numbers))
+    key = chance.choice(sorted(numbers, key=str))
     node[key] = chance.choice(
         [node[key] + 1, node[key] * 3 + 1, 1, -node[key], float(node[key]), str(node[key]), 10**7]
     )
@@ -204,7 +204,7 @@ def _shared(node: Plain, chance: random.Random) -> str:
     parts = [key for key, value in node.items() if isinstance(value, dict)]
     if not parts:
         return ""
-    key = chance.choice(sorted(parts))
+    key = chance.choice(sorted(parts, key=str))
     name = chance.choice(["tokens", "layer1", "bias1", "lonely", "", None])
     node[key] = chance.choice(
         [

@@ -32,9 +32,9 @@ def test_a_changed_config_runs_or_is_refused_with_paths(first: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1000, 7000, 500))
+@pytest.mark.parametrize("first", range(1000, 3000, 250))
 def test_many_changed_configs(first: int) -> None:
-    for changed in _mutants(first, 500):
+    for changed in _mutants(first, 250):
         _outcome(changed)
 
 
@@ -66,7 +66,8 @@ def _run(data: Any) -> str:
     if not vf.check(spec, max_params=LARGEST).ok:
         return "too large to build here"
     model = vf.build(spec).eval()
-    arguments, streams = model.example_inputs(2, 5)
+    longest = getattr(model, "max_seq_len", None)
+    arguments, streams = model.example_inputs(2, min(5, longest or 5))
     with torch.no_grad():
         model(*arguments, **streams)
     return "ran"
@@ -91,8 +92,8 @@ def _leads(node: Any, steps: list[str]) -> bool:
         found = [value for key, value in node.items() if str(key) == step]
         if found and (rest or not isinstance(found[0], dict)):
             return _leads(found[0], rest)
-        return bool(found) or not rest or _default(node, step, rest)
-    return not rest and step == "part"  # a part that is written as its name alone, or something that is no part
+        return bool(found) or not rest or step == "of" or _default(node, step, rest)
+    return step in ("part", "of") or isinstance(node, str)  # what is no part, or a part written as its name alone
 
 
 def _default(node: dict[str, Any], step: str, rest: list[str]) -> bool:

@@ -50,9 +50,9 @@ def test_verbose_false_prints_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_checking_the_quick_demo_is_instant() -> None:
     def once() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         program_spec(**demo())
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(once() for _ in range(5)) < 0.05
 

@@ -9,8 +9,9 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
+import pydantic
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
@@ -18,6 +19,12 @@ from variform.core.inherit import Inherit
 from variform.core.part import Default, Part
 
 REQUIRED = inspect.Parameter.empty
+
+MOST_PARTS = 10_000
+"""Parts in the longest list: more is a mistake, and would take minutes to find out."""
+
+Depth = Annotated[int, pydantic.Field(gt=0, le=MOST_PARTS)]
+"""How many layers."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from variform.core.fields import Field, field_map, fields_of
+from variform.core.fields import MOST_PARTS, Field, field_map, fields_of
 from variform.core.inherit import INHERIT, Inherit, inherit
 from variform.core.registry import lookup, parts, presets
 from variform.core.spec import BROKEN, Shared, Spec, default_of
@@ -222,6 +222,9 @@ def _items(value: Iterable[Any], kinds: tuple[str, ...], path: str, problems: li
                 problems.append(Problem(here, "a repeat is written {repeat: N, of: PART}", dict(entry)))
                 items.append(BROKEN)
                 continue
+            if len(items) + count > MOST_PARTS:
+                problems.append(Problem(here, f"a list holds at most {MOST_PARTS} parts", count))
+                count = 1
             items.extend([_part(entry["of"], kinds, here, problems)] * count)
         else:
             items.append(_part(entry, kinds, here, problems))

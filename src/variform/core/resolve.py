@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.core.codec import as_spec
-from variform.core.fields import Field, check_value, field_map, fields_of
+from variform.core.fields import MOST_PARTS, Field, check_value, field_map, fields_of
 from variform.core.inherit import Inherit
 from variform.core.part import Part
 from variform.core.registry import parts
@@ -174,6 +174,8 @@ class _Walk:
                 values[f.name] = None
             elif f.many and not isinstance(value, tuple):
                 self._report(path, f.name, "expected a list of parts", value=value)
+            elif f.many and len(value) > MOST_PARTS:
+                self._report(path, f.name, f"a list holds at most {MOST_PARTS} parts, and this has {len(value)}")
             else:
                 items = value if f.many else (value,)
                 children: list[Any] = []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
 from variform.parts.embedding.tokens import TokenEmbedding
@@ -18,15 +15,13 @@ from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
-Size = Annotated[int, Field(gt=0)]
-
 
 @preset
 def bert(
     *,
     vocab_size: int,
     dim: int,
-    depth: Size,
+    depth: Depth,
     heads: int,
     max_seq_len: int,
     classes: int | None = None,

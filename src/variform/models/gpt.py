@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
 from variform.models.decoder import language_model, pre_norm_layer
@@ -15,15 +12,13 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 
-Size = Annotated[int, Field(gt=0)]
-
 
 @preset
 def gpt(
     *,
     vocab_size: int,
     dim: int,
-    depth: Size,
+    depth: Depth,
     heads: int,
     max_seq_len: int,
     kv_heads: int | None = None,

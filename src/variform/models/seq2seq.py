@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Shared, Spec
 from variform.parts.embedding.tokens import TokenEmbedding
@@ -19,20 +16,18 @@ from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
-Size = Annotated[int, Field(gt=0)]
-
 
 @preset
 def seq2seq(
     *,
     vocab_size: int,
     dim: int,
-    depth: Size,
+    depth: Depth,
     heads: int,
     max_seq_len: int,
     source_vocab_size: int | None = None,
     source_max_seq_len: int | None = None,
-    encoder_depth: Size | None = None,
+    encoder_depth: Depth | None = None,
     mult: float = 4.0,
     dropout: float = 0.0,
     tie: bool = False,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
 from variform.parts.embedding.patches import PatchEmbedding
@@ -18,8 +15,6 @@ from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
-Size = Annotated[int, Field(gt=0)]
-
 
 @preset
 def vit(
@@ -27,7 +22,7 @@ def vit(
     image_size: int,
     patch_size: int,
     dim: int,
-    depth: Size,
+    depth: Depth,
     heads: int,
     classes: int | None = None,
     channels: int = 3,

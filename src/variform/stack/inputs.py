@@ -20,7 +20,10 @@ def as_mask(mask: Mask | Tensor | None) -> Mask | None:
     """
     if mask is None or isinstance(mask, Mask):
         return mask
-    return Dense(tensor_of("mask", mask))
+    try:
+        return Dense(tensor_of("mask", mask))
+    except ShapeError as error:
+        raise ShapeError(f"mask: {error}") from None
 
 
 def tensor_of(name: str, value: Any) -> Tensor:

@@ -17,6 +17,10 @@ from variform.ops.scores import ScoreMod
 Streams = Mapping[str, Any]
 """Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`."""
 
+CONTENTS = ("ids", "features", "heads", "scores", "mask")
+"""What a named tensor of a program can hold: integer ids, features of tokens, features of heads, attention scores or
+weights, offsets and masks of scores. Sizes alone do not tell them apart."""
+
 Output = Tensor | tuple[Tensor, dict[str, Any]]
 """What a part over streams returns: `x`, or `(x, published)` when it publishes streams or keeps state."""
 
@@ -270,6 +274,7 @@ class Op(Part):
         ids: the places of inputs that are integer ids.
         spare: the places of inputs that may be larger than needed, and of batch size 1.
         ordered: whether the result depends on where in the sequence a row stands.
+        accepts: what each input may hold, one set of `CONTENTS` a place; anything but ids for places left out.
     """
 
     kind: ClassVar[str] = "op"
@@ -277,6 +282,7 @@ class Op(Part):
     ids: ClassVar[tuple[int, ...]] = ()
     spare: ClassVar[tuple[int, ...]] = ()
     ordered: ClassVar[bool] = False
+    accepts: ClassVar[tuple[frozenset[str], ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -286,6 +292,16 @@ class Op(Part):
         Raises:
             ShapeError: the inputs do not fit the op, or one another.
         """
+
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """What the outputs hold, one of `CONTENTS` each, "" where that is open; by default what the first input does.
+
+        Args:
+            args: the fields.
+            contents: what the inputs hold.
+        """
+        return contents[:1]
 
     @classmethod
     def constants(cls, args: Facts) -> dict[str, Shape]:

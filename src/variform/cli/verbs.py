@@ -97,20 +97,16 @@ def generate(options: Options) -> None:
 
 def _described(options: Options) -> tuple[Spec, int | None]:
     """The model that a file describes, and the length it is trained at, if the file says so."""
-    from variform.core.text import read_file
-    from variform.train.config import is_training, make_config, part_spec
+    from variform.cli.configs import load_with_length
 
-    content = read_file(options.config)
-    if not is_training(content):
-        return part_spec(content, options.overrides), None
-    from variform.train.material import prepare
-
-    config = make_config(content, options.overrides)
-    return prepare(config).spec, config.data.context
+    return load_with_length(options.config, options.overrides)
 
 
 CONFIG: Arguments = [
-    (("config",), {"metavar": "CONFIG", "help": "a YAML or JSON file with a part, a preset or a training config"}),
+    (
+        ("config",),
+        {"metavar": "CONFIG", "help": "a YAML or JSON file with a part, a preset, a program or a training config"},
+    ),
     (
         ("overrides",),
         {"metavar": "PATH=VALUE", "nargs": "*", "help": "changes: model.dim=64, stacks.0.layers.1.heads=8"},

@@ -1,0 +1,89 @@
+"""Programs in files: a YAML or JSON mapping with the key `blocks`, the shapes of the inputs, and `sizes`."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from variform.core.change import override
+from variform.core.resolve import resolve
+from variform.core.spec import Spec
+from variform.core.text import parse_yaml, read_file
+from variform.dialects.configaformers.errors import ConfigaformersError
+from variform.dialects.configaformers.model_builder import program_spec
+from variform.errors import Problem, did_you_mean
+
+KEYS = ("blocks", "input_streams", "input_shapes", "output_streams")
+_FIELDS = ("executor", "strict")
+
+
+def is_program(content: Any) -> bool:
+    """Whether a file's content is a program rather than a part, a preset or a training config."""
+    if not isinstance(content, Mapping) or {"part", "preset", "shared"} & set(content):
+        return False
+    return "blocks" in content
+
+
+def load_program(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
+    """The program in a file, resolved; see `program_of`."""
+    return program_of(read_file(path), overrides)
+
+
+def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spec:
+    """The program that a mapping describes, resolved.
+
+    Args:
+        content: the keys of `program_spec`.
+        overrides: `path=value` into the mapping (`sizes.d=64`, `blocks.1.repeat=2`), or into the program's own fields
+            (`executor=checkpoint`).
+
+    Raises:
+        ConfigaformersError: all problems at once.
+    """
+    settings = {str(key): copy.deepcopy(value) for key, value in content.items()}
+    problems = [
+        Problem(key, "a program has no such key", hint=did_you_mean(key, KEYS)) for key in settings if key not in KEYS
+    ]
+    changes: list[tuple[str, Any]] = []
+    for text in overrides:
+        name, sign, value = text.partition("=")
+        steps = re.sub(r"\[([^\]]*)\]", r".\1", name.strip()).strip(".").split(".")
+        if not sign or not steps[0]:
+            problems.append(Problem("", "an override is written path=value", text))
+        elif steps[0] in _FIELDS:
+            changes.append((".".join(steps), parse_yaml(value, f"the override {text!r}")))
+        else:
+            problems += _put(settings, steps, parse_yaml(value, f"the override {text!r}"))
+    if problems:
+        raise ConfigaformersError(problems)
+    shapes = settings.get("input_streams", settings.get("input_shapes", {}))
+    spec = program_spec({"blocks": settings["blocks"]}, shapes, settings.get("output_streams"))
+    return resolve(override(spec, dict(changes))) if changes else spec
+
+
+def _put(settings: dict[str, Any], steps: list[str], value: Any) -> list[Problem]:
+    """Set one value; a key of a module or block may be new, all before it must be there."""
+    path = ".".join(steps)
+    place: Any = settings
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if isinstance(place, list):
+            if not re.fullmatch(r"-?\d+", step) or not -len(place) <= int(step) < len(place):
+                return [Problem(path, f"there is no item {step!r} in a list of {len(place)}", value)]
+            key: Any = int(step)
+        elif isinstance(place, dict):
+            free = last and depth > 1 and steps[0] == "blocks"
+            if step not in place and not free:
+                known = [str(name) for name in place] + (list(_FIELDS) if depth == 0 else [])
+                return [Problem(path, f"the program has no {step!r} here", value, did_you_mean(step, known))]
+            key = step
+        else:
+            return [Problem(path, f"there is nothing below {steps[depth - 1]!r}", value)]
+        if last:
+            place[key] = value
+        else:
+            place = place[key]
+    return []

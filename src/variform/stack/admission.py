@@ -92,11 +92,22 @@ class Admission:
                 f"its size {axis} must be {wanted}{' or more' if entry.spare and axis > 1 else ''}{source}"
             )
 
+    @property
+    def batch_names(self) -> frozenset[str]:
+        """The first sizes that are names."""
+        return frozenset(size for entry in self.entries for size in entry.sizes[:1] if isinstance(size, str))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All named sizes."""
+        return frozenset(s for entry in self.entries for d in entry.shape if isinstance(d, Dim) for s in d.symbols())
+
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
         """Inputs of the sizes asked for: zeros, integers where ids are read."""
-        leading = {size for entry in self.entries for size in entry.sizes[:1] if isinstance(size, str)}
-        symbols = {s for entry in self.entries for d in entry.shape if isinstance(d, Dim) for s in d.symbols()}
-        sizes = {name: batch if name in leading else length for name in symbols}
+        return self.example_of({name: batch if name in self.batch_names else length for name in self.names})
+
+    def example_of(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        """The same where each named size has its own number."""
         return {
             entry.name: torch.zeros(
                 [size_of(size, sizes) for size in entry.shape], dtype=torch.long if entry.ids else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from variform.core.dims import Shape
 from variform.core.part import Facts, Part
+from variform.errors import ShapeError
 from variform.ops.masks import Mask
 from variform.ops.scores import ScoreMod
 
@@ -44,6 +45,23 @@ class StreamPart(Part):
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, streams: Streams) -> Output: ...
+
+    @classmethod
+    def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The shapes of the streams that it publishes itself, so that a step of a program can name them.
+
+        Args:
+            args: the resolved fields.
+            x: the shape of its input.
+            streams: the shapes of the streams that it is given.
+
+        Raises:
+            ShapeError: it publishes, and does not say of what shape.
+        """
+        told = cls.publishes(args)
+        if told:
+            raise ShapeError(f"{cls.kind} {cls.name!r} publishes {', '.join(told)} and defines no out_streams(...)")
+        return {}
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """Empty decode state for `batch` rows of at most `max_len` tokens: by default the children's, by name."""
@@ -223,6 +241,32 @@ class Embedding(Part):
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed; a part that changes the length republishes `positions`, `valid` and `segments`."""
 
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """What its input holds, of `CONTENTS`."""
+        return "ids"
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """The shape of the result, as a step of a program; by default that of ids [B, L] with `dim` features.
+
+        Args:
+            args: the resolved fields.
+            inputs: the shape of the input.
+            streams: the shapes of the streams that it is given.
+
+        Raises:
+            ShapeError: the input does not fit.
+        """
+        if len(inputs) != 2 or args.get("dim") is None:
+            raise ShapeError(f"embedding {cls.name!r} takes ids of [B, L], or defines out_shape(...)")
+        return (*inputs, args["dim"])
+
+    @classmethod
+    def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The shapes of the streams that it publishes itself, given those it reads."""
+        return {}
+
     @abstractmethod
     def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
         """An input of the sizes asked for; `length` is ignored where the input has no such size."""
@@ -258,6 +302,15 @@ class Head(Part):
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """From [B, L, dim] to the model's output."""
 
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """The shape of the output for an input of shape `x`.
+
+        Raises:
+            ShapeError: by default: a head that is a step of a program has to say it.
+        """
+        raise ShapeError(f"head {cls.name!r} does not say the shape of its output: define out_shape(args, x)")
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, streams: Streams) -> Tensor: ...
@@ -270,7 +323,7 @@ class Op(Part):
     those of the outputs. `facts` of a step: `dim` is the last size of its first input, where that is a number.
 
     Class attributes:
-        arity: how many tensors it takes.
+        arity: how many tensors it takes; None for one or more.
         ids: the places of inputs that are integer ids.
         spare: the places of inputs that may be larger than needed, and of batch size 1.
         ordered: whether the result depends on where in the sequence a row stands.
@@ -278,7 +331,7 @@ class Op(Part):
     """
 
     kind: ClassVar[str] = "op"
-    arity: ClassVar[int] = 1
+    arity: ClassVar[int | None] = 1
     ids: ClassVar[tuple[int, ...]] = ()
     spare: ClassVar[tuple[int, ...]] = ()
     ordered: ClassVar[bool] = False

@@ -12,7 +12,8 @@ from variform.core.inherit import Inherit
 from variform.core.part import Facts
 from variform.core.spec import Shared, Spec
 from variform.errors import Problem, ShapeError, did_you_mean, join_path
-from variform.parts.kinds import Norm, Op, StreamPart
+from variform.parts.kinds import Op
+from variform.stack.adapt import ADAPTERS, output_shapes, step_facts
 from variform.stack.lines import Block, Step
 
 
@@ -152,16 +153,17 @@ class LineFollower:
 
     def _sizes(self, index: int, line: Spec, names: tuple[str, ...]) -> Facts | None:
         shapes = self._shapes(names)
-        last = shapes[0][-1] if shapes[0] else 1
-        known = {"read_shapes": shapes, **({"dim": last} if isinstance(last, int) else {})}
         op = unshared(line.get("op"))
-        if op is None:
+        known = {"read_shapes": shapes, **({} if op is None else step_facts(op.part, shapes))}
+        if op is None or not (issubclass(op.part, Op) or op.kind in ADAPTERS):
             return known
-        arity = op.part.arity if issubclass(op.part, Op) else len(names)
-        dim = field_map(op.part).get("dim")
-        if arity != len(names):
-            self._report(index, line, f"takes {arity} streams, and reads {len(names)}", field="reads", value=names)
+        exact = issubclass(op.part, Op)
+        least = op.part.arity if issubclass(op.part, Op) else ADAPTERS[op.kind].mains
+        if len(names) < least or (exact and len(names) > least):
+            many = f"{least} streams" if exact else f"at least {least} streams"
+            self._report(index, line, f"takes {many}, and reads {len(names)}", field="reads", value=names)
             return None
+        dim = None if op.kind == "embedding" else field_map(op.part).get("dim")
         if dim is not None and "dim" not in known and isinstance(op.get("dim"), Inherit):
             message = f"needs a known number of features, and {names[0]} is {self.trace.values[names[0]]}"
             self._report(index, line, message, field="reads")
@@ -173,7 +175,7 @@ class LineFollower:
         assert op is not None
         shapes = self._shapes(names)
         try:
-            outputs = _outputs(op, shapes)
+            outputs = _outputs(op, shapes, line)
         except ShapeError as error:
             reads = ", ".join(f"{name} {self.trace.values[name]}" for name in names)
             self._report(index, line, f"{error}; it reads {reads}")
@@ -251,20 +253,10 @@ def _follow(lines: tuple[Any, ...], follower: LineFollower) -> None:
         follower.after(index, line)
 
 
-def _outputs(op: Spec, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+def _outputs(op: Spec, shapes: tuple[Shape, ...], line: Spec) -> tuple[Shape, ...]:
     if issubclass(op.part, Op):
         return op.part.shapes(op.args, shapes)
-    x, dim = shapes[0], op.get("dim")
-    if isinstance(dim, int) and (not x or x[-1] != dim):
-        raise ShapeError(f"{op.kind} {op.name!r} works on {dim} features")
-    if issubclass(op.part, Norm) and len(shapes) > 2:
-        raise ShapeError("a norm takes one stream, and a condition at most")
-    if issubclass(op.part, StreamPart):
-        if len(x) != 3:
-            raise ShapeError(f"a {op.kind} takes [B, L, dim]")
-        if op.part.publishes(op.args) or op.part.gives(op.args):
-            raise ShapeError(f"{op.kind} {op.name!r} publishes streams or changes sizes, which a step cannot follow")
-    return (x,)
+    return output_shapes(op, line["reads"], shapes, line["into"])
 
 
 def unshared(part: Any) -> Spec | None:

@@ -157,8 +157,10 @@ class LineFollower:
         known = {"read_shapes": shapes, **({} if op is None else step_facts(op.part, shapes))}
         if op is None or not (issubclass(op.part, Op) or op.kind in ADAPTERS):
             return known
-        exact = issubclass(op.part, Op)
-        least = op.part.arity if issubclass(op.part, Op) else ADAPTERS[op.kind].mains
+        if "read_sizes" in field_map(op.part):
+            known["read_sizes"] = tuple(tuple(d if isinstance(d, int) else str(d) for d in shape) for shape in shapes)
+        exact = issubclass(op.part, Op) and op.part.arity is not None
+        least = (op.part.arity or 1) if issubclass(op.part, Op) else ADAPTERS[op.kind].mains
         if len(names) < least or (exact and len(names) > least):
             many = f"{least} streams" if exact else f"at least {least} streams"
             self._report(index, line, f"takes {many}, and reads {len(names)}", field="reads", value=names)

@@ -220,6 +220,11 @@ class Part(nn.Module, metaclass=PartMeta):
         return cls.reads
 
     @classmethod
+    def names_streams(cls, args: Facts) -> frozenset[str] | None:
+        """For a part that names what its children read and publish: the streams that it gives them. None elsewhere."""
+        return None
+
+    @classmethod
     def steps(cls, slot: str) -> bool:
         """Whether the children in `slot` run step by step when decoding; those that read another side do not."""
         return "context" not in cls.reads

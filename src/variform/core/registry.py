@@ -81,7 +81,7 @@ def lookup(name: str, allowed: tuple[str, ...] = ()) -> type[Part]:
     if kind and allowed and kind not in allowed:
         raise ConfigError(f"a {kind} does not fit here; the slot takes {' or '.join(allowed)}")
     found = [_parts[key] for key in ((k, short) for k in searched) if key in _parts]
-    if len(found) == 1:
+    if len(found) == 1 or (found and allowed and found[0].kind == "op"):  # a step of a program means the op
         return found[0]
     if found:
         options = " or ".join(repr(f"{part.kind}/{short}") for part in found)

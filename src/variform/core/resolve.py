@@ -277,6 +277,10 @@ def stream_problems(spec: Spec) -> list[Problem]:
 def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], problems: list[Problem]) -> None:
     """Visit one part: its reads against `written`, then its children, then what it publishes."""
     outer = set(written)
+    named = spec.part.names_streams(spec.args)
+    if named is not None:  # what its children publish has names of its own there, and goes no further
+        written = {**dict.fromkeys(named - MODEL_STREAMS, path), **written}
+        all_used, used = used, set(used)
     for name in sorted(spec.part.reads_streams(spec.args) - MODEL_STREAMS):
         if name in written:
             used.add(name)
@@ -287,6 +291,9 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
         inner = child.spec if isinstance(child, Shared) else child
         if inner is not None:
             _scan(inner, join_path(path, slot if index is None else f"{slot}.{index}"), written, used, problems)
+    if named is not None:
+        all_used.update(used & outer)
+        return
     for name in set(spec.part.publishes(spec.args)) - REPUBLISHED:
         if name in written:
             problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))

@@ -14,6 +14,7 @@ from variform.core.part import Facts, Part
 from variform.errors import ShapeError
 from variform.ops.masks import Mask
 from variform.ops.scores import ScoreMod
+from variform.parts.flows import Flow, each_token
 
 Streams = Mapping[str, Any]
 """Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`."""
@@ -328,9 +329,14 @@ class Op(Part):
         spare: the places of inputs that may be larger than needed, and of batch size 1.
         ordered: whether the result depends on where in the sequence a row stands.
         accepts: what each input may hold, one set of `CONTENTS` a place; anything but ids for places left out.
+        pairwise: whether scores may come in chunks of queries, with the keys so far: each is treated on its own.
+
+    An op that does not treat each token on its own either cannot decode (`can.decode`), or is `stateful`: it defines
+    `flow`, `init_state` and `step`.
     """
 
     kind: ClassVar[str] = "op"
+    pairwise: ClassVar[bool] = False
     arity: ClassVar[int | None] = 1
     ids: ClassVar[tuple[int, ...]] = ()
     spare: ClassVar[tuple[int, ...]] = ()
@@ -345,6 +351,16 @@ class Op(Part):
         Raises:
             ShapeError: the inputs do not fit the op, or one another.
         """
+
+    @classmethod
+    def sizes(cls, args: Facts, inputs: tuple[Shape, ...]) -> Facts:
+        """What the op's own fields may inherit from the shapes of its inputs, beside `dim`.
+
+        Args:
+            args: the fields that are given, not checked yet.
+            inputs: the shapes.
+        """
+        return {}
 
     @classmethod
     def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
@@ -364,6 +380,42 @@ class Op(Part):
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute the outputs."""
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """What is known of the outputs where tokens come in chunks; by default those of a function of each token.
+
+        Args:
+            inputs: what is known of the inputs.
+            outputs: the shapes of the outputs, for the whole sequence.
+
+        Raises:
+            ShapeError: these inputs cannot be read in chunks.
+        """
+        return each_token(self, inputs, outputs)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
+        """Empty decode state; None where `forward` serves chunks as well, which is the default.
+
+        Args:
+            batch: rows.
+            max_len: the most tokens a row will hold.
+            like: gives dtype and device.
+            inputs: what is known of the inputs.
+
+        Raises:
+            ShapeError: the op does not reach as far as `max_len`.
+        """
+        return None
+
+    def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
+        """Compute the outputs for a chunk of tokens, and the new state.
+
+        Args:
+            inputs: of the chunk.
+            state: what the call before left here, or `init_state`.
+            streams: `positions` of the chunk, and `cache`: where its tokens go and what they join (`stack.state`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no decode state")
 
 
 class Model(Part):

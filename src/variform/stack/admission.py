@@ -12,6 +12,7 @@ from torch import Tensor
 from variform.core.dims import Dim, Shape, shape_text, size_of
 from variform.errors import ShapeError, did_you_mean
 from variform.parts.kinds import Op
+from variform.stack.adapt import input_type
 from variform.stack.execute import ModuleList
 from variform.stack.lines import steps_of
 
@@ -31,7 +32,7 @@ class _Input:
     shape: Shape
     sizes: tuple[int | str | None, ...]
     spare: bool
-    ids: bool
+    dtype: torch.dtype | None
 
 
 class Admission:
@@ -44,9 +45,10 @@ class Admission:
     """
 
     def __init__(self, shapes: Mapping[str, Shape], lines: ModuleList) -> None:
-        spare, ids = _uses(frozenset(shapes), lines)
+        spare, types = _uses(frozenset(shapes), lines)
         entries = [
-            _Input(name, shape, tuple(map(_plain, shape)), name in spare, name in ids) for name, shape in shapes.items()
+            _Input(name, shape, tuple(map(_plain, shape)), name in spare, types.get(name))
+            for name, shape in shapes.items()
         ]
         self.entries = tuple(sorted(entries, key=lambda entry: entry.spare))  # names get their sizes from the exact
 
@@ -103,37 +105,39 @@ class Admission:
         return frozenset(s for entry in self.entries for d in entry.shape if isinstance(d, Dim) for s in d.symbols())
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
-        """Inputs of the sizes asked for: zeros, integers where ids are read."""
+        """Inputs of the sizes asked for: zeros, integers where ids are read, True where masks are."""
         return self.example_of({name: batch if name in self.batch_names else length for name in self.names})
 
     def example_of(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
         """The same where each named size has its own number."""
         return {
-            entry.name: torch.zeros(
-                [size_of(size, sizes) for size in entry.shape], dtype=torch.long if entry.ids else None
+            entry.name: torch.full(
+                [size_of(size, sizes) for size in entry.shape],
+                entry.dtype is torch.bool,
+                dtype=entry.dtype or torch.get_default_dtype(),
             )
             for entry in self.entries
         }
 
 
-def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], frozenset[str]]:
-    """The inputs that only spare places read, and those that are read as ids."""
+def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], dict[str, torch.dtype]]:
+    """The inputs that only spare places read, and the types of those that are read as ids or masks."""
     exact: set[str] = set()
     read: set[str] = set()
-    ids: set[str] = set()
+    types: dict[str, torch.dtype] = {}
     alive = set(names)
     for _, step in steps_of(lines):
         spare_places = step.op.spare if isinstance(step.op, Op) else ()
-        id_places = step.op.ids if isinstance(step.op, Op) else ()
         for place, name in enumerate(step.takes):
             if name in alive:
                 read.add(name)
                 if place not in spare_places:
                     exact.add(name)
-                if place in id_places:
-                    ids.add(name)
+                dtype = input_type(step.op, name, place)
+                if dtype is not None:
+                    types[name] = dtype
         alive -= set(step.into)
-    return frozenset(read - exact), frozenset(ids)
+    return frozenset(read - exact), types
 
 
 def _plain(size: int | Dim) -> int | str | None:

@@ -12,7 +12,26 @@ from torch.utils.checkpoint import checkpoint
 from variform.core.part import Facts, Follower, Part
 from variform.core.registry import register
 from variform.errors import Problem
-from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Op, State, StreamPart, Streams, call, holds_state
+from variform.parts.kinds import (
+    Attention,
+    Bias,
+    Embedding,
+    FeedForward,
+    Head,
+    Layer,
+    Mixer,
+    Norm,
+    Op,
+    Position,
+    Residual,
+    Rotation,
+    Stack,
+    State,
+    StreamPart,
+    Streams,
+    holds_state,
+)
+from variform.stack.adapt import apply
 from variform.stack.execute import ModuleList
 
 Names = tuple[str, ...]
@@ -29,8 +48,10 @@ class Line(Part):
 class Step(Line):
     """Applies one part to named tensors and names what comes out.
 
-    An op takes all that is read and gives all that is written. A layer, mixer or feedforward transforms the first
-    name; further names reach it as streams. A norm normalises the first name; a second one is its condition.
+    An op takes all that is read and gives all that is written. Other parts take what their kind does first (`x`; ids
+    or images for an embedding; `x` and a branch for a residual; q, k and v for an attention; see `stack.adapt`), and
+    further names reach them as streams. A norm normalises the first name; a second one is its condition. Streams that
+    a part publishes are named after its result.
 
     Args:
         op: the part.
@@ -41,7 +62,19 @@ class Step(Line):
 
     def __init__(
         self,
-        op: Op | Layer | Mixer | FeedForward | Norm,
+        op: Op
+        | Layer
+        | Mixer
+        | FeedForward
+        | Norm
+        | Stack
+        | Embedding
+        | Head
+        | Residual
+        | Position
+        | Rotation
+        | Attention
+        | Bias,
         reads: tuple[str, ...] = ("x",),
         into: tuple[str, ...] = ("x",),
         label: str = "",
@@ -61,6 +94,11 @@ class Step(Line):
             found.append(Problem("into", "a step writes at least one stream, and none twice", facts["into"]))
         return found
 
+    @classmethod
+    def names_streams(cls, args: Facts) -> frozenset[str]:
+        """What it reads."""
+        return frozenset(args["reads"])
+
     def forward(self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State) -> tuple[Tensor, ...]:
         """Apply the part.
 
@@ -70,11 +108,10 @@ class Step(Line):
             slot: the name of this place, for decode state.
             published: where new decode state goes; changed in place.
         """
-        if isinstance(self.op, StreamPart):
-            extra = dict(zip(self.takes[1:], inputs[1:], strict=True))
-            return (call(self.op, inputs[0], {**streams, **extra} if extra else streams, slot, published),)
-        out = self.op(*inputs)
-        return out if isinstance(out, tuple) else (out,)
+        if isinstance(self.op, Op):
+            out = self.op(*inputs)
+            return out if isinstance(out, tuple) else (out,)
+        return apply(self.op, self.takes, inputs, self.into, streams, slot, published)
 
 
 @register("block")

@@ -157,8 +157,6 @@ class LineFollower:
         known = {"read_shapes": shapes, **({} if op is None else step_facts(op.part, shapes))}
         if op is None or not (issubclass(op.part, Op) or op.kind in ADAPTERS):
             return known
-        if "read_sizes" in field_map(op.part):
-            known["read_sizes"] = tuple(tuple(d if isinstance(d, int) else str(d) for d in shape) for shape in shapes)
         exact = issubclass(op.part, Op) and op.part.arity is not None
         least = (op.part.arity or 1) if issubclass(op.part, Op) else ADAPTERS[op.kind].mains
         if len(names) < least or (exact and len(names) > least):
@@ -170,6 +168,8 @@ class LineFollower:
             message = f"needs a known number of features, and {names[0]} is {self.trace.values[names[0]]}"
             self._report(index, line, message, field="reads")
             return None
+        if issubclass(op.part, Op):
+            known.update(op.part.sizes(op.args, shapes))
         return known
 
     def _infer(self, index: int, line: Spec) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
+from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
+from variform.core.spec import described
 from variform.parts.kinds import Embedding, Output, Streams
 from variform.parts.linear import Linear
 
@@ -47,6 +50,20 @@ class FactorisedEmbedding(Embedding):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The embedding has its own width."""
         return {"dim": facts["dim_embedding"]}
+
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """What the embedding inside does."""
+        inner = described(args["embedding"])
+        content: str = inner.part.takes(inner.args)
+        return content
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """The embedding's, with `dim` features."""
+        inner = described(args["embedding"])
+        shape: Shape = inner.part.out_shape(inner.args, inputs, streams)
+        return (*shape[:-1], args["dim"])
 
     @property
     def vocab_size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -9,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from variform.core.dims import Shape, shape_text
 from variform.core.inherit import INHERIT
+from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError
 from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
@@ -52,6 +55,24 @@ class FeatureEmbedding(Embedding):
         self.class_token = nn.Parameter(torch.empty(class_tokens, dim)) if class_tokens else None
         self.dropout = dropout
         self.reset_parameters()
+
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """Features."""
+        return "features"
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """The class tokens in front."""
+        if len(inputs) != 3 or inputs[2] != args["dim"]:
+            raise ShapeError(f"features are [B, L, {args['dim']}], not {shape_text(inputs)}")
+        return (inputs[0], args["class_tokens"] + inputs[1], inputs[2])
+
+    @classmethod
+    def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Positions and padding with the class tokens in front."""
+        more, given = args["class_tokens"], {name: streams[name] for name in ("positions", "valid") if name in streams}
+        return {name: (*shape[:-1], more + shape[-1]) for name, shape in given.items()} if more else {}
 
     def reset_parameters(self) -> None:
         """Class tokens at zero."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from variform.core.dims import Shape, shape_text
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
@@ -90,6 +92,19 @@ class PatchEmbedding(Embedding):
     def gives(cls, facts: Facts) -> Facts:
         """Later parts see the number of tokens."""
         return cls.derive(facts)
+
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """Pixels."""
+        return "features"
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """As many tokens as patches and class tokens."""
+        size, channels = args["image_size"], args["channels"]
+        if len(inputs) != 4 or inputs[1:] != (channels, size, size):
+            raise ShapeError(f"images are [B, {channels}, {size}, {size}], not {shape_text(inputs)}")
+        return (inputs[0], cls.derive(args)["max_seq_len"], args["dim"])
 
     def reset_parameters(self) -> None:
         """Small normal class tokens."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from variform.core.dims import Shape
+from variform.core.part import Facts
 from variform.core.registry import register
+from variform.core.spec import described
 from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
 
 
@@ -43,6 +47,20 @@ class PlacedEmbedding(Embedding):
         self.position = position
         self.norm = norm
         self.dropout = dropout
+
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """What the embedding inside does."""
+        inner = described(args["embedding"])
+        content: str = inner.part.takes(inner.args)
+        return content
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """The embedding's."""
+        inner = described(args["embedding"])
+        shape: Shape = inner.part.out_shape(inner.args, inputs, streams)
+        return shape
 
     @property
     def vocab_size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -9,7 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from variform.core.dims import Shape, shape_text
+from variform.core.part import Facts
 from variform.core.registry import register
+from variform.core.spec import described
 from variform.errors import ShapeError
 from variform.parts.kinds import Embedding, Output, Streams
 
@@ -35,6 +39,25 @@ class PrefixedEmbedding(Embedding):
         super().__init__()
         self.embedding = embedding
         self.dropout = dropout
+
+    @classmethod
+    def takes(cls, args: Facts) -> str:
+        """What the embedding inside does."""
+        inner = described(args["embedding"])
+        content: str = inner.part.takes(inner.args)
+        return content
+
+    @classmethod
+    def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
+        """The embedding's, and the prefix in front where there is one."""
+        inner = described(args["embedding"])
+        shape: Shape = inner.part.out_shape(inner.args, inputs, streams)
+        prefix = streams.get("prefix")
+        if prefix is None:
+            return shape
+        if len(prefix) != 3 or (prefix[0], prefix[2]) != (shape[0], shape[2]):
+            raise ShapeError(f"the prefix is [B, P, dim] = ({shape[0]}, P, {shape[2]}), not {shape_text(prefix)}")
+        return (shape[0], prefix[1] + shape[1], shape[2])
 
     @property
     def vocab_size(self) -> int | None:

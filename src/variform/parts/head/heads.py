@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts
 from variform.core.registry import register
+from variform.core.spec import described
 from variform.errors import ConfigError, Problem
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.kinds import Embedding, Head, Streams
@@ -39,6 +41,11 @@ class LMHead(Head):
     ) -> None:
         super().__init__()
         self.project = Linear(dim, vocab_size, bias, std=init_std)
+
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """A logit a token of the vocabulary."""
+        return (*x[:-1], args["vocab_size"])
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Project."""
@@ -74,6 +81,11 @@ class TiedLMHead(Head):
             return []
         hint = "share the inner embedding of tokens by its name, or take the head 'lm'"
         return [Problem("embedding", f"a tied head needs a token embedding, not {embedding.name!r}", hint=hint)]
+
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """A logit a token of the embedding."""
+        return (*x[:-1], described(args["embedding"])["vocab_size"])
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Compare with every token's vector."""
@@ -111,6 +123,11 @@ class ClassifierHead(Head):
         self.pool = pool
         self.project = Linear(dim, classes, bias, std=init_std)
 
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """A logit a class."""
+        return (x[0], args["classes"])
+
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Pool and project."""
         return self.project(pool_tokens(x, streams.get("valid"), self.pool))
@@ -133,6 +150,11 @@ class PoolHead(Head):
     def __init__(self, pool: Literal["mean", "first", "last"] = "mean") -> None:
         super().__init__()
         self.pool = pool
+
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """One vector a row."""
+        return (x[0], x[2])
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Pool."""

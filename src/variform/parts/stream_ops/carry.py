@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from variform.core.dims import Shape
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.parts.kinds import Layer, Streams
@@ -30,6 +32,11 @@ class Publish(Layer):
     def publishes(cls, args: Facts) -> tuple[str, ...]:
         """The named stream."""
         return (args["stream"],)
+
+    @classmethod
+    def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
+        """That of `x`."""
+        return {args["stream"]: x}
 
     def forward(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
         """Publish."""

@@ -30,11 +30,22 @@ def check(options: Options) -> None:
 
 def describe(options: Options) -> None:
     """Show every part with its shapes, parameters, FLOPs and bytes; nothing is allocated."""
+    if options.diagram is not None:
+        _draw(options)
+        return
     from variform.inspect import describe as measure
 
     spec, context = _described(options)
     found = measure(spec, batch=options.batch, length=options.length or context)
     show(str(found), found.to_json(), options.json)
+
+
+def _draw(options: Options) -> None:
+    from variform.inspect.diagram import diagram
+
+    spec, context = _described(options)
+    written = diagram(spec, options.length or context).save(options.diagram)
+    show(f"written: {written}", {"diagram": str(written)}, options.json)
 
 
 def explain(options: Options) -> None:
@@ -112,6 +123,10 @@ CONFIG: Arguments = [
         {"metavar": "PATH=VALUE", "nargs": "*", "help": "changes: model.dim=64, stacks.0.layers.1.heads=8"},
     ),
 ]
+DIAGRAM = (
+    ("--diagram",),
+    {"metavar": "FILE", "help": "draw the model instead: out.svg, or out.mmd for Mermaid text"},
+)
 SIZES: Arguments = [
     (("--batch",), {"type": int, "default": 1, "metavar": "N", "help": "rows (1)"}),
     (("--length",), {"type": int, "metavar": "N", "help": "tokens a row (the training length, or the longest)"}),
@@ -121,7 +136,7 @@ NUMBER: Any = {"type": float, "metavar": "X"}
 
 VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
     "check": (check, [*CONFIG, (("--batch",), {**SIZES[0][1], "default": None}), SIZES[1], *DECODE]),
-    "describe": (describe, [*CONFIG, *SIZES]),
+    "describe": (describe, [*CONFIG, *SIZES, DIAGRAM]),
     "explain": (
         explain,
         [

@@ -3,11 +3,13 @@
 from variform.inspect.capture import capture
 from variform.inspect.check import Report, check
 from variform.inspect.describe import Description, Memory, describe
+from variform.inspect.diagram import Diagram, diagram
 from variform.inspect.explain import Explanation, explain
 from variform.inspect.rows import Row
 
 __all__ = [
     "Description",
+    "Diagram",
     "Explanation",
     "Memory",
     "Report",
@@ -15,5 +17,6 @@ __all__ = [
     "capture",
     "check",
     "describe",
+    "diagram",
     "explain",
 ]

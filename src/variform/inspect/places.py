@@ -113,7 +113,7 @@ def _folded(spec: Spec, path: str, named: dict[str, Shared]) -> Spec:
 
 def _items(values: tuple[Spec | Shared, ...], path: str, named: dict[str, Shared]) -> tuple[Spec | Shared, ...]:
     first: dict[Spec, int] = {}
-    same = [first.setdefault(_without_layer(v), i) if isinstance(v, Spec) else -1 for i, v in enumerate(values)]
+    same = [first.setdefault(without_layer(v), i) if isinstance(v, Spec) else -1 for i, v in enumerate(values)]
     uses = Counter(same)
     items: list[Spec | Shared] = []
     for index, value in enumerate(values):
@@ -137,10 +137,12 @@ def _item(value: Spec | Shared, path: str, named: dict[str, Shared]) -> Spec | S
     return named[value.name]
 
 
-def _without_layer(spec: Spec) -> Spec:
+def without_layer(spec: Spec) -> Spec:
+    """The same description without the fact `layer`, in which equal layers differ."""
+
     def strip(value: object) -> object:
         if isinstance(value, Spec):
-            return _without_layer(value)
+            return without_layer(value)
         return tuple(strip(item) for item in value) if isinstance(value, tuple) else value
 
     return Spec(spec.part, {name: strip(value) for name, value in spec.args.items() if name != "layer"})

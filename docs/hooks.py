@@ -9,9 +9,29 @@ from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the reference page of parts, made from the registry."""
+    """Add the reference page of parts, made from the registry, and the pictures of the page on diagrams."""
     files.append(File.generated(config, "parts.md", content=parts_page()))
+    for name, picture in pictures().items():
+        files.append(File.generated(config, f"pictures/{name}.svg", content=picture))
     return files
+
+
+def pictures() -> dict[str, str]:
+    """Diagrams of a language model, of an encoder-decoder, and of a program, by name."""
+    import variform as vf
+    from variform.dialects.configaformers import program_spec
+    from variform.dialects.configaformers.prebuilt_blocks import normformer_block
+
+    sizes = {"vocab_size": 32000, "dim": 512, "depth": 8, "heads": 8, "max_seq_len": 1024}
+    program = program_spec(
+        {"blocks": [{"config": normformer_block(num_heads=8, dim=512), "repeat": 6}]},
+        {"x": ["B", "L", 512], "attn_offset": ["B", 8, "L", "L"]},
+    )
+    return {
+        "llama": vf.diagram(vf.models.llama(kv_heads=2, **sizes)).svg(),
+        "seq2seq": vf.diagram(vf.models.seq2seq(**sizes)).svg(),
+        "normformer": vf.diagram(program).svg(),
+    }
 
 
 def parts_page() -> str:

@@ -54,7 +54,7 @@ def settings(spec: Spec) -> str:
     for f in fields_of(spec.part):
         value = spec.get(f.name)
         if f.is_slot:
-            slots += [_name(item) for item in (value if isinstance(value, tuple) else (value,)) if item is not None]
+            slots += [_named(item) for item in (value if isinstance(value, tuple) else (value,)) if item is not None]
         elif f.name in _HIDDEN or value is None or value is False:
             continue
         elif f.name in _SHOWN or value != default_of(f):
@@ -63,9 +63,11 @@ def settings(spec: Spec) -> str:
     return ", ".join([*slots, *words])
 
 
-def _name(part: Any) -> str:
+def _named(part: Any) -> str:
+    """A part in a slot; one that does the work of the box has its settings told too."""
     inner = part.spec if isinstance(part, Shared) else part
-    return inner.name if isinstance(inner, Spec) else str(part)
+    told = settings(inner) if inner.kind in ("mixer", "feedforward", "embedding") else ""
+    return f"{inner.name} ({told})" if told else str(inner.name)
 
 
 def _word(name: str, value: Any) -> str:

@@ -16,7 +16,7 @@ from variform.core.resolve import resolve
 from variform.core.spec import Shared, Spec
 from variform.errors import BackendError, ConfigError, ShapeError
 from variform.generate.loop import generate, stream
-from variform.inspect import capture, check, describe, diagram, explain
+from variform.inspect import capture, check, costs, describe, diagram, explain
 from variform.library import load_parts
 from variform.weights import load_model, load_weights, save_weights
 

@@ -2,12 +2,15 @@
 
 from variform.inspect.capture import capture
 from variform.inspect.check import Report, check
+from variform.inspect.costing import costs
+from variform.inspect.costs import Costs
 from variform.inspect.describe import Description, Memory, describe
 from variform.inspect.diagram import Diagram, diagram
 from variform.inspect.explain import Explanation, explain
 from variform.inspect.rows import Row
 
 __all__ = [
+    "Costs",
     "Description",
     "Diagram",
     "Explanation",
@@ -16,6 +19,7 @@ __all__ = [
     "Row",
     "capture",
     "check",
+    "costs",
     "describe",
     "diagram",
     "explain",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +20,9 @@ from variform.inspect.table import description_text
 from variform.inspect.trace import Node
 from variform.ops.attention.meter import standing_in
 from variform.stack.decodable import undecodable
+
+if TYPE_CHECKING:
+    from variform.inspect.costs import Costs, Line
 
 GIB = 1 << 30
 
@@ -129,6 +133,18 @@ class Description:
         fixed = self.memory_training(optimizer, batch=0).total
         room = int(gib * GIB) - fixed
         return max(0, room // self.activation_bytes_per_row) if self.activation_bytes_per_row else int(room >= 0)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """The same as formulas in the names of sizes, with the numbers at these sizes; see `vf.costs`."""
+        from variform.inspect.costing import costs_of  # it describes models too
+
+        return costs_of(self)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The lines of a program, each with its cost; none for other models."""
+        return self.costs.lines
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from variform.inspect.rows import state_by_path
 from variform.inspect.trace import Node, Tracer
 from variform.ops.attention.call import Call
 from variform.parts.kinds import Model, StreamPart, holds_state
+from variform.stack.program import ProgramModel
 
 
 @contextmanager
@@ -66,6 +67,14 @@ class FakeModel:
         """Run the model on inputs of these sizes."""
         args, kwargs = self.arguments(batch, length)
         return self.tracer.run(*args, **kwargs)[0]
+
+    def trace_at(self, sizes: Mapping[str, int]) -> Node:
+        """Run the model on inputs of named sizes: those that a program declares, or `B` and `L`."""
+        if not isinstance(self.part, ProgramModel):
+            return self.trace(sizes.get("B", 1), sizes.get("L"))
+        with self.mode:
+            inputs = self._cast(self.part.admission.example_of(sizes))
+        return self.tracer.run(inputs)[0]
 
     def state(self, batch: int, max_len: int | None) -> dict[str, int]:
         """Bytes of the decode state for `batch` rows of `max_len` tokens, by path.

@@ -157,6 +157,23 @@ def params_by_path(tree: Place) -> dict[str, int]:
     return found
 
 
+def own_params(tree: Place) -> dict[str, dict[str, int]]:
+    """Parameters that each place and all below it own, by owner; a shared part is one owner at all its places."""
+    found: dict[str, dict[str, int]] = {}
+
+    def scan(place: Place, key: str) -> dict[str, int]:
+        owned = {key: _own(place.part)}
+        for child in place.children:
+            is_shared = child.shared is not None and not child.shared.startswith(FOLDED)
+            step = child.path.removeprefix(place.path)
+            owned.update(scan(child, f"shared {child.shared}" if is_shared else key + step))
+        found[place.path] = {owner: count for owner, count in owned.items() if count}
+        return owned
+
+    scan(tree, "")
+    return found
+
+
 def _own(part: Part) -> int:
     """Parameters of a part and of its inner modules that are not parts themselves."""
 

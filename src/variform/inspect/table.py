@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from variform.inspect.rows import Row
 
 if TYPE_CHECKING:
     from variform.inspect.describe import Description
+
+
+class Placed(Protocol):
+    """A row of a table of parts."""
+
+    @property
+    def path(self) -> str:
+        """Where the part stands."""
+
+
+P = TypeVar("P", bound=Placed)
 
 
 def human_bytes(size: int | None) -> str:
@@ -42,23 +53,30 @@ def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) ->
     return [text[0], "-" * max(map(len, text)), *text[1:]]
 
 
-def folded(rows: Sequence[Row]) -> list[tuple[Row, str, int]]:
+def folded(rows: Sequence[P], content: Callable[[P], tuple[object, ...]]) -> list[tuple[P, str, int]]:
     """Rows with runs of equal neighbours shown once: (row, step, repeats), a run's step being `0..11`.
 
     Items of one list are equal when they and all below them are, their paths apart.
+
+    Args:
+        rows: in the order of the spec, parents first.
+        content: what must be equal of a row.
     """
-    shown: list[tuple[Row, str, int]] = []
+    shown: list[tuple[P, str, int]] = []
     index = 0
     while index < len(rows):
         row = rows[index]
         size = _extent(rows, index)
-        block = _content(rows, index, size)
+        block = _contents(rows, index, size, content)
         count = 1
-        while _is_next(row, rows, index + count * size, count) and _content(rows, index + count * size, size) == block:
+        while (
+            _is_next(row, rows, index + count * size, count)
+            and _contents(rows, index + count * size, size, content) == block
+        ):
             count += 1
         step = row.path.rpartition(".")[2]
         if count > 1:
-            inner = folded(rows[index + 1 : index + size])
+            inner = folded(rows[index + 1 : index + size], content)
             shown.append((row, f"{step}..{int(step) + count - 1}", count))
             shown.extend(inner)
             index += count * size
@@ -68,7 +86,7 @@ def folded(rows: Sequence[Row]) -> list[tuple[Row, str, int]]:
     return shown
 
 
-def _extent(rows: Sequence[Row], index: int) -> int:
+def _extent(rows: Sequence[P], index: int) -> int:
     """How many rows a part and all below it take."""
     path = rows[index].path
     end = index + 1
@@ -77,28 +95,30 @@ def _extent(rows: Sequence[Row], index: int) -> int:
     return end - index
 
 
-def _is_next(first: Row, rows: Sequence[Row], at: int, count: int) -> bool:
+def _is_next(first: P, rows: Sequence[P], at: int, count: int) -> bool:
     head, _, step = first.path.rpartition(".")
     return step.isdecimal() and at < len(rows) and rows[at].path == f"{head}.{int(step) + count}".strip(".")
 
 
-def _content(rows: Sequence[Row], start: int, size: int) -> list[tuple[object, ...]]:
+def _contents(
+    rows: Sequence[P], start: int, size: int, content: Callable[[P], tuple[object, ...]]
+) -> list[tuple[object, ...]]:
     base = len(rows[start].path)
-    return [
-        (
-            row.path[base:],
-            row.kind,
-            row.name,
-            row.inputs,
-            row.outputs,
-            row.params,
-            row.flops,
-            row.activation_bytes,
-            row.state_bytes,
-            row.shared,
-        )
-        for row in rows[start : start + size]
-    ]
+    return [(row.path[base:], *content(row)) for row in rows[start : start + size]]
+
+
+def _figures(row: Row) -> tuple[object, ...]:
+    return (
+        row.kind,
+        row.name,
+        row.inputs,
+        row.outputs,
+        row.params,
+        row.flops,
+        row.activation_bytes,
+        row.state_bytes,
+        row.shared,
+    )
 
 
 def path_template(path: str) -> tuple[str, ...]:
@@ -123,7 +143,7 @@ def path_text(paths: Sequence[str]) -> str:
 
 def description_text(described: Description) -> str:
     """The table, the totals and the memory of a training step."""
-    lines = [_cells(row, step, repeats) for row, step, repeats in folded(described.rows)]
+    lines = [_cells(row, step, repeats) for row, step, repeats in folded(described.rows, _figures)]
     header = ("part", "input", "output", "params", "FLOPs", "kept", "state")
     length = "" if described.length is None else f", L = {described.length}"
     dtype = str(described.dtype).removeprefix("torch.")
@@ -150,10 +170,7 @@ def description_text(described: Description) -> str:
 
 
 def _cells(row: Row, step: str, repeats: int) -> tuple[str, ...]:
-    depth = _depth(row.path)
-    label = f"{'  ' * depth}{_label(row, step)} {row.name}" + (f" x{repeats}" if repeats > 1 else "")
-    if row.shared is not None:
-        label += f" (shared: {row.shared})"
+    label = part_label(row.path, row.name, row.shared, step, repeats)
     state = "" if row.state_bytes == 0 else human_bytes(row.state_bytes)
     ran = row.calls > 0
     return (
@@ -167,9 +184,12 @@ def _cells(row: Row, step: str, repeats: int) -> tuple[str, ...]:
     )
 
 
-def _label(row: Row, step: str) -> str:
-    field = row.path.split(".")
-    return f"{field[-2]}.{step}" if step[:1].isdecimal() and len(field) > 1 else step
+def part_label(path: str, name: str, shared: str | None, step: str, repeats: int) -> str:
+    """What a line of the tree is called: indented, its step and the part's name, and how often it stands there."""
+    fields = path.split(".")
+    place = f"{fields[-2]}.{step}" if step[:1].isdecimal() and len(fields) > 1 else step
+    label = f"{'  ' * _depth(path)}{place} {name}" + (f" x{repeats}" if repeats > 1 else "")
+    return label if shared is None else f"{label} (shared: {shared})"
 
 
 def _depth(path: str) -> int:

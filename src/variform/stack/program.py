@@ -19,7 +19,9 @@ from variform.stack.admission import Admission, StreamError
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Line, lines_state, plan, run, steps_of
 from variform.stack.table import Table
-from variform.stack.trace import LineFollower, Trace, Value, input_values, trace_lines, unread, unshared
+from variform.stack.trace import LineFollower, Trace, trace_lines, unshared
+from variform.stack.unread import unread
+from variform.stack.values import Value, input_values
 
 Size = Annotated[int, Field(gt=0)]
 Shapes = Mapping[str, tuple[int | str, ...]]

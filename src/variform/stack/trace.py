@@ -11,21 +11,12 @@ from variform.core.fields import field_map
 from variform.core.inherit import Inherit
 from variform.core.part import Facts
 from variform.core.spec import Shared, Spec
-from variform.errors import Problem, ShapeError, did_you_mean, join_path
+from variform.errors import Problem, ShapeError, join_path
 from variform.parts.kinds import Op
 from variform.stack.adapt import ADAPTERS, output_shapes, step_facts
 from variform.stack.lines import Block, Step
-
-
-@dataclass(frozen=True)
-class Value:
-    """A named tensor: its shape (None where a mistake left it open) and the line that defined it."""
-
-    shape: Shape | None
-    where: str
-
-    def __str__(self) -> str:
-        return f"{shape_text(self.shape or ())} from {self.where}"
+from variform.stack.suggest import Misfit, missing, repair, replace_contents
+from variform.stack.values import Uses, Value, accepted, in_words, written
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,7 @@ class Row:
         reads: what it reads, constants included.
         writes: what it writes.
         op: the resolved part.
+        holds: what each of the written ones holds, one of `CONTENTS`; "" where that is open.
     """
 
     path: str
@@ -51,6 +43,7 @@ class Row:
     reads: tuple[tuple[str, Shape], ...]
     writes: tuple[tuple[str, Shape], ...]
     op: Spec
+    holds: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -71,15 +64,18 @@ class Trace:
         values: the named tensors.
         rows: the steps passed.
         copies: how often a heading has been met.
-        broken: headings of blocks with a problem; their further copies are passed over.
+        broken: headings of blocks with a problem, whose further copies are passed over, and whether a copy leaves
+            what it reads as it was.
         shared: the descriptions of shared lines met so far.
+        uses: what the inputs can still hold.
     """
 
     values: dict[str, Value]
     rows: list[Row] = field(default_factory=list)
     copies: dict[str, int] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)
+    broken: dict[str, bool] = field(default_factory=dict)
     shared: dict[str, Spec] = field(default_factory=dict)
+    uses: Uses = field(default_factory=Uses)
 
     def lose(self, line: Spec, where: str) -> None:
         """Take note that what a line writes has no known shape."""
@@ -104,6 +100,7 @@ class LineFollower:
         self.repeat = repeat
         self.found: list[Problem] = []
         self.current: Spec | None = None
+        self.entry: dict[str, Value] | None = None
 
     def problems(self) -> list[Problem]:
         """What has been found, by place in the list of lines."""
@@ -118,11 +115,11 @@ class LineFollower:
             return self._enter(index, line)
         names: tuple[str, ...] = line["reads"]
         values = self.trace.values
-        missing = [name for name in names if name not in values]
-        for name in missing:
-            hint = did_you_mean(name, values) if values else "nothing has been written yet"
-            self._report(index, line, f"reads {name!r}, which nothing before it writes", hint, field="reads")
-        if missing or any(values[name].shape is None for name in names):
+        unknown = [name for name in dict.fromkeys(names) if name not in values]
+        for name in unknown:
+            message = f"reads {name!r}, which nothing before it writes"
+            self._report(index, line, message, missing(name, values), field="reads")
+        if unknown or any(values[name].shape is None for name in names):
             return None
         return self._sizes(index, line, names)
 
@@ -132,9 +129,7 @@ class LineFollower:
         if line is not None and line.part is Step:
             self._infer(index, line)
         elif line is None and self.current is not None:
-            self.trace.lose(self.current, self._where(index, self.current))
-            if self.current.part is Block:
-                self.trace.broken.add(self.current.get("label"))
+            self._leave_broken(index, self.current)
 
     def _description(self, child: Any) -> Spec | None:
         if isinstance(child, Shared):
@@ -145,11 +140,22 @@ class LineFollower:
 
     def _enter(self, index: int, block: Spec) -> Facts | None:
         label: str = block["label"]
+        self.entry = None
         if label and label in self.trace.broken:
             return None
+        self.entry = dict(self.trace.values)
         count = self.trace.copies[label] = self.trace.copies.get(label, 0) + 1
         path = f"{self.path}.{index}.lines"
         return {"block_follower": LineFollower(self.trace, path, label or self.block, count if label else self.repeat)}
+
+    def _leave_broken(self, index: int, line: Spec) -> None:
+        """Lose what depends on a mistake: in a block its own lines have seen to that, unless it was passed over."""
+        trace, label = self.trace, line.get("label")
+        if line.part is Block and self.entry is not None:
+            now = trace.values
+            trace.broken[label] = all(now[name].shape == value.shape for name, value in self.entry.items())
+        elif line.part is Step or not trace.broken.get(label, False):
+            trace.lose(line, self._where(index, line))
 
     def _sizes(self, index: int, line: Spec, names: tuple[str, ...]) -> Facts | None:
         shapes = self._shapes(names)
@@ -163,38 +169,63 @@ class LineFollower:
             many = f"{least} streams" if exact else f"at least {least} streams"
             self._report(index, line, f"takes {many}, and reads {len(names)}", field="reads", value=names)
             return None
+        if not self._holds(index, line, op, names):
+            return None
         dim = None if op.kind == "embedding" else field_map(op.part).get("dim")
         if dim is not None and "dim" not in known and isinstance(op.get("dim"), Inherit):
             message = f"needs a known number of features, and {names[0]} is {self.trace.values[names[0]]}"
-            self._report(index, line, message, field="reads")
+            hint = "the last size must be a number: declare it in the inputs' shapes"
+            ids = self.trace.uses.of(self.trace.values[names[0]]) & {"ids"} and len(shapes[0]) == 2
+            self._report(index, line, message, f"if it holds ids, embed it first; {hint}" if ids else hint, "reads")
             return None
         if issubclass(op.part, Op):
             known.update(op.part.sizes(op.args, shapes))
         return known
 
+    def _holds(self, index: int, line: Spec, op: Spec, names: tuple[str, ...]) -> bool:
+        """Whether what is read holds what the part takes; what does not is reported."""
+        trace, wanted = self.trace, accepted(op, names)
+        before = len(self.found)
+        for place, name in enumerate(names):
+            value = trace.values[name]
+            if trace.uses.of(value) & wanted[place]:
+                continue
+            shape = shape_text(value.shape or ())
+            message = f"reads {name!r} as {in_words(wanted[place])}, and {name} {shape} is {trace.uses.told(value)}"
+            misfit = Misfit(names, trace.values, trace.uses, wanted, lambda shapes: True)
+            self._report(index, line, message, replace_contents(misfit, place), field="reads")
+        return len(self.found) == before
+
     def _infer(self, index: int, line: Spec) -> None:
-        op, names = unshared(line["op"]), line["reads"]
+        op, names, into = unshared(line["op"]), line["reads"], line["into"]
         assert op is not None
-        shapes = self._shapes(names)
+        shapes, where, trace = self._shapes(names), self._where(index, line), self.trace
+        wanted = accepted(op, names)
         try:
             outputs = _outputs(op, shapes, line)
         except ShapeError as error:
-            reads = ", ".join(f"{name} {self.trace.values[name]}" for name in names)
-            self._report(index, line, f"{error}; it reads {reads}")
-            self.trace.lose(line, self._where(index, line))
+            reads = ", ".join(f"{name} {trace.values[name]}" for name in dict.fromkeys(names))
+            fits = lambda changed: bool(_outputs(op, changed, line))  # noqa: E731
+            hint = repair(Misfit(names, trace.values, trace.uses, wanted, fits))
+            self._report(index, line, f"{error}; it reads {reads}", hint)
+            trace.lose(line, where)
             return
-        if len(outputs) != len(line["into"]):
-            message = f"gives {len(outputs)} streams, and {len(line['into'])} are named"
-            self._report(index, line, message, field="into", value=line["into"])
-            self.trace.lose(line, self._where(index, line))
+        if len(outputs) != len(into):
+            message = f"gives {len(outputs)} streams, and {len(into)} are named"
+            self._report(index, line, message, field="into", value=into)
+            trace.lose(line, where)
             return
-        where = self._where(index, line)
-        written = tuple(zip(line["into"], outputs, strict=True))
-        self.trace.values.update({name: Value(shape, where) for name, shape in written})
+        read = tuple(trace.values[name] for name in names)
+        for value, contents in zip(read, wanted, strict=True):
+            trace.uses.read(value, contents, where)
+        values = written(op, read, outputs, into, where)
+        trace.values.update(zip(into, values, strict=True))
         constants = op.part.constants(op.args) if issubclass(op.part, Op) else {}
-        read = (*zip(names, shapes, strict=True), *constants.items())
+        takes = (*zip(names, shapes, strict=True), *constants.items())
+        gives = tuple(zip(into, outputs, strict=True))
         path, name = f"{self.path}.{index}", line["label"] or op.name
-        self.trace.rows.append(Row(path, self.block, self.repeat, index + 1, name, read, written, op))
+        holds = tuple(value.holds for value in values)
+        trace.rows.append(Row(path, self.block, self.repeat, index + 1, name, takes, gives, op, holds))
 
     def _shapes(self, names: tuple[str, ...]) -> tuple[Shape, ...]:
         return tuple(self.trace.values[name].shape or () for name in names)
@@ -215,35 +246,6 @@ def trace_lines(lines: tuple[Any, ...], values: Mapping[str, Value]) -> Trace:
     trace = Trace(dict(values))
     _follow(lines, LineFollower(trace))
     return trace
-
-
-def input_values(shapes: Mapping[str, Shape]) -> dict[str, Value]:
-    """The named tensors that a program starts from."""
-    return {name: Value(shape, "the inputs") for name, shape in shapes.items()}
-
-
-def unread(rows: list[Row], inputs: Mapping[str, Value], outputs: tuple[str, ...]) -> list[Problem]:
-    """Inputs and writes that nothing reads: paths as in the rows, `inputs.NAME` for inputs."""
-    waiting: dict[str, Row | None] = dict.fromkeys(inputs)
-    found: list[Problem] = []
-
-    def report(name: str, row: Row | None, end: str) -> None:
-        if row is None:
-            found.append(Problem(f"inputs.{name}", f"the input {name!r} is never read"))
-        else:
-            found.append(Problem(f"{row.path}.into", f"{row.where}: writes {name!r}, which {end}"))
-
-    for row in rows:
-        for name, _ in row.reads:
-            waiting.pop(name, None)
-        for name, _ in row.writes:
-            if name in waiting:
-                report(name, waiting[name], f"{row.where} overwrites before anything reads it")
-            waiting[name] = row
-    for name, last in waiting.items():
-        if name not in outputs:
-            report(name, last, "nothing reads")
-    return found
 
 
 def _follow(lines: tuple[Any, ...], follower: LineFollower) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from variform.ops.recompute import Cheap
 
 class Linear(nn.Linear):
     """`y = x W^T + b`, initialised from N(0, std^2) with a zero bias when `std` is given, else as torch does.
@@ -51,3 +52,13 @@ class Linear(nn.Linear):
             nn.init.normal_(self.weight, 0.0, self.std)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
+
+
+def mapped(project: nn.Module, x: Cheap) -> Tensor:
+    """A linear map of what is cheap to make anew; as a plain call where the map is changed, sharded or listened to."""
+    own: dict[str, Any] = project._parameters
+    listened = project._forward_hooks or project._forward_pre_hooks or project._backward_hooks
+    if type(project) is not Linear or listened or not {type(w) for w in own.values()} <= {nn.Parameter, type(None)}:
+        y: Tensor = project(x.value)
+        return y
+    return x.linear(own["weight"], own["bias"])

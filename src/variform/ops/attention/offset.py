@@ -1,0 +1,284 @@
+"""Attention with an offset of its scores given as a tensor: softmax(s q k^T + O) v, fused.
+
+A fused kernel computes all pairs whatever the offset hides, and slows down several times over where weights are so
+small that they are denormal numbers (ALiBi makes many). So the offset is surveyed once: per head and block of
+queries, the keys that can matter at all; only these are visited, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.utils.weak import WeakIdKeyDictionary
+
+from variform.ops.attention.sdpa import fused
+
+__all__ = ["Tile", "attend_offset", "plain_autograd", "survey", "surveys_remembered"]
+
+_BLOCK = 256
+"""Queries of a tile: the fused kernel works on blocks of 64 of them."""
+_STEP = 64
+"""Keys of a tile are counted in these."""
+_SHORTEST = 256
+"""Below this many queries or keys, one call on all pairs is as fast."""
+_FAR, _FAR_BOUND = 20000.0, 9000.0
+"""An offset so far below the best of its row weighs exactly 0 while no score is beyond the bound: masks of half
+precision are there, those of full precision by far."""
+_NEAR, _NEAR_BOUND = 64.0, 14.0
+"""The same up to exp(2 * 14 - 64) = 2e-16 of the row's sum, a key: nothing that float32 can hold."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries of some heads, and the keys that they see.
+
+    Args:
+        heads: which heads.
+        rows: which queries.
+        keys: which keys.
+        offset: of these pairs, with -inf at what does not count; None to take it from the whole offset.
+    """
+
+    heads: slice
+    rows: slice
+    keys: slice
+    offset: Tensor | None = None
+
+
+def attend_offset(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offset: Tensor | None,
+    scale: float,
+    causal: bool = False,
+    source: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k^T + offset) v; rows that see nothing (-inf throughout) are zeros.
+
+    Shapes:
+        q: [B, H, Lq, D]; k: [B, H, Lk, D]; v: [B, H, Lk, Dv] -> [B, H, Lq, Dv]
+        offset: [1 or B, 1 or H, Lq, Lk]
+
+    Args:
+        q, k, v: queries, keys and values.
+        offset: what is added to the scores.
+        scale: of the scores.
+        causal: query i sees keys <= i only.
+        source: the tensor that the offset was cut from, by which its survey is remembered.
+    """
+    if offset is None:
+        return fused(q, k, v, causal=causal, scale=scale)
+    dtype = _compute_dtype(q, v)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if offset.dtype != dtype and not (dtype.itemsize < 4 and offset.dtype == torch.float32 and q.is_cpu):
+        offset = offset.to(dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        tiles = _tiles(q, k, v, offset, scale, causal, source)
+        if tiles is None:
+            return _whole(q, k, v, _restricted(offset) if causal else offset, scale)
+        out: Tensor = _Tiled.apply(q, k, v, offset, tiles, scale)  # type: ignore[no-untyped-call]
+        return out
+
+
+def plain_autograd(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors outside of compilers, exporters, and transforms of functions."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or any(isinstance(tensor, FakeTensor) or type(tensor) not in _PLAIN for tensor in tensors)
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _compute_dtype(q: Tensor, v: Tensor) -> torch.dtype:
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return v.dtype
+
+
+def _restricted(offset: Tensor) -> Tensor:
+    """With -inf at later keys."""
+    later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
+    return offset.masked_fill(later, -torch.inf)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """One call on all pairs."""
+    if q.is_cpu:
+        return fused(q, k, v, offset, scale=scale)
+    # Kernels of other devices want a mask of full size, and answer NaN to rows that see nothing.
+    empty = (offset == -torch.inf).all(-1, keepdim=True)
+    offset = offset.masked_fill(empty, 0.0).expand(q.shape[0], q.shape[1], -1, -1)
+    return fused(q, k, v, offset, scale=scale).masked_fill(empty, 0.0)
+
+
+def _tiles(
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float, causal: bool, source: Tensor | None
+) -> tuple[Tile, ...] | None:
+    """The tiles to visit; None where one call on all pairs does as well, or is all that can be done."""
+    if not q.is_cpu or not plain_autograd(q, k, v, offset) or min(offset.shape[-2:]) < _SHORTEST:
+        return None
+    if (offset.requires_grad and torch.is_grad_enabled()) or q.shape[-1] != v.shape[-1]:
+        return None
+    with torch.no_grad():
+        # No score is larger than the product of the largest norms.
+        bound = float(_largest(q) * _largest(k) * scale)
+    near = bound <= _NEAR_BOUND and q.dtype != torch.float64
+    if not near and not bound <= _FAR_BOUND:
+        return None
+    reach = _NEAR if near else _FAR
+    known = _KNOWN.get()
+    if known is None or source is None:
+        return survey(offset, reach, near, causal)
+    entries = known.setdefault(source, {})
+    key = (reach, offset.dtype, offset.shape, causal)
+    if key not in entries:
+        entries[key] = survey(offset, reach, near, causal)
+    found: tuple[Tile, ...] = entries[key]
+    return found
+
+
+def _largest(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1).amax().float()
+
+
+_KNOWN: ContextVar[Any] = ContextVar("surveys", default=None)
+
+
+@contextmanager
+def surveys_remembered() -> Iterator[None]:
+    """Within, each tensor that offsets are cut from is surveyed once; it must not change meanwhile."""
+    if _KNOWN.get() is not None:
+        yield
+        return
+    token = _KNOWN.set(WeakIdKeyDictionary())
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+@torch.no_grad()
+def survey(offset: Tensor, reach: float, cut: bool, causal: bool = False) -> tuple[Tile, ...]:
+    """What of an offset can matter: no pair that lies further than `reach` below the best of its row.
+
+    A row that is masked throughout has a best pair too, and keeps all that equal it.
+
+    Shapes:
+        offset: [1 or B, 1 or H, Lq, Lk]
+
+    Args:
+        offset: the offset.
+        reach: how far below the best of its row an offset matters.
+        cut: give the tiles an offset of their own, with -inf beyond the reach.
+        causal: later keys do not count.
+    """
+    if causal:
+        offset, cut = _restricted(offset), True
+    wide = offset.float() if offset.dtype.itemsize < 4 else offset
+    best = wide.amax(-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).min)
+    lost = wide < best - reach
+    tiles = []
+    for start in range(0, offset.shape[2], _BLOCK):
+        rows = slice(start, min(start + _BLOCK, offset.shape[2]))
+        spans = _spans(lost[:, :, rows])
+        first = 0
+        for head in range(1, len(spans) + 1):
+            if head < len(spans) and spans[head] == spans[first]:
+                continue
+            heads = slice(first, head) if offset.shape[1] > 1 else slice(None)
+            keys = slice(*spans[first])
+            part = (slice(None), heads, rows, keys)
+            own = offset[part].masked_fill(lost[part], -torch.inf) if cut else None
+            if keys.stop > keys.start:
+                tiles.append(Tile(heads, rows, keys, own))
+            first = head
+    return tuple(tiles)
+
+
+def _spans(lost: Tensor) -> list[tuple[int, int]]:
+    """For each head, from which to which key any row sees something; (0, 0) where none does."""
+    seen = ~lost.all(2).all(0)  # [H, Lk]
+    count = seen.shape[-1]
+    spans = []
+    for row in seen:
+        places = row.nonzero()
+        if not len(places):
+            spans.append((0, 0))
+            continue
+        first, last = int(places[0]), int(places[-1]) + 1
+        spans.append((first // _STEP * _STEP, min(-(-last // _STEP) * _STEP, count)))
+    return spans
+
+
+class _Tiled(torch.autograd.Function):
+    """The fused kernel, tile by tile. Autograd through slices would fill and add a whole gradient for each tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, offset: Tensor, tiles: tuple[Tile, ...], scale: float
+    ) -> Tensor:
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+        batch, heads, queries, _ = q.shape
+        # Heads beside one another for each query, so that merging them costs nothing.
+        out = v.new_zeros(batch, queries, heads, v.shape[-1]).transpose(1, 2)
+        logs = []
+        for tile in tiles:
+            y, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, tile.heads, tile.rows],
+                k[:, tile.heads, tile.keys],
+                v[:, tile.heads, tile.keys],
+                attn_mask=_offset_of(tile, offset),
+                scale=scale,
+            )
+            out[:, tile.heads, tile.rows] = y
+            logs.append(log)
+        whole = offset if any(tile.offset is None for tile in tiles) else None
+        ctx.save_for_backward(q, k, v, whole, out, *logs)
+        ctx.tiles, ctx.scale = tiles, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, offset, out, *logs = ctx.saved_tensors
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        dq, dk, dv = (torch.zeros_like(t) for t in (q, k, v))
+        for tile, log in zip(ctx.tiles, logs, strict=True):
+            rows, keys = (slice(None), tile.heads, tile.rows), (slice(None), tile.heads, tile.keys)
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad[rows],
+                q[rows],
+                k[keys],
+                v[keys],
+                out[rows],
+                log,
+                0.0,
+                False,
+                attn_mask=_offset_of(tile, offset),
+                scale=ctx.scale,
+            )
+            dq[rows] = parts[0]
+            dk[keys] += parts[1]
+            dv[keys] += parts[2]
+        return dq, dk, dv, None, None, None
+
+
+def _offset_of(tile: Tile, offset: Tensor) -> Tensor:
+    if tile.offset is not None:
+        return tile.offset
+    return offset[:, tile.heads if offset.shape[1] > 1 else slice(None), tile.rows, tile.keys]

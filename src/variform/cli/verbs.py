@@ -14,7 +14,8 @@ from variform.core.spec import Spec
 from variform.errors import ConfigError
 
 Options = argparse.Namespace
-Arguments = list[tuple[tuple[str, ...], dict[str, Any]]]
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+Arguments = list[Argument]
 
 
 def check(options: Options) -> None:
@@ -33,10 +34,15 @@ def describe(options: Options) -> None:
     if options.diagram is not None:
         _draw(options)
         return
+    from variform.cli.costing import asked_costs
+    from variform.inspect import Costs, Description
     from variform.inspect import describe as measure
 
     spec, context = _described(options)
-    found = measure(spec, batch=options.batch, length=options.length or context)
+    batch = 1 if options.batch is None else options.batch
+    found: Costs | Description | None = asked_costs(spec, options)
+    if found is None:
+        found = measure(spec, batch=batch, length=options.length or context)
     show(str(found), found.to_json(), options.json)
 
 
@@ -132,11 +138,17 @@ SIZES: Arguments = [
     (("--length",), {"type": int, "metavar": "N", "help": "tokens a row (the training length, or the longest)"}),
 ]
 DECODE: Arguments = [(("--decode",), {"action": "store_true", "help": "look at cached decoding"})]
+BATCH: Argument = (("--batch",), {**SIZES[0][1], "default": None})
+COSTS: Argument = (
+    ("--costs",),
+    {"action": "store_true", "help": "formulas for every part, or line of a program"},
+)
+AT: Argument = (("--at",), {"nargs": "+", "metavar": "NAME=N", "help": "numbers at these sizes too: B=8 L_in=1024"})
 NUMBER: Any = {"type": float, "metavar": "X"}
 
 VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
-    "check": (check, [*CONFIG, (("--batch",), {**SIZES[0][1], "default": None}), SIZES[1], *DECODE]),
-    "describe": (describe, [*CONFIG, *SIZES, DIAGRAM]),
+    "check": (check, [*CONFIG, BATCH, SIZES[1], *DECODE]),
+    "describe": (describe, [*CONFIG, BATCH, SIZES[1], COSTS, AT, DIAGRAM]),
     "explain": (
         explain,
         [

@@ -15,8 +15,9 @@ COLUMNS = ("params", "FLOPs", "kept bytes", "state bytes")
 
 def costs_text(costs: Costs) -> str:
     """The table and the totals."""
-    at = "" if costs.at is None else ", " + ", ".join(f"{name} = {size}" for name, size in costs.at.items())
-    head = f"{costs.spec.kind} {costs.spec.name!r}{at}, {costs.dtype}"
+    has_state = costs.total.state_bytes is not None
+    sizes = [f", {name} = {size}" for name, size in (costs.at or {}).items() if has_state or name in costs.sizes.names]
+    head = f"{costs.spec.kind} {costs.spec.name!r}{''.join(sizes)}, {costs.dtype}"
     numbers = costs.at is not None
     return "\n".join([head, "", *(_program if costs.lines else _tree)(costs, numbers), "", *_totals(costs, numbers)])
 
@@ -96,7 +97,7 @@ def _totals(costs: Costs, numbers: bool) -> list[str]:
     lines = [
         f"parameters       {whole.params:,}",
         f"forward FLOPs    {_both(whole.flops, human_count)}",
-        f"  dense          {_both(whole.flops_dense, human_count)}",
+        *([f"  dense          {_both(whole.flops_dense, human_count)}"] if whole.flops_dense != whole.flops else []),
         f"backward FLOPs   {_both(whole.flops_backward, human_count)}",
         f"kept bytes       {_both(whole.activation_bytes, human_bytes)}",
         f"decode state     {state}",

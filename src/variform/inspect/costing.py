@@ -45,8 +45,8 @@ def costs(
 
     Args:
         source: a spec, a mapping, a config file, a preset's result, or a built model.
-        at: sizes by name, at which numbers are given too; `B` also stands for the batch size of a program.
-            `max_len` is the largest other size where it is left out.
+        at: sizes by name, at which numbers are given too; of programs `B` also stands for the batch size, and `L` for
+            all others. `max_len` is the largest of those where it is left out.
         device: the device type that attention is chosen for.
         dtype: of parameters and floating-point inputs.
         **facts: what the surroundings provide, when a part is looked at alone (`dim=64, heads=4`).
@@ -156,13 +156,13 @@ def _asked(sizes: Sizes, at: Mapping[str, int]) -> Point:
     """
     check_sizes(**at)
     known = (*sizes.names, MAX_LEN)
-    alias = {"B": sizes.batches[0]} if len(sizes.batches) == 1 else {}
+    aliases = {"B": sizes.batches, "L": sizes.lengths}
     point = {}
     for name, size in at.items():
-        own = name if name in known else alias.get(name, name)
-        if own not in known:
+        own = (name,) if name in known else aliases.get(name, ())
+        if not own:
             raise ConfigError(f"this model has no size {name!r}", hint=did_you_mean(name, known))
-        point[own] = size
+        point.update(dict.fromkeys(own, size))
     missing = [name for name in sizes.names if name not in point]
     if missing:
         raise ConfigError(f"give a number for {', '.join(missing)}", hint=f"its sizes are {', '.join(sizes.names)}")

@@ -1,0 +1,72 @@
+"""The module types: their keys with types and defaults, and the step that each one is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from variform.core.spec import Spec
+from variform.dialects.configaformers.modules.attention import ATTENTION
+from variform.dialects.configaformers.modules.keys import REQUIRED, Key, ModuleType
+from variform.dialects.configaformers.modules.sequence import SEQUENCE
+from variform.dialects.configaformers.modules.streams import STREAMS
+from variform.dialects.configaformers.modules.tokenwise import TOKENWISE, norm_spec
+from variform.errors import Problem, did_you_mean
+from variform.stack.lines import Step
+
+__all__ = ["REQUIRED", "TYPES", "Key", "ModuleType", "norm_spec", "step_of"]
+
+TYPES: dict[str, ModuleType] = {**TOKENWISE, **ATTENTION, **STREAMS, **SEQUENCE}
+"""All module types by name."""
+
+
+def step_of(config: Any) -> tuple[Spec, list[Problem]]:
+    """The step that a module's dict describes, and what is wrong with the dict (paths are its keys).
+
+    A dict with problems gives a step without an op, so that what follows it can still be looked at.
+    """
+    if not isinstance(config, Mapping):
+        return Step.spec(), [Problem("", "a module is a dict: {'type': ..., ...}", config)]
+    name = config.get("type")
+    if not isinstance(name, str):
+        problem = Problem("type", f"a module needs a type, and has {name!r}", hint="known: " + ", ".join(TYPES))
+        return _unknown(config), [problem]
+    if name.lower() not in TYPES:
+        return _unknown(config), [Problem("type", "there is no such module type", name, did_you_mean(name, TYPES))]
+    kind = TYPES[name.lower()]
+    given, problems = _given(config, kind, name)
+    if not problems and kind.check is not None:
+        problems = kind.check(given)
+    if problems:
+        return _unknown(config), problems
+    settings = {key: given.get(key, entry.default) for key, entry in kind.keys.items()}
+    op, reads, into = kind.step(settings)
+    return Step.spec(op=op, reads=reads, into=into, label=name), []
+
+
+def _given(config: Mapping[Any, Any], kind: ModuleType, name: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The keys that are given, under one spelling."""
+    given: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for key, value in config.items():
+        known = kind.aliases.get(key, key)
+        if key == "type":
+            continue
+        if known not in kind.keys:
+            hint = did_you_mean(str(key), [*kind.keys, *kind.aliases])
+            problems.append(Problem(str(key), f"{name} has no such key", hint=hint))
+        elif known in given:
+            problems.append(Problem(str(key), f"{name} has this key twice, the other time as {known!r}"))
+        elif value is None and kind.keys[known].default is None:
+            given[known] = None
+        elif wrong := kind.keys[known].problem(value):
+            problems.append(Problem(str(key), f"{name}: {wrong[0]}", value, wrong[1]))
+        else:
+            given[known] = value
+    missing = [key for key, entry in kind.keys.items() if entry.default is REQUIRED and key not in config]
+    return given, problems + [Problem(key, f"{name} needs this key") for key in missing]
+
+
+def _unknown(config: Mapping[Any, Any]) -> Spec:
+    into = config.get("output_name", "x")
+    return Step.spec(into=(into if isinstance(into, str) else "x",), label=str(config.get("type", "")))

@@ -38,7 +38,7 @@ def ffn_block(
         block.append(_module("dropout", output_name, prob=drop_prob))
     if inner_norm:
         block.append(_norm(output_name))
-    bias = {} if init_final_bias is False else {"init_bias": init_final_bias}
+    bias: dict[str, Any] = {} if init_final_bias is False else {"init_bias": init_final_bias}
     return [*block, _module("linear", output_name, output_dim=dim, **bias)]
 
 

@@ -205,6 +205,11 @@ class Part(nn.Module, metaclass=PartMeta):
         return ()
 
     @classmethod
+    def notes(cls, facts: Facts) -> Iterable[Problem]:
+        """What is not wrong and still worth saying, given what `check` is given; paths are relative too."""
+        return ()
+
+    @classmethod
     def abilities(cls, args: Facts) -> Can:
         """What the part can do with these arguments; by default the class's own `can`."""
         return cls.can

@@ -64,8 +64,8 @@ class Trace:
         values: the named tensors.
         rows: the steps passed.
         copies: how often a heading has been met.
-        broken: headings of blocks with a problem, whose further copies are passed over, and whether a copy leaves
-            what it reads as it was.
+        broken: blocks with a problem, whose further copies are passed over, and whether a copy leaves the shapes of
+            what it reads as they were.
         shared: the descriptions of shared lines met so far.
         uses: what the inputs can still hold.
     """
@@ -73,7 +73,7 @@ class Trace:
     values: dict[str, Value]
     rows: list[Row] = field(default_factory=list)
     copies: dict[str, int] = field(default_factory=dict)
-    broken: dict[str, bool] = field(default_factory=dict)
+    broken: list[tuple[Spec, bool]] = field(default_factory=list)
     shared: dict[str, Spec] = field(default_factory=dict)
     uses: Uses = field(default_factory=Uses)
 
@@ -141,7 +141,7 @@ class LineFollower:
     def _enter(self, index: int, block: Spec) -> Facts | None:
         label: str = block["label"]
         self.entry = None
-        if label and label in self.trace.broken:
+        if any(block == other for other, _ in self.trace.broken):
             return None
         self.entry = dict(self.trace.values)
         count = self.trace.copies[label] = self.trace.copies.get(label, 0) + 1
@@ -150,11 +150,11 @@ class LineFollower:
 
     def _leave_broken(self, index: int, line: Spec) -> None:
         """Lose what depends on a mistake: in a block its own lines have seen to that, unless it was passed over."""
-        trace, label = self.trace, line.get("label")
+        trace = self.trace
         if line.part is Block and self.entry is not None:
             now = trace.values
-            trace.broken[label] = all(now[name].shape == value.shape for name, value in self.entry.items())
-        elif line.part is Step or not trace.broken.get(label, False):
+            trace.broken.append((line, all(now[name].shape == value.shape for name, value in self.entry.items())))
+        elif not any(line == block and steady for block, steady in trace.broken):
             trace.lose(line, self._where(index, line))
 
     def _sizes(self, index: int, line: Spec, names: tuple[str, ...]) -> Facts | None:

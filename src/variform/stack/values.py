@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from variform.core.dims import Shape, shape_text
 from variform.core.spec import Spec
 from variform.parts.kinds import CONTENTS, Embedding, Op
+from variform.parts.op.tokenwise import CopyOp
 from variform.stack.adapt import ADAPTERS, ANY, FEATURES, STREAM_CONTENTS
 
 Contents = frozenset[str]
@@ -72,8 +73,11 @@ class Uses:
 
 
 def in_words(contents: Contents) -> str:
-    """Contents as a list: "features or heads"."""
-    return "anything" if contents == OPEN else " or ".join(name for name in CONTENTS if name in contents)
+    """Contents as a list: "features or heads", "anything but ids"."""
+    if len(contents) > 2:
+        lacking = [name for name in CONTENTS if name not in contents]
+        return "anything" + (f" but {' or '.join(lacking)}" if lacking else "")
+    return " or ".join(name for name in CONTENTS if name in contents)
 
 
 def accepted(op: Spec, names: tuple[str, ...]) -> tuple[Contents, ...]:
@@ -113,15 +117,10 @@ def written(
     """
     holds = tuple(value.holds for value in read)
     if issubclass(op.part, Op):
-        made, same = op.part.makes(op.args, holds), op.part.makes.__func__ is Op.makes.__func__  # type: ignore[attr-defined]
+        made = op.part.makes(op.args, holds)
     else:
-        mains = ADAPTERS[op.kind].makes
-        made, same = (
-            (*(mains or holds[:1]), *(STREAM_CONTENTS.get(name, "") for name in names[len(mains or holds[:1]) :])),
-            not mains,
-        )
-    # What keeps its contents is still the input itself, if nothing has said yet what that holds.
-    sources = {"" if value.holds else value.source for value in read}
-    source = sources.pop() if same and len(sources) == 1 else ""
+        made = ADAPTERS[op.kind].makes or holds[:1]
+        made += tuple(STREAM_CONTENTS.get(name, "") for name in names[len(made) :])
+    source = read[0].source if op.part is CopyOp else ""  # who reads the copy says what the input holds
     padded = (*made, *("",) * len(shapes))
     return [Value(shape, where, kind, "" if kind else source) for shape, kind in zip(shapes, padded, strict=False)]

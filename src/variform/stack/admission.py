@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,8 +52,17 @@ class Admission:
         ]
         self.entries = tuple(sorted(entries, key=lambda entry: entry.spare))  # names get their sizes from the exact
 
-    def check(self, inputs: Mapping[str, Tensor]) -> None:
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The declared shapes by name."""
+        return {entry.name: entry.shape for entry in self.entries}
+
+    def check(self, inputs: Mapping[str, Tensor], held: frozenset[str] = frozenset()) -> None:
         """Refuse inputs that do not fit.
+
+        Args:
+            inputs: by name.
+            held: the names of those that a decode state holds, which are not to be given.
 
         Raises:
             StreamError: missing or unknown names.
@@ -63,13 +72,31 @@ class Admission:
         for name in inputs:
             if name not in names:
                 raise StreamError(f"{name!r} is no input of this program; {did_you_mean(str(name), names)}")
+            if name in held:
+                raise StreamError(f"the decode state holds the input {name!r}: leave it out")
         for name in names:
-            if name not in inputs:
+            if name not in inputs and name not in held:
                 raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
         for entry in self.entries:
-            self._check(entry, inputs[entry.name], sizes, origin)
+            if entry.name not in held:
+                self._check(entry, inputs[entry.name], sizes, origin)
+
+    def check_held(self, inputs: Mapping[str, Tensor], known: Mapping[str, int]) -> None:
+        """Refuse inputs that a decode state is to hold and that do not fit it.
+
+        Args:
+            inputs: by name.
+            known: the state's sizes by name.
+
+        Raises:
+            ShapeError: a shape that is not the declared one.
+        """
+        sizes, origin = dict(known), dict.fromkeys(known, "the decode state")
+        for entry in self.entries:
+            if entry.name in inputs:
+                self._check(replace(entry, spare=False), inputs[entry.name], sizes, origin)
 
     def _check(self, entry: _Input, value: Any, sizes: dict[str, int], origin: dict[str, str]) -> None:
         if not isinstance(value, Tensor):

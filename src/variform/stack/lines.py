@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -33,6 +33,7 @@ from variform.parts.kinds import (
 )
 from variform.stack.adapt import apply
 from variform.stack.execute import ModuleList
+from variform.stack.fuse import Fusion, Place, cheap, fusions, postponed
 
 Names = tuple[str, ...]
 Values = dict[str, Tensor]
@@ -108,10 +109,28 @@ class Step(Line):
             slot: the name of this place, for decode state.
             published: where new decode state goes; changed in place.
         """
+        branch = None if streams.get("state") is None else streams["state"].get(slot)
+        if branch is not None and ("held" in branch or isinstance(self.op, (Op, Bias))):
+            return self._next(tuple(inputs), branch, streams, slot, published)
         if isinstance(self.op, Op):
             out = self.op(*inputs)
             return out if isinstance(out, tuple) else (out,)
         return apply(self.op, self.takes, inputs, self.into, streams, slot, published)
+
+    def _next(
+        self, inputs: tuple[Tensor, ...], branch: State, streams: Streams, slot: str, published: State
+    ) -> tuple[Tensor, ...]:
+        """Apply the part to a chunk of tokens; what does not depend on them is in the state already."""
+        branches = published.setdefault("state", {})
+        branches[slot] = branch
+        if "held" in branch:
+            kept: tuple[Tensor, ...] = branch["held"]
+            return kept
+        if isinstance(self.op, Op):
+            outputs, branches[slot] = self.op.step(inputs, branch, streams)
+            return outputs
+        both = {**streams, "q_positions": streams["positions"], "k_positions": streams["cache"]["positions"]}
+        return apply(self.op, self.takes, inputs, self.into, both, slot, published)
 
 
 @register("block")
@@ -158,6 +177,8 @@ class Stage:
         gives: names that are written and needed later.
         drops: names that nothing needs after it.
         inner: the lines of a block.
+        fusion: what becomes of the attention scores that it asks for.
+        late: its result need not be computed, or kept, where it stands.
     """
 
     slot: str
@@ -165,15 +186,20 @@ class Stage:
     gives: Names
     drops: Names
     inner: tuple[Stage, ...] = ()
+    fusion: Fusion | None = None
+    late: bool = False
 
 
-def plan(lines: ModuleList, keep: frozenset[str], prefix: str = "") -> tuple[tuple[Stage, ...], frozenset[str]]:
+def plan(
+    lines: ModuleList, keep: frozenset[str], prefix: str = "", fuse: bool = False
+) -> tuple[tuple[Stage, ...], frozenset[str]]:
     """Liveness: which names each line needs, gives and frees; and the names needed before the first line.
 
     Args:
         lines: in order.
         keep: names that are needed after the last line.
         prefix: of the places' names.
+        fuse: postpone what can be fused; see `variform.stack.fuse`.
     """
     stages: list[Stage] = []
     live = keep
@@ -182,7 +208,7 @@ def plan(lines: ModuleList, keep: frozenset[str], prefix: str = "") -> tuple[tup
         written = names_written(line)
         inner: tuple[Stage, ...] = ()
         if isinstance(line, Block):
-            inner, needs = plan(line.lines, live & written, f"{slot}.")
+            inner, needs = plan(line.lines, live & written, f"{slot}.", fuse)
             takes = tuple(sorted(needs))
         else:
             assert isinstance(line, Step)
@@ -193,7 +219,22 @@ def plan(lines: ModuleList, keep: frozenset[str], prefix: str = "") -> tuple[tup
         gives = tuple(name for name in order if name in live)
         stages.append(Stage(slot, takes, gives, tuple(sorted(needs - after)), inner))
         live = after | needs
-    return tuple(reversed(stages)), live
+    return _with_fusions(lines, stages[::-1], keep, fuse), live
+
+
+def _with_fusions(lines: ModuleList, stages: list[Stage], keep: frozenset[str], fuse: bool) -> tuple[Stage, ...]:
+    places = [
+        Place(stage.slot, stage.takes, tuple(names_written(line)), line.op if isinstance(line, Step) else None)
+        for line, stage in zip(lines.in_order(), stages, strict=True)
+    ]
+    found = fusions(places, keep)
+    if not fuse:
+        found = {place: Fusion(fusion.scores, why="the program is to be literal") for place, fusion in found.items()}
+    late = {place for place, fusion in found.items() if fusion.sum} | cheap(places, keep) if fuse else ()
+    return tuple(
+        replace(stage, fusion=found.get(place), late=place in late) if place in found or place in late else stage
+        for place, stage in enumerate(stages)
+    )
 
 
 def run(
@@ -219,24 +260,29 @@ def run(
             taken = {name: values[name] for name in stage.takes}
             _drop(values, stage.drops)
             if recompute:
-                values.update(checkpoint(_afresh, line, taken, stage, streams, use_reentrant=False))
+                out, new = checkpoint(_afresh, line, taken, stage, streams, use_reentrant=False)
+                values.update(out)
+                if new:
+                    published.setdefault("state", {}).update(new["state"])
             else:
                 values.update(line(taken, stage, streams, published))
             del taken
         else:
             inputs = [values[name] for name in stage.takes]
             _drop(values, stage.drops)
-            outputs = line(inputs, streams, stage.slot, published)
+            instead = postponed(line.op, inputs) if stage.late and streams.get("state") is None else None  # type: ignore[arg-type]
+            outputs = line(inputs, streams, stage.slot, published) if instead is None else (instead,)
+            del instead
             for name, value in zip(line.into, outputs, strict=True):  # type: ignore[arg-type]
                 if name in stage.gives:
                     values[name] = value
             del inputs, outputs, value  # or they would outlive their last reader
 
 
-def _afresh(block: Block, values: Values, stage: Stage, streams: Streams) -> Values:
+def _afresh(block: Block, values: Values, stage: Stage, streams: Streams) -> tuple[Values, State]:
     """A block frees what it is given; the copy is what a second run starts from."""
-    out: Values = block(dict(values), stage, streams, {})
-    return out
+    new: State = {}
+    return block(dict(values), stage, streams, new), new
 
 
 def _drop(values: Values, names: Names) -> None:
@@ -251,6 +297,14 @@ def names_written(line: Any) -> frozenset[str]:
     return frozenset(line.into)
 
 
+def fusions_of(stages: tuple[Stage, ...]) -> Iterator[Fusion]:
+    """What becomes of the attention scores of lines, in order."""
+    for stage in stages:
+        if stage.fusion is not None:
+            yield stage.fusion
+        yield from fusions_of(stage.inner)
+
+
 def steps_of(lines: ModuleList, prefix: str = "") -> Iterator[tuple[str, Step]]:
     """All steps in the order in which they run, with the names of their places."""
     for place, line in enumerate(lines.in_order()):
@@ -260,13 +314,3 @@ def steps_of(lines: ModuleList, prefix: str = "") -> Iterator[tuple[str, Step]]:
         else:
             assert isinstance(line, Step)
             yield slot, line
-
-
-def lines_state(lines: ModuleList, batch: int, max_len: int, streams: Streams) -> State:
-    """Decode state of the parts in a program that keep one, by place."""
-    found = ((slot, step.op) for slot, step in steps_of(lines))
-    return {
-        slot: op.init_state(batch, max_len, streams)
-        for slot, op in found
-        if isinstance(op, StreamPart) and holds_state(op)
-    }

@@ -17,7 +17,11 @@ from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
 from variform.parts.kinds import Layer, Model, Op, Output, State, Streams
 from variform.stack.admission import Admission, StreamError
 from variform.stack.execute import ModuleList
-from variform.stack.lines import Block, Line, lines_state, plan, run, steps_of
+from variform.stack.fuse import Fusion, fusing
+from variform.stack.line_state import layer_state
+from variform.stack.lines import Block, Line, fusions_of, plan, run, steps_of
+from variform.stack.program_state import begin_call, example_held, program_state
+from variform.stack.state import count_positions, turned
 from variform.stack.table import Table
 from variform.stack.trace import LineFollower, Trace, trace_lines, unshared
 from variform.stack.unread import unread
@@ -26,7 +30,7 @@ from variform.stack.values import Value, input_values
 Size = Annotated[int, Field(gt=0)]
 Shapes = Mapping[str, tuple[int | str, ...]]
 
-_PROGRAM_STREAMS = ("valid", "segments", "mask", "positions")
+PROGRAM_STREAMS = ("valid", "segments", "mask", "positions")
 
 
 @register("program")
@@ -46,6 +50,8 @@ class Program(Layer):
         streams: streams that the lines read beside `x`, with their shapes: sizes are numbers, names (`B`, `L` are
             those of `x`), or expressions of names.
         output: which name is the result.
+        attention: "fused": scores that end in one weighted sum run with it as one attention, and results that are cheap
+            to make anew are not kept for the backward pass; "literal": every line is computed, and kept, as it stands.
     """
 
     def __init__(
@@ -54,13 +60,14 @@ class Program(Layer):
         dim: Size = INHERIT,
         streams: Shapes | None = None,
         output: str = "x",
+        attention: Literal["fused", "literal"] = "fused",
     ) -> None:
         super().__init__()
         self.lines = ModuleList(lines)
         self.declared = tuple(streams or ())
         self.reads = frozenset(self.declared)  # type: ignore[misc]  # of this program, not of the class
         self.output = output
-        self.stages, _ = plan(self.lines, frozenset({output}))
+        self.stages, _ = plan(self.lines, frozenset({output}), fuse=attention == "fused")
 
     @classmethod
     def follow(cls, slot: str, facts: Facts) -> Follower:
@@ -94,35 +101,36 @@ class Program(Layer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the lines."""
-        self._refuse(streams)
+        refuse_lost(
+            self.lines, {name: streams.get(name) for name in PROGRAM_STREAMS if name not in self.declared}, streams
+        )
+        state = streams.get("state")
+        held: State = {} if state is None else state.get("held", {})
         values = {"x": x}
         for name in self.declared:
-            if streams.get(name) is None:
+            value = held.get(name) if streams.get(name) is None else streams[name]
+            if value is None:
                 raise StreamError(f"the program reads the stream {name!r}, and it was not given")
-            values[name] = streams[name]
-        published: State = {}
-        run(self.lines, self.stages, values, streams, published)
+            values[name] = value
+        published: State = {} if state is None else {"state": {"held": held} if held else {}}
+        with fusing():
+            run(self.lines, self.stages, values, streams, published)
         out = values[self.output]
         return (out, published) if published else out
 
-    def _refuse(self, streams: Streams) -> None:
-        given = [name for name in _PROGRAM_STREAMS if streams.get(name) is not None and name not in self.declared]
-        if not given or streams.get("state") is not None:
-            return
-        for slot, step in steps_of(self.lines):
-            op = step.op
-            if not isinstance(op, Op):
-                continue
-            able = {"valid": op.can.key_padding, "segments": op.can.packed, "mask": op.can.attention_mask}
-            lost = [name for name in given if not able.get(name, not op.ordered)]
-            if lost:
-                raise ShapeError(
-                    f"{' and '.join(lost)} given, and the step {slot} ({op.name!r}) of a program cannot honour it"
-                )
+    @property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """For each line that asks for attention scores, whether they run fused with their weighted sum, or why not."""
+        return tuple(fusions_of(self.stages))
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Its lines are followed before it decodes, whether they keep something or not."""
+        return True
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
-        """Decode state of the parts among the steps, by place."""
-        return lines_state(self.lines, batch, max_len, streams)
+        """Decode state of the lines, by place, and the declared streams that stay the same."""
+        return layer_state(self, self.lines, _layer_shapes(self.spec.args), batch, max_len, streams)
 
 
 @register("program")
@@ -139,7 +147,10 @@ class ProgramModel(Model):
             all inputs of a call. What only offsets of attention scores read may be larger, and of batch size 1.
         outputs: the names that are given back.
         strict: refuse inputs and writes that nothing reads; else they are listed in `diagnostics`.
+        unasked: outputs that are given back for the sole reason that nothing reads them; `diagnostics` lists them.
         executor: "plain", or "checkpoint": blocks are recomputed in the backward pass (arXiv:1604.06174).
+        attention: "fused": scores that end in one weighted sum run with it as one attention, and results that are cheap
+            to make anew are not kept for the backward pass; "literal": every line is computed, and kept, as it stands.
     """
 
     def __init__(
@@ -149,12 +160,14 @@ class ProgramModel(Model):
         outputs: tuple[str, ...] = ("x",),
         strict: bool = True,
         executor: Literal["plain", "checkpoint"] = "plain",
+        attention: Literal["fused", "literal"] = "fused",
+        unasked: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.lines = ModuleList(lines)
         self.outputs = outputs
         self.executor = executor
-        self.stages, self.needed = plan(self.lines, frozenset(outputs))
+        self.stages, self.needed = plan(self.lines, frozenset(outputs), fuse=attention == "fused")
         self.admission = Admission({name: parse_shape(sizes) for name, sizes in inputs.items()}, self.lines)
 
     @classmethod
@@ -167,12 +180,18 @@ class ProgramModel(Model):
         """All outputs are written; nothing is written in vain."""
         values = _model_values(facts)
         trace = trace_lines(facts["lines"], values)
-        found = unread(trace.rows, values, facts["outputs"]) if facts["strict"] else []
+        found = _unread(facts, trace, values) if facts["strict"] else []
         for name in facts["outputs"]:
             if name not in trace.values:
                 hint = did_you_mean(name, trace.values)
                 found.append(Problem("outputs", f"no line writes the output {name!r}", hint=hint))
         return found
+
+    @classmethod
+    def notes(cls, facts: Facts) -> list[Problem]:
+        """Inputs and writes that nothing reads."""
+        values = _model_values(facts)
+        return _unread(facts, trace_lines(facts["lines"], values), values)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -188,22 +207,40 @@ class ProgramModel(Model):
     @property
     def diagnostics(self) -> tuple[Problem, ...]:
         """Inputs and writes that nothing reads."""
-        spec = self.spec
-        values = _model_values(spec.args)
-        return tuple(unread(trace_lines(spec["lines"], values).rows, values, self.outputs))
+        return tuple(self.notes(self.spec.args))
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """For each line that asks for attention scores, whether they run fused with their weighted sum, or why not."""
+        return tuple(fusions_of(self.stages))
+
+    def forward(self, inputs: Mapping[str, Tensor], *, valid: Tensor | None = None, state: State | None = None) -> Any:
         """Run the lines. The dict that comes in is left alone.
+
+        Args:
+            inputs: by name; with a state, those that it does not hold, for the next tokens.
+            valid: [B, L] bool, False at padding.
+            state: decode state of `init_state` or the call before; the result is then (outputs, new state).
 
         Raises:
             StreamError: an input is missing or not declared; it is a KeyError too.
             ShapeError: an input does not have its declared shape, or two disagree on a named size.
         """
-        self.admission.check(inputs)
-        values = {name: inputs[name] for name in self.needed}
+        streams: Streams = {} if valid is None else {"valid": valid, "positions": count_positions(valid, None)}
+        given, planned, new = inputs, None, {}
+        if state is not None:
+            given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
+        else:
+            self.admission.check(inputs)
+            refuse_lost(self.lines, streams, streams)
+        values = {name: given[name] for name in self.needed}
         recompute = self.executor == "checkpoint" and torch.is_grad_enabled()
-        run(self.lines, self.stages, values, {}, {}, recompute)
-        return {name: values[name] for name in self.outputs}
+        with fusing():
+            run(self.lines, self.stages, values, streams, new, recompute)
+        out = {name: values[name] for name in self.outputs}
+        if planned is None or state is None:
+            return out
+        return out, {**planned.state, **turned(state), "parts": new.get("state", {})}
 
     def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """One dict of inputs: first sizes that are names are `batch`, all other names `length`."""
@@ -212,22 +249,65 @@ class ProgramModel(Model):
         return (self.admission.example(batch, length),), {}
 
     def init_state(self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any) -> State:
-        """Programs do not decode step by step.
+        """Empty decode state.
+
+        Args:
+            batch: rows.
+            max_len: capacity in tokens.
+            bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
+            **streams: the inputs that stay the same while decoding, and are not given again; among them whole offsets
+                of attention scores, [1 or B, H, max_len or more, max_len or more].
 
         Raises:
-            ConfigError: always.
+            ConfigError: lines that cannot decode, each named; an input that does not belong there.
+            ShapeError: an input that does not fit.
         """
-        raise ConfigError("a model that is a program has no decode state: call it with the whole sequence")
+        if max_len is None:
+            raise ConfigError("a program has no longest length: give max_len, the most tokens a row will hold")
+        return program_state(self, self.lines, self.admission, batch, max_len, bucket, streams)
+
+    def example_state(self, batch: int, max_len: int | None = None) -> State:
+        """Empty decode state with example inputs: offsets that mask the future."""
+        held = {} if max_len is None else example_held(self.admission, batch, max_len)
+        return self.init_state(batch, max_len, **held)
+
+
+def refuse_lost(lines: ModuleList, given: Mapping[str, Any], streams: Streams) -> None:
+    """Refuse streams that steps would lose; where tokens come in chunks, padding and positions are known to all.
+
+    Raises:
+        ShapeError: naming the streams and the first step that cannot honour them.
+    """
+    known = ("valid", "positions") if streams.get("state") is not None else ()
+    left = [name for name, value in given.items() if value is not None and name not in known]
+    for slot, step in steps_of(lines) if left else ():
+        op = step.op
+        if not isinstance(op, Op):
+            continue
+        able = {"valid": op.can.key_padding, "segments": op.can.packed, "mask": op.can.attention_mask}
+        lost = [name for name in left if not able.get(name, not op.ordered)]
+        if lost:
+            raise ShapeError(
+                f"{' and '.join(lost)} given, and the step {slot} ({op.name!r}) of a program cannot honour it"
+            )
+
+
+def _layer_shapes(facts: Facts) -> dict[str, Shape]:
+    x: Shape = (Dim.symbol("B"), Dim.symbol("L"), facts["dim"])
+    return {"x": x, **{name: parse_shape(sizes) for name, sizes in (facts.get("streams") or {}).items()}}
 
 
 def _layer_values(facts: Facts) -> dict[str, Value]:
-    x: Shape = (Dim.symbol("B"), Dim.symbol("L"), facts["dim"])
-    declared = {name: parse_shape(sizes) for name, sizes in (facts.get("streams") or {}).items()}
-    return input_values({"x": x, **declared})
+    return input_values(_layer_shapes(facts))
 
 
 def _model_values(facts: Facts) -> dict[str, Value]:
     return input_values({name: parse_shape(sizes) for name, sizes in facts["inputs"].items()})
+
+
+def _unread(facts: Facts, trace: Trace, values: Mapping[str, Value]) -> list[Problem]:
+    asked = [name for name in facts["outputs"] if name not in facts["unasked"]]
+    return unread(trace.rows, values, asked)
 
 
 def _abilities(lines: tuple[Any, ...]) -> Can:

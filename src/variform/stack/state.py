@@ -68,15 +68,7 @@ def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any
     Raises:
         ShapeError: saying what is wrong.
     """
-    if not isinstance(state, dict) or "made_for" not in state:
-        raise ShapeError("this is no decode state of this model; make one with init_state")
-    if not torch.compiler.is_compiling() and state["made_for"] != signature(model):
-        raise ShapeError("the decode state was made by another model; make one with this model's init_state")
-    if not torch.compiler.is_compiling() and state["clock"][0] != state["turn"]:
-        raise ShapeError(
-            "this decode state was used already, and what it held may be overwritten: go on with the state that the "
-            "call returned, or use a copy.deepcopy of a state that is needed twice"
-        )
+    check_made_for(state, model)
     if not tokens:
         raise ShapeError("images cannot be read into a decode state; run without one")
     if streams["context"] is not None:
@@ -86,6 +78,23 @@ def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any
     if streams["context_mask"] is not None:
         raise ShapeError("the decode state holds a context_mask already: leave context_mask out")
     return state["context_mask"]
+
+
+def check_made_for(state: Any, model: Part) -> None:
+    """Refuse a state that is not this model's, or that was used already.
+
+    Raises:
+        ShapeError: saying what is wrong.
+    """
+    if not isinstance(state, dict) or "made_for" not in state:
+        raise ShapeError("this is no decode state of this model; make one with init_state")
+    if not torch.compiler.is_compiling() and state["made_for"] != signature(model):
+        raise ShapeError("the decode state was made by another model; make one with this model's init_state")
+    if not torch.compiler.is_compiling() and state["clock"][0] != state["turn"]:
+        raise ShapeError(
+            "this decode state was used already, and what it held may be overwritten: go on with the state that the "
+            "call returned, or use a copy.deepcopy of a state that is needed twice"
+        )
 
 
 def turned(state: State) -> dict[str, Any]:

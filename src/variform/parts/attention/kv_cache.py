@@ -31,12 +31,17 @@ def append(state: State, k: Tensor, v: Tensor, cache: Mapping[str, Any]) -> tupl
         end = start + k.shape[2]
         keys[:, :, start:end], values[:, :, start:end] = k, v
     else:
-        keys, values = _write(keys, k, cache), _write(values, v, cache)
+        keys, values = write(keys, k, cache), write(values, v, cache)
         state = {"k": keys, "v": values}
     return keys[:, :, :length], values[:, :, :length], state
 
 
-def _write(buffer: Tensor, x: Tensor, cache: Mapping[str, Any]) -> Tensor:
+def write(buffer: Tensor, x: Tensor, cache: Mapping[str, Any]) -> Tensor:
+    """Put new rows into a buffer: in place with autograd off, else into a copy.
+
+    Shapes:
+        buffer: [B, H, slots, D], x: [B, H, L, D] -> [B, H, slots, D]
+    """
     start = cache["start"]
     x = x if x.dtype is buffer.dtype else x.to(buffer.dtype)
     if start is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,12 +13,21 @@ from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ShapeError, nearest_divisors
-from variform.parts.kinds import Norm, Op
+from variform.parts.attention.kv_cache import write
+from variform.parts.flows import MASKED, Flow, merged
+from variform.parts.kinds import Norm, Op, State, Streams
+from variform.parts.op.chunks import hidden_keys, lowered, scores_flow, sum_flow, without
+from variform.parts.op.pending import PendingScores, trimmed
 
 Size = Annotated[int, Field(gt=0)]
+FEATURES, HEADS, MASKS = frozenset({"features"}), frozenset({"heads"}), frozenset({"mask", "scores"})
+SCORES = frozenset({"scores"})
 
 NO_STREAMS = Can(key_padding=False, attention_mask=False, packed=False, decode=False)
 """What a step that mixes rows of the sequence can do: it knows nothing of padding, masks or documents."""
+
+STEPWISE = Can(key_padding=False, attention_mask=False, packed=False)
+"""The same of a step that decodes."""
 
 
 @register("split_heads")
@@ -32,6 +41,8 @@ class SplitHeads(Op):
         heads: H.
     """
 
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (FEATURES,)
+
     def __init__(self, heads: Size = 1) -> None:
         super().__init__()
         self.heads = heads
@@ -41,6 +52,11 @@ class SplitHeads(Op):
         """The features are divided."""
         batch, length, dim = ranked("splitting heads", inputs[0], "[B, L, dim]")
         return ((batch, args["heads"], length, divided(dim, args["heads"])),)
+
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """Heads."""
+        return ("heads",)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Split."""
@@ -55,6 +71,8 @@ class MergeHeads(Op):
         x: [B, H, L, D] -> [B, L, H * D]
     """
 
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (HEADS,)
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -63,6 +81,11 @@ class MergeHeads(Op):
         """The features are multiplied."""
         batch, heads, length, dim = ranked("merging heads", inputs[0], "[B, H, L, D]")
         return ((batch, length, heads * dim),)
+
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """Features."""
+        return ("features",)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Merge."""
@@ -79,7 +102,9 @@ class Scores(Op):
     """
 
     arity: ClassVar[int] = 2
-    can: ClassVar[Can] = NO_STREAMS
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (HEADS, HEADS)
+    stateful: ClassVar[bool] = True
+    can: ClassVar[Can] = STEPWISE
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,10 +119,34 @@ class Scores(Op):
                 raise ShapeError(f"queries and keys need equal {what}, and {q[place]} is not {k[place]}")
         return ((*q[:3], k[2]),)
 
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """Scores."""
+        return ("scores",)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Compare every query with every key."""
+        return self.pending(*inputs).computed()
+
+    def pending(self, *inputs: Tensor) -> PendingScores:
+        """The same, not computed yet."""
         q, k = inputs
-        return torch.matmul(q, k.transpose(-1, -2)) * float(q.shape[-1] ** -0.5)
+        return PendingScores(q, k, float(q.shape[-1] ** -0.5))
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """Scores of a chunk's queries and all keys so far."""
+        return scores_flow(inputs, outputs)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
+        """A buffer for keys; none for those of another sequence."""
+        _, heads, _, dim = inputs[1].shape
+        return None if inputs[1].held else {"k": like.new_zeros(batch, heads, max_len + 1, dim)}
+
+    def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
+        """Compare the new queries with every key so far."""
+        q, k = inputs
+        keys = write(state["k"], k, streams["cache"])
+        return (self(q, keys[:, :, : streams["cache"]["length"]]),), {"k": keys}
 
 
 @register("offset")
@@ -116,7 +165,9 @@ class Offset(Op):
 
     arity: ClassVar[int] = 2
     spare: ClassVar[tuple[int, ...]] = (1,)
-    can: ClassVar[Can] = NO_STREAMS
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (SCORES, MASKS)
+    pairwise: ClassVar[bool] = True
+    can: ClassVar[Can] = STEPWISE
 
     def __init__(self, scaled: bool = False) -> None:
         super().__init__()
@@ -137,24 +188,32 @@ class Offset(Op):
                 raise ShapeError(f"the offset covers {have} positions, and {need} are needed")
         return (scores,)
 
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """Scores."""
+        return ("scores",)
+
     def reset_parameters(self) -> None:
         """No scaling."""
         if self.scale is not None:
             torch.nn.init.ones_(self.scale)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Trim the offset and add it."""
+    def forward(self, *inputs: Any) -> Any:
+        """Trim the offset and add it, to scores that are there or pending."""
         scores, offset = inputs
-        queries, keys = scores.shape[-2:]
-        if offset.shape[-2] < queries or offset.shape[-1] < keys:
+        if isinstance(scores, PendingScores):
+            return scores.trim_and_add(offset, self.scale)
+        return (scores if self.scale is None else self.scale * scores) + trimmed(offset, scores.shape)
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """The offset must be one of tokens, so that a chunk gets its own rows and columns."""
+        scores, offset = inputs
+        if not (scores.pairs and offset.pairs):
             raise ShapeError(
-                f"the offset covers {list(offset.shape[-2:])} positions, and the scores have {[queries, keys]}: "
-                "make it longer"
+                f"the offset {shape_text(offset.shape)} of scores {shape_text(scores.shape)} cannot be cut for a "
+                f"chunk: the last two sizes of both must be the tokens' length, {scores.length!r}"
             )
-        if offset.shape[0] not in (1, scores.shape[0]):
-            raise ShapeError(f"the offset's batch size is {offset.shape[0]}; it must be 1 or {scores.shape[0]}")
-        trimmed = offset[:, :, :queries, :keys]
-        return (scores if self.scale is None else self.scale * scores) + trimmed
+        return merged(self, "add", inputs, outputs)
 
 
 @register("weighted_sum")
@@ -169,18 +228,21 @@ class WeightedSum(Op):
         scores: [B, H, Lq, Lk]; the weights f(S), of this shape, are a second output if asked for
 
     Args:
-        function: f: "softmax" over the keys, "relu" or "tanh".
+        function: f: "softmax" over the keys, "relu" or "tanh"; "none" for scores that are weights already, those of
+            an earlier sum (LazyFormer, Ying et al. 2021, arXiv:2102.12702).
         norm: on each head's values.
         weights: give f(S) back as well.
         causal: position i sees positions <= i only.
     """
 
     arity: ClassVar[int] = 2
-    can: ClassVar[Can] = NO_STREAMS
+    stateful: ClassVar[bool] = True
+    can: ClassVar[Can] = STEPWISE
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (FEATURES | HEADS, SCORES)
 
     def __init__(
         self,
-        function: Literal["softmax", "relu", "tanh"] = "softmax",
+        function: Literal["softmax", "relu", "tanh", "none"] = "softmax",
         norm: Norm | None = None,
         weights: bool = False,
         causal: bool = inherit(False),
@@ -222,30 +284,66 @@ class WeightedSum(Op):
         out: Shape = (batch, queries, v[-1]) if flat else (batch, heads, queries, v[-1])
         return (out, scores) if args["weights"] else (out,)
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Weigh the values."""
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """What the values are, features or heads, and scores."""
+        return (contents[0], "scores") if args["weights"] else (contents[0],)
+
+    def forward(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        """Weigh the values, by scores that are there or pending."""
         v, scores = inputs
-        flat = v.dim() == 3
-        if flat:
+        if isinstance(scores, PendingScores):
+            y = scores.weigh(self._heads(v, scores), self.causal)
+            return y.transpose(1, 2).flatten(-2) if v.dim() == 3 else y
+        if self.causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(later, 0.0 if self.function == "none" else -torch.inf)
+        out = self._sum(self._weights(scores), self._heads(v, scores), v.dim() == 3)
+        return out if self.weights else out[0]
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """Later keys must be hidden, by this op or by the scores."""
+        return sum_flow(self, inputs, outputs, self.causal, _ENOUGH[self.function])
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
+        """A buffer for the heads' values; none for those of another sequence."""
+        v, scores = (flow.shape for flow in inputs)
+        dim = divided(v[-1], scores[1]) if len(v) == 3 else v[-1]
+        return {"v": like.new_zeros(batch, scores[1], max_len + 1, dim)} if inputs[1].pairs else None
+
+    def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
+        """Weigh every value so far."""
+        v, scores = inputs
+        cache = streams["cache"]
+        values = write(state["v"], self._heads(v, scores), cache)
+        hidden = hidden_keys(streams, scores.shape[2], self.causal)
+        weights = without(self._weights(lowered(scores, hidden)), hidden)
+        return self._sum(weights, values[:, :, : cache["length"]], v.dim() == 3), {"v": values}
+
+    def _heads(self, v: Tensor, scores: Tensor | PendingScores) -> Tensor:
+        if v.dim() == 3:
             v = split(v, scores.shape[1])
-        if self.norm is not None:
-            v = self.norm(v)
-        weights = self._weights(scores)
+        return v if self.norm is None else self.norm(v)
+
+    def _sum(self, weights: Tensor, v: Tensor, flat: bool) -> tuple[Tensor, ...]:
         y = weights @ v
         if flat:
             y = y.transpose(1, 2).flatten(-2)
-        return (y, weights) if self.weights else y
+        return (y, weights) if self.weights else (y,)
 
     def _weights(self, scores: Tensor) -> Tensor:
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(later, -torch.inf)
         if self.function == "softmax":
             return scores.softmax(-1)
         if self.function == "relu":
             return scores.relu()
+        if self.function == "none":
+            return scores
         lowest = torch.finfo(scores.dtype).min
         return scores.tanh().masked_fill(scores <= max(-1e30, lowest / 2), 0.0)
+
+
+_ENOUGH = {"softmax": MASKED, "relu": MASKED, "tanh": -1e30, "none": None}
+"""How low a score must be for the key to weigh nothing; None where only a weight of 0 does it."""
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -261,10 +359,10 @@ def ranked(what: str, shape: Shape, form: str) -> Shape:
     return shape
 
 
-def divided(dim: int | Dim, heads: int | Dim) -> int | Dim:
-    """The features of one head."""
+def divided(dim: int | Dim, heads: int | Dim, what: str = "heads") -> int | Dim:
+    """The features of one head, or of another piece."""
     if not isinstance(dim, int) or not isinstance(heads, int):
-        raise ShapeError(f"features and heads must be numbers to divide them, not {dim} and {heads}")
+        raise ShapeError(f"features and {what} must be numbers to divide them, not {dim} and {heads}")
     if dim % heads:
-        raise ShapeError(f"{heads} heads do not divide {dim} features; {nearest_divisors(dim, heads)}")
+        raise ShapeError(f"{heads} {what} do not divide {dim} features; {nearest_divisors(dim, heads)}")
     return dim // heads

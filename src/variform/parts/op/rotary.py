@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,9 +14,10 @@ from variform.core.dims import Shape, shape_text
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.ops.rotary import apply_rotary, rotary_tables
-from variform.parts.kinds import Op
-from variform.parts.op.heads import NO_STREAMS
+from variform.ops.rotary import apply_rotary, rotary_rows, rotary_tables, rotate
+from variform.parts.flows import Flow, each_token
+from variform.parts.kinds import Op, State, Streams
+from variform.parts.op.heads import STEPWISE
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -36,7 +38,9 @@ class Rotary(Op):
     """
 
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"features", "heads"}),)
+    stateful: ClassVar[bool] = True
+    can: ClassVar[Can] = STEPWISE
     cos: Tensor
     sin: Tensor
 
@@ -94,3 +98,33 @@ class Rotary(Op):
         if length > self.max_len:
             raise ShapeError(f"the rotation has a table of {self.max_len} rows, and the sequence has {length}")
         return apply_rotary(x, self.cos[-length:], self.sin[-length:])
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """Rows of tokens become rows that are rotated."""
+        if not inputs[0].rows:
+            raise ShapeError(f"a rotation needs the tokens' axis last but one, and reads {shape_text(inputs[0].shape)}")
+        (found,) = each_token(self, inputs, outputs)
+        return (replace(found, turned=(self.features, self.max_len)),)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
+        """Nothing but the positions of the call is needed; the table must reach."""
+        if max_len > self.max_len:
+            raise ShapeError(f"the rotation has a table of {self.max_len} rows, and max_len is {max_len}")
+        return {}
+
+    def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
+        """Rotate by the positions, counted from the start: nobody knows yet where the end is."""
+        (x,) = inputs
+        at = streams["positions"]
+        self._reach(at, streams["cache"]["moved"])
+        rows = rotary_rows(self.cos, self.sin, x.shape[-2], at)
+        if at.dim() == 2 and x.dim() == 3:
+            rows = (rows[0].squeeze(1), rows[1].squeeze(1))  # no heads
+        return (rotate(x, rows),), state
+
+    def _reach(self, positions: Tensor, moved: bool) -> None:
+        # Values are looked at where that costs no synchronisation, and only where they may be other than counted.
+        if moved and positions.device.type == "cpu" and not torch.compiler.is_compiling():
+            highest = int(positions.max())
+            if highest >= self.max_len:
+                raise ShapeError(f"the rotation has a table of {self.max_len} rows, and a position is {highest}")

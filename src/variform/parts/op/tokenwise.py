@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,9 +14,12 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError, nearest_multiples
+from variform.ops.recompute import Cheap
 from variform.parts.activation import ACTIVATIONS, Activation
-from variform.parts.kinds import Norm, Op
-from variform.parts.linear import Linear
+from variform.parts.flows import Flow, merged, unchanged
+from variform.parts.kinds import CONTENTS, Norm, Op
+from variform.parts.linear import Linear, mapped
+from variform.parts.op.pending import PendingScores
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -86,8 +89,11 @@ class LinearOp(Op):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map the last dimension."""
-        (x,) = inputs
-        y = self.project(x if self.norm is None else self.norm(x))
+        x: Any = inputs[0]
+        if isinstance(x, Cheap):
+            y = mapped(self.project, x) if self.norm is None else self.project(self.norm(x.value))
+        else:
+            y = self.project(x if self.norm is None else self.norm(x))
         return y if self.out_norm is None else self.out_norm(y)
 
 
@@ -105,6 +111,7 @@ class EmbeddingOp(Op):
     """
 
     ids: ClassVar[tuple[int, ...]] = (0,)
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"ids"}),)
 
     def __init__(self, classes: Size, out: Size, std: Annotated[float, Field(gt=0)] = 1.0) -> None:
         super().__init__()
@@ -117,6 +124,11 @@ class EmbeddingOp(Op):
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """One size more."""
         return ((*inputs[0], args["out"]),)
+
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """Features."""
+        return ("features",)
 
     def reset_parameters(self) -> None:
         """Normal vectors."""
@@ -149,6 +161,8 @@ class ActivationOp(Op):
         norm: on x.
         out_norm: on y.
     """
+
+    pairwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -201,6 +215,9 @@ class CopyOp(Op):
         x: [...] -> the same
     """
 
+    pairwise: ClassVar[bool] = True
+    accepts: ClassVar[tuple[frozenset[str], ...]] = (frozenset(CONTENTS),)
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -212,6 +229,10 @@ class CopyOp(Op):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Pass it on."""
         return inputs[0]
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """What is known stays."""
+        return unchanged(inputs, outputs)
 
 
 @register("merge")
@@ -226,6 +247,7 @@ class MergeOp(Op):
     """
 
     arity: ClassVar[int] = 2
+    pairwise: ClassVar[bool] = True
 
     def __init__(self, how: Literal["add", "multiply", "subtract", "cat"] = "add") -> None:
         super().__init__()
@@ -243,9 +265,21 @@ class MergeOp(Op):
         padded = (*longer[: len(longer) - len(shorter)], *shorter)
         return (tuple(_common(m, n, args["how"]) for m, n in zip(longer, padded, strict=True)),)
 
+    @classmethod
+    def makes(cls, args: Facts, contents: tuple[str, ...]) -> tuple[str, ...]:
+        """What both hold; scores with a mask are scores, and an open one is what the other is."""
+        known = set(contents) - {""}
+        if known == {"scores", "mask"}:
+            return ("scores",)
+        return (known.pop() if len(known) == 1 else "",)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Merge."""
+        a: Any
+        b: Any
         a, b = inputs
+        if isinstance(a, PendingScores) or isinstance(b, PendingScores):
+            return a.add(b) if isinstance(a, PendingScores) else b.add(a)
         match self.how:
             case "add":
                 return a + b
@@ -254,6 +288,10 @@ class MergeOp(Op):
             case "subtract":
                 return a - b
         return torch.cat((a, b), dim=-1)
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """An offset that is added to scores may mask them."""
+        return merged(self, self.how, inputs, outputs)
 
 
 def _common(a: int | Dim, b: int | Dim, how: str) -> int | Dim:

@@ -207,6 +207,11 @@ def solve_sizes(shapes: Sequence[Shape], actual: Sequence[Sequence[int]]) -> dic
     return found
 
 
+def names_told(shapes: Sequence[Shape]) -> frozenset[str]:
+    """The names whose sizes tensors of these shapes tell."""
+    return frozenset(line[0] for shape in shapes for dim in shape if (line := _line(dim)) is not None)
+
+
 def _line(dim: Size) -> tuple[str, int, int] | None:
     """(name, a, b) of a size a * name + b; None for any other."""
     if not isinstance(dim, Dim):
@@ -220,7 +225,7 @@ def _line(dim: Size) -> tuple[str, int, int] | None:
 
 def _told(needed: set[str], inputs: tuple[Shape, ...]) -> None:
     """Refuse names whose size no tensor that is read tells."""
-    known = {line[0] for shape in inputs for dim in shape if (line := _line(dim)) is not None}
+    known = names_told(inputs)
     missing = sorted(needed - known)
     if missing:
         hint = did_you_mean(missing[0], known) if known else "name a size of what is read"

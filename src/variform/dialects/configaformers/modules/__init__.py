@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,5 +69,18 @@ def _given(config: Mapping[Any, Any], kind: ModuleType, name: str) -> tuple[dict
 
 
 def _unknown(config: Mapping[Any, Any]) -> Spec:
-    into = config.get("output_name", "x")
-    return Step.spec(into=(into if isinstance(into, str) else "x",), label=str(config.get("type", "")))
+    """A step without an op; all that it may write is lost, also what a misspelt key names."""
+    given = [value for key, value in config.items() if "output" in str(key) and isinstance(value, str) and value]
+    given += [value for key, value in config.items() if isinstance(value, str) and _is_output(str(key))]
+    names = given if "output_name" in config else [*given, _default_output(config)]
+    return Step.spec(into=tuple(dict.fromkeys(names or ["x"])), label=str(config.get("type", "")))
+
+
+def _is_output(key: str) -> bool:
+    return bool(difflib.get_close_matches(key.lower(), ["output_name"], cutoff=0.8))
+
+
+def _default_output(config: Mapping[Any, Any]) -> str:
+    kind = TYPES.get(str(config.get("type")).lower())
+    default = "x" if kind is None or "output_name" not in kind.keys else kind.keys["output_name"].default
+    return default if isinstance(default, str) else "x"

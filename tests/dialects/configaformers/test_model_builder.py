@@ -325,7 +325,7 @@ def test_lengths_with_different_names_are_not_merged() -> None:
 @pytest.mark.parametrize(
     ("config", "path"),
     [
-        ([], ""),
+        ([], "blocks"),
         ({"block": []}, ""),
         ({"blocks": {}}, "blocks"),
         ({"blocks": []}, "blocks"),

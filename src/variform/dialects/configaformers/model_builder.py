@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from variform.core.build import build
-from variform.core.dims import parse_shape
 from variform.core.resolve import examine
 from variform.core.spec import Spec
 from variform.dialects.configaformers.errors import ConfigaformersError
-from variform.dialects.configaformers.modules import TYPES, step_of
-from variform.errors import ConfigError, Problem, did_you_mean
+from variform.dialects.configaformers.modules.lending import lend_sizes
+from variform.dialects.configaformers.places import Places
+from variform.dialects.configaformers.printing import as_declared
+from variform.dialects.configaformers.reading import Reader
+from variform.dialects.configaformers.scope import Scope, read_sizes
+from variform.dialects.configaformers.shapes import read_shapes, with_batch
+from variform.errors import Problem, did_you_mean
 from variform.stack.lines import Block
 from variform.stack.program import ProgramModel
+from variform.stack.table import Table
 
-BATCH = "BSZ"
+Config = Mapping[str, Any]
+Shapes = Mapping[str, Sequence[int | str]]
 
 
 class ConfigaFormer(ProgramModel):
@@ -26,11 +31,17 @@ class ConfigaFormer(ProgramModel):
     dict nor the configs are changed. Streams that nothing reads any more are freed on the way; what is left unread
     at the end is returned.
 
+        ConfigaFormer(model_config={'blocks': blocks}, input_streams=shapes)
+        ConfigaFormer(blocks, input_shapes=shapes)
+
     Args:
-        model_config: {'blocks': [{'config': [module dicts], 'repeat': N}, ...]}.
+        model_config: {'blocks': [{'config': [module dicts], 'repeat': N}, ...]}, and `sizes` if need be; or the blocks.
         input_streams: the shape of each input stream: numbers and names of sizes; the first is the batch.
         verbose: print the table of modules and shapes.
         output_streams: the streams to return, in place of those left unread.
+        blocks: the blocks, in place of `model_config`.
+        input_shapes: the same as `input_streams`; with `blocks`, the table shows input streams as they are declared.
+        sizes: numbers by name, for expressions such as '4*d' in the modules and shapes.
 
     Raises:
         ConfigaformersError: all problems of the config at once, before anything is allocated.
@@ -38,168 +49,151 @@ class ConfigaFormer(ProgramModel):
 
     def __init__(
         self,
-        model_config: Mapping[str, Any],
-        input_streams: Mapping[str, Sequence[int | str]],
+        model_config: Config | Sequence[Config] | None = None,
+        input_streams: Shapes | None = None,
         verbose: bool = True,
         output_streams: Sequence[str] | None = None,
+        *,
+        blocks: Sequence[Config] | None = None,
+        input_shapes: Shapes | None = None,
+        sizes: Mapping[str, Any] | None = None,
     ) -> None:
-        spec = program_spec(model_config, input_streams, output_streams)
+        spec = program_spec(
+            model_config, input_streams, output_streams, blocks=blocks, input_shapes=input_shapes, sizes=sizes
+        )
         built = build(spec)
         super().__init__(list(built.lines.in_order()), **built.spec.leaves(), inputs=built.spec["inputs"])
         self.spec = built.spec
+        later = blocks is not None or isinstance(model_config, (list, tuple))
+        shapes = input_streams if input_shapes is None else input_shapes
+        self._declared = {name: tuple(shape) for name, shape in (shapes or {}).items()} if later else {}
         if verbose:
             print(self.table)
 
+    @property
+    def table(self) -> Table:
+        """The lines with the shapes of all that they read and write; `str` of it is readable."""
+        return Table(as_declared(super().table.rows, self._declared))
+
 
 def program_spec(
-    model_config: Mapping[str, Any],
-    input_streams: Mapping[str, Sequence[int | str]],
+    model_config: Config | Sequence[Config] | None = None,
+    input_streams: Shapes | None = None,
     output_streams: Sequence[str] | None = None,
+    *,
+    blocks: Sequence[Config] | None = None,
+    input_shapes: Shapes | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Spec:
     """The program that a config describes, resolved: every size filled in, nothing allocated.
 
     Args:
-        model_config: as for `ConfigaFormer`.
-        input_streams: as for `ConfigaFormer`.
-        output_streams: as for `ConfigaFormer`.
+        model_config: as for `ConfigaFormer`, as are all others.
+        input_streams: the shapes of the inputs.
+        output_streams: the streams to return.
+        blocks: in place of `model_config`.
+        input_shapes: in place of `input_streams`.
+        sizes: numbers by name.
 
     Raises:
         ConfigaformersError: all problems at once.
     """
-    source = _Source()
-    lines = source.blocks(model_config)
-    inputs = source.inputs(input_streams)
-    outputs = tuple(_left_unread(lines)) if output_streams is None else tuple(output_streams)
-    spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, strict=False)
-    resolved, problems = examine(spec)
-    found = source.problems + [p for p in map(source.translate, problems) if p is not None]
-    if not lines and not found:
-        found = [Problem("blocks", "there is no module in any block")]
-    if found:
-        raise ConfigaformersError(found)
-    assert resolved is not None
-    return resolved
+    path = "input_streams" if input_shapes is None else "input_shapes"
+    reader = Reader(places=Places(arguments={"outputs": "output_streams", "inputs": path}))
+    content, sizes = _content(model_config, blocks, sizes, reader.problems)
+    shapes = _shapes(input_streams, input_shapes, reader.problems)
+    names, wrong = read_sizes(sizes)
+    reader.problems += wrong
+    scope = Scope(names)
+    lines = [] if content is None else reader.blocks(content, scope)
+    inputs: dict[str, tuple[int | str, ...]] = {}
+    if shapes is not None:
+        inputs, wrong = read_shapes(shapes, scope, path)
+        reader.problems += wrong
+    outputs = _outputs(output_streams, lines, reader.problems)
+    inputs = with_batch(inputs)
+    spec = ProgramModel.spec(lines=lend_sizes(lines, inputs), inputs=inputs, outputs=outputs, strict=False)
+    return resolved(spec, reader, bool(lines) and shapes is not None)
 
 
-@dataclass
-class _Source:
-    """Reads a config and remembers where each line of the program came from.
+def resolved(spec: Spec, reader: Reader, whole: bool = True, **facts: Any) -> Spec:
+    """A program with every size filled in.
 
     Args:
-        problems: what is wrong with the dicts themselves.
-        origin: the block and the copy of each block of the program.
-        types: the type of each line, by block.
-        broken: places that are reported already.
+        spec: what the reader has read.
+        reader: knows the places of its lines, and the problems so far.
+        whole: whether there is something to resolve.
+        facts: what surrounds the program.
+
+    Raises:
+        ConfigaformersError: all problems at once, those of the reader too.
     """
-
-    problems: list[Problem] = field(default_factory=list)
-    origin: list[tuple[int, int]] = field(default_factory=list)
-    types: dict[int, list[str]] = field(default_factory=dict)
-    broken: set[tuple[int, int]] = field(default_factory=set)
-
-    def blocks(self, model_config: Any) -> list[Spec]:
-        """The blocks of the program, copies included."""
-        if not isinstance(model_config, Mapping) or "blocks" not in model_config:
-            keys = list(model_config) if isinstance(model_config, Mapping) else model_config
-            self.problems.append(Problem("", "model_config is a dict with the key 'blocks'", keys))
-            return []
-        for key in model_config:
-            if key != "blocks":
-                hint = did_you_mean(str(key), ["blocks"])
-                self.problems.append(Problem(str(key), "model_config has only the key 'blocks'", hint=hint))
-        blocks = model_config["blocks"]
-        if not isinstance(blocks, (list, tuple)):
-            self.problems.append(Problem("blocks", "blocks is a list of dicts", type(blocks).__name__))
-            return []
-        return [line for index, block in enumerate(blocks) for line in self._block(index, block)]
-
-    def _block(self, index: int, block: Any) -> list[Spec]:
-        path = f"blocks.{index}"
-        if not isinstance(block, Mapping):
-            self.problems.append(Problem(path, "a block is a dict: {'config': [...], 'repeat': N}", block))
-            return []
-        known = ("config", "repeat")
-        wrong = [
-            Problem(f"{path}.{key}", "a block has no such key", hint=did_you_mean(str(key), known))
-            for key in block
-            if key not in known
-        ]
-        wrong += [Problem(f"{path}.{key}", "a block needs this key") for key in known if key not in block]
-        repeat, config = block.get("repeat", 1), block.get("config", [])
-        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 0:
-            wrong.append(Problem(f"{path}.repeat", "must be an integer of at least 0", repeat))
-            repeat = 1
-        if not isinstance(config, (list, tuple)):
-            wrong.append(Problem(f"{path}.config", "must be a list of module dicts", config))
-            config = []
-        self.problems += wrong
-        spec = Block.spec(
-            lines=[self._line(index, line, module) for line, module in enumerate(config)], label=f"Block #{index + 1}"
-        )
-        copies = repeat if config else 0
-        self.origin += [(index, copy) for copy in range(copies)]
-        return [spec] * copies
-
-    def _line(self, block: int, line: int, module: Any) -> Spec:
-        step, problems = step_of(module)
-        self.types.setdefault(block, []).append(str(step["label"]))
-        if problems:
-            self.broken.add((block, line))
-            place = f"Block #{block + 1}, line {line + 1}"
-            for problem in problems:
-                moved = problem.below(f"blocks.{block}.config.{line}")
-                self.problems.append(replace(moved, message=f"{place}: {problem.message}"))
-        return step
-
-    def inputs(self, input_streams: Any) -> dict[str, tuple[int | str, ...]]:
-        """The declared shapes; the name of each first size is that of the batch."""
-        if not isinstance(input_streams, Mapping) or not input_streams:
-            self.problems.append(Problem("input_streams", "must be a dict of shapes by name", input_streams))
-            return {}
-        shapes: dict[str, tuple[int | str, ...]] = {}
-        for name, sizes in input_streams.items():
-            if not isinstance(sizes, (list, tuple)) or not sizes:
-                self.problems.append(Problem(f"input_streams.{name}", "must be a list of sizes", sizes))
-                continue
-            try:
-                parse_shape(sizes)
-            except ConfigError as error:
-                self.problems += [problem.below(f"input_streams.{name}") for problem in error.problems]
-                continue
-            shapes[str(name)] = tuple(sizes)
-        batch = {shape[0] for shape in shapes.values() if isinstance(shape[0], str)}
-        return {name: tuple(BATCH if size in batch else size for size in shape) for name, shape in shapes.items()}
-
-    def translate(self, problem: Problem) -> Problem | None:
-        """A problem of the program as one of the config; None where it was reported before."""
-        steps = problem.path.split(".")
-        if steps[0] == "outputs":
-            return replace(problem, path="output_streams")
-        if steps[0] != "lines" or len(steps) < 2:
-            return problem
-        block, copy = self.origin[int(steps[1])]
-        if len(steps) < 4:
-            return replace(problem, path=f"blocks.{block}")
-        line = int(steps[3])
-        if (block, line) in self.broken:
-            return None
-        kind = self.types[block][line]
-        key = TYPES[kind.lower()].fields.get(steps[5], "") if len(steps) > 5 else ""
-        path = f"blocks.{block}.config.{line}" + (f".{key}" if key else "")
-        place = f"Block #{block + 1}" + (f", repeat {copy + 1}" if copy else "") + f", line {line + 1}"
-        if problem.message.startswith(place):
-            return replace(problem, path=path)
-        return replace(problem, path=path, message=f"{place} ({kind}): {problem.message}")
+    found, done = list(reader.problems), None
+    if whole:
+        done, problems = examine(spec, **facts)
+        found += [told for told in map(reader.places.translate, problems) if told is not None]
+    elif not found:
+        found.append(Problem("blocks", "there is no module in any block"))
+    if found or done is None:
+        raise ConfigaformersError(found)
+    return done
 
 
-def _left_unread(blocks: Sequence[Spec]) -> list[str]:
+def _content(model_config: Any, blocks: Any, sizes: Any, problems: list[Problem]) -> tuple[Any, Any]:
+    """The blocks and the sizes, from whichever argument gives them."""
+    if model_config is not None and blocks is not None:
+        problems.append(Problem("blocks", "model_config and blocks are both given", hint="give one of them"))
+        return None, sizes
+    if model_config is None:
+        if blocks is None:
+            hint = "blocks=[{'config': [...], 'repeat': N}, ...] or model_config={'blocks': [...]}"
+            problems.append(Problem("", "a model needs its blocks", hint=hint))
+        return blocks, sizes
+    if isinstance(model_config, (list, tuple)):
+        return model_config, sizes
+    if not isinstance(model_config, Mapping) or "blocks" not in model_config:
+        keys = list(model_config) if isinstance(model_config, Mapping) else model_config
+        problems.append(Problem("", "model_config is a dict with the key 'blocks', or the list of blocks", keys))
+        return None, sizes
+    known = ("blocks", "sizes")
+    for key in model_config:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            problems.append(Problem(str(key), "model_config has only the keys 'blocks' and 'sizes'", hint=hint))
+    if sizes is not None and "sizes" in model_config:
+        problems.append(Problem("sizes", "given twice: beside model_config and in it", hint="give one of them"))
+    return model_config["blocks"], model_config.get("sizes") if sizes is None else sizes
+
+
+def _shapes(input_streams: Any, input_shapes: Any, problems: list[Problem]) -> Any:
+    """The shapes of the inputs, from whichever argument gives them."""
+    if input_streams is not None and input_shapes is not None:
+        hint = "give one of them"
+        problems.append(Problem("input_shapes", "input_streams and input_shapes are both given", hint=hint))
+        return None
+    if input_streams is None and input_shapes is None:
+        hint = "input_shapes={'emb_ids': ['B', 'L_in']}, with a number or a name for each size"
+        problems.append(Problem("input_streams", "a model needs the shapes of its inputs", hint=hint))
+    return input_streams if input_shapes is None else input_shapes
+
+
+def _outputs(output_streams: Any, lines: Sequence[Spec], problems: list[Problem]) -> tuple[str, ...]:
+    if output_streams is None:
+        return tuple(_left_unread(lines))
+    names = [output_streams] if isinstance(output_streams, str) else output_streams
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        problems.append(Problem("output_streams", "must be a list of names", output_streams))
+        return ()
+    return tuple(names)
+
+
+def _left_unread(blocks: Iterable[Spec]) -> list[str]:
     """The streams that are written and not read after, in order."""
     waiting: dict[str, None] = {}
-    for block in blocks:
-        for step in block["lines"]:
-            for name in step["reads"]:
-                waiting.pop(name, None)
-            for name in step["into"]:
-                waiting.pop(name, None)
-                waiting[name] = None
+    for step in (step for block in blocks for step in block["lines"] if step.part is not Block):
+        for name in step["reads"]:
+            waiting.pop(name, None)
+        for name in step["into"]:
+            waiting.pop(name, None)
+            waiting[name] = None
     return list(waiting)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+from variform.core.fields import fields_of
 from variform.stack.trace import Row
 
 
@@ -13,7 +15,7 @@ from variform.stack.trace import Row
 class Table:
     """The steps of a program; `str` gives the text, headings like `Block #2, 12x` over the lines of the first copy.
 
-    Copies of a block whose shapes differ from the copy before are shown again.
+    Copies of a block that differ, in shapes, steps or settings, are shown once a kind, with the repeats that are so.
 
     Args:
         rows: all steps, copies included.
@@ -25,25 +27,12 @@ class Table:
         return "\n\n\n".join(self._texts())
 
     def _texts(self) -> Iterator[str]:
-        for label, copies in self._blocks():
-            starts = [i for i, copy in enumerate(copies) if i == 0 or _lines(copy) != _lines(copies[i - 1])]
-            for start, end in zip(starts, [*starts[1:], len(copies)], strict=True):
-                part = "" if len(starts) == 1 else f" (from repeat {start + 1})"
-                heading = [f"{label}{part}, {end - start}x"] if label else []
-                yield "\n".join(heading + _lines(copies[start]))
-
-    def _blocks(self) -> list[tuple[str, list[list[Row]]]]:
-        """The rows by heading, and there by copy."""
-        blocks: list[tuple[str, list[list[Row]]]] = []
-        last: tuple[str, int] | None = None
-        for row in self.rows:
-            if last is None or row.block != last[0]:
-                blocks.append((row.block, [[]]))
-            elif row.repeat != last[1]:
-                blocks[-1][1].append([])
-            blocks[-1][1][-1].append(row)
-            last = (row.block, row.repeat)
-        return blocks
+        for label, rows in groupby(self.rows, key=lambda row: row.block):
+            kinds = _kinds([list(copy) for _, copy in groupby(rows, key=lambda row: row.repeat)])
+            for copies in kinds:
+                part = "" if len(kinds) == 1 else f" (repeat {_ranges([copy[0].repeat for copy in copies])})"
+                heading = [f"{label}{part}, {len(copies)}x"] if label else []
+                yield "\n".join(heading + [f"{row}{_settings(row, kinds)}" for row in copies[0]])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rows as plain data."""
@@ -61,8 +50,34 @@ class Table:
         ]
 
 
-def _lines(rows: list[Row]) -> list[str]:
-    return [str(row) for row in rows]
+def _kinds(copies: Sequence[list[Row]]) -> list[list[list[Row]]]:
+    """The copies of a block, equal ones together, in the order of the first of each kind."""
+    kinds: dict[tuple[Any, ...], list[list[Row]]] = {}
+    for copy in copies:
+        kinds.setdefault(tuple((str(row), row.op) for row in copy), []).append(copy)
+    return list(kinds.values())
+
+
+def _settings(row: Row, kinds: Sequence[list[list[Row]]]) -> str:
+    """The settings of a step that other kinds of copies have otherwise, where their shapes do not tell them apart."""
+    others = [other.op for copies in kinds for other in copies[0] if str(other) == str(row) and other.line == row.line]
+    named = [
+        f"{f.name} = {row.op.get(f.name)!r}"
+        for f in fields_of(row.op.part)
+        if any(other.part is row.op.part and other.get(f.name) != row.op.get(f.name) for other in others)
+    ]
+    return f"; {', '.join(named)}" if named else ""
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers as a reader writes them: `1, 3-5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _plain(size: Any) -> int | str:

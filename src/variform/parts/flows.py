@@ -56,6 +56,17 @@ class Flow:
         """Whether it has a number for each pair of tokens."""
         return self.along == (-2, -1)
 
+    def sizes(self, *axes: int) -> tuple[int, ...]:
+        """The sizes of these axes, as numbers.
+
+        Raises:
+            ShapeError: one is not known.
+        """
+        found = tuple(size for size in (self.shape[axis] for axis in axes) if isinstance(size, int))
+        if len(found) < len(axes):
+            raise ShapeError(f"{shape_text(self.shape)}: what is kept for decoding needs known sizes at {axes}")
+        return found
+
 
 def each_token(op: Any, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
     """The results of a step that treats each token on its own, or each pair where an input is pairs.

@@ -89,8 +89,8 @@ class Lines:
         if isinstance(op, Attention):
             if not op.stateful or inputs[1].held:
                 return None
-            (_, heads, _, dim), v = inputs[1].shape, inputs[2].shape
-            return op.init_state(self.batch, self.max_len, self.like, heads, dim, v[3])  # type: ignore[arg-type]
+            (heads, dim), (dim_value,) = inputs[1].sizes(1, 3), inputs[2].sizes(3)
+            return op.init_state(self.batch, self.max_len, self.like, heads, dim, dim_value)
         if isinstance(op, StreamPart) and holds_state(op):
             streams = {name: self.values[name] for name in step.takes[1:] if name in self.values}
             return op.init_state(self.batch, self.max_len, streams)
@@ -187,7 +187,7 @@ def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...])
         return (Flow(outputs[0], inputs[0].length, mask=inputs[0].mask),)
     keeps = isinstance(op, Attention) or holds_state(op)
     mains = 3 if isinstance(op, Attention) else 1
-    for name, flow in zip(step.takes[mains:], inputs[mains:], strict=True):
+    for name in step.takes[mains:]:
         if keeps and (name in _SIDES or name[2:] in _SIDES):
             raise ShapeError(
                 f"it keeps a state, and the positions and padding of a call come with that; not as {name!r}"
@@ -195,9 +195,9 @@ def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...])
     if isinstance(op, Attention):
         if inputs[1].held != inputs[2].held or not inputs[0].rows:
             raise ShapeError("queries are those of tokens; keys and values both, or neither")
-        alike = inputs[0].turned == inputs[1].turned
-        turned = {} if not alike else {"turned": None}
-        inputs = tuple(replace(f, **turned) if n < 2 else f for n, f in enumerate(inputs) if not f.pairs)
+        if inputs[0].turned == inputs[1].turned:
+            inputs = (*(replace(flow, turned=None) for flow in inputs[:2]), *inputs[2:])
+        inputs = tuple(flow for flow in inputs if not flow.pairs)
     return each_token(op, inputs, outputs)
 
 

@@ -14,7 +14,7 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
 from variform.parts.kinds import CONTENTS, Op
-from variform.parts.op.heads import NO_STREAMS
+from variform.parts.op.heads import STEPWISE
 from variform.parts.op.scale import place
 
 Bound = int | str
@@ -43,7 +43,7 @@ class CutOp(Op):
 
     arity: ClassVar[int | None] = None
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    can: ClassVar[Can] = STEPWISE
     accepts: ClassVar[tuple[frozenset[str], ...]] = (ANYTHING,) * 4
 
     def __init__(
@@ -136,7 +136,7 @@ class CatOp(Op):
 
     arity: ClassVar[int | None] = None
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    can: ClassVar[Can] = STEPWISE
     accepts: ClassVar[tuple[frozenset[str], ...]] = (ANYTHING,) * 4
 
     def __init__(self, axis: int = -1) -> None:

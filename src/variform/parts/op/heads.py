@@ -139,8 +139,10 @@ class Scores(Op):
 
     def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
         """A buffer for keys; none for those of another sequence."""
-        _, heads, _, dim = inputs[1].shape
-        return None if inputs[1].held else {"k": like.new_zeros(batch, heads, max_len + 1, dim)}
+        if inputs[1].held:
+            return None
+        heads, dim = inputs[1].sizes(1, 3)
+        return {"k": like.new_zeros(batch, heads, max_len + 1, dim)}
 
     def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
         """Compare the new queries with every key so far."""
@@ -307,9 +309,11 @@ class WeightedSum(Op):
 
     def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
         """A buffer for the heads' values; none for those of another sequence."""
-        v, scores = (flow.shape for flow in inputs)
-        dim = divided(v[-1], scores[1]) if len(v) == 3 else v[-1]
-        return {"v": like.new_zeros(batch, scores[1], max_len + 1, dim)} if inputs[1].pairs else None
+        v, scores = inputs
+        if not scores.pairs:
+            return None
+        (dim,), (heads,) = v.sizes(-1), scores.sizes(1)
+        return {"v": like.new_zeros(batch, heads, max_len + 1, dim // heads if len(v.shape) == 3 else dim)}
 
     def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
         """Weigh every value so far."""

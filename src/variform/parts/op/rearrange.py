@@ -123,11 +123,11 @@ class Rearrange(Op):
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """A sequence of features whose tokens stay apart can be masked and cut anywhere."""
+        """A sequence of features whose tokens stay apart can be masked and cut anywhere; what decodes, `flow` tells."""
         pattern = read_pattern(args["pattern"])
         token = pattern.left[1] if len(pattern.left) == 3 else ()
         apart = len(token) == 1 and token in pattern.right
-        return Can() if apart else Can(key_padding=False, attention_mask=False, packed=False, decode=False)
+        return Can() if apart else Can(key_padding=False, attention_mask=False, packed=False)
 
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +15,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import ShapeError
+from variform.parts.flows import Flow, each_token, unchanged
 from variform.parts.kinds import Op
 
 Size = Annotated[int, Field(gt=0)]
@@ -33,6 +35,8 @@ class ScaleOp(Op):
         axis: the dimension; negative ones count from the end.
         size: its size, a number: batches and lengths that are names have none.
     """
+
+    pairwise: ClassVar[bool] = True
 
     def __init__(self, axis: int = -1, size: Size = INHERIT) -> None:
         super().__init__()
@@ -72,6 +76,11 @@ class ScaleOp(Op):
         (x,) = inputs
         return x * self.gain.view(-1, *[1] * (x.dim() - 1 - self.axis % x.dim()))
 
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """Zeros stay; a mask need not, as a factor may be small or negative."""
+        (found,) = each_token(self, inputs, outputs)
+        return (replace(found, zeroed=inputs[0].zeroed),)
+
 
 @register("dropout")
 class DropoutOp(Op):
@@ -83,6 +92,8 @@ class DropoutOp(Op):
     Args:
         p: the probability.
     """
+
+    pairwise: ClassVar[bool] = True
 
     def __init__(self, p: Annotated[float, Field(ge=0, lt=1)]) -> None:
         super().__init__()
@@ -96,6 +107,10 @@ class DropoutOp(Op):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Drop."""
         return F.dropout(inputs[0], self.p, self.training)
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """What is known stays."""
+        return unchanged(inputs, outputs)
 
 
 def place(axis: int, shape: Shape) -> int:

@@ -15,8 +15,9 @@ from variform.core.dims import Shape, shape_text
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.parts.kinds import Op
-from variform.parts.op.heads import NO_STREAMS
+from variform.parts.flows import Flow, each_token
+from variform.parts.kinds import Op, State, Streams
+from variform.parts.op.heads import STEPWISE
 
 Piece = tuple[int, int, int]
 """First feature, the one after the last, and how many tokens further on it is read (negative: further back)."""
@@ -37,7 +38,8 @@ class ShiftOp(Op):
     """
 
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    stateful: ClassVar[bool] = True
+    can: ClassVar[Can] = STEPWISE
 
     def __init__(self, pieces: Annotated[tuple[Piece, ...], Field(min_length=1)]) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class ShiftOp(Op):
     @classmethod
     def abilities(cls, args: Facts) -> Can:
         """Causal unless a piece looks ahead."""
-        return replace(cls.can, causal=all(relative <= 0 for _, _, relative in args["pieces"]))
+        back = all(relative <= 0 for _, _, relative in args["pieces"])
+        return replace(cls.can, causal=back, decode=back)
 
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
@@ -71,6 +74,44 @@ class ShiftOp(Op):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Shift the pieces."""
         return shift_features(inputs[0], self.pieces)
+
+    @property
+    def reach(self) -> int:
+        """How many tokens back it reads."""
+        return max(0, *(-relative for _, _, relative in self.pieces))
+
+    def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
+        """Rows of tokens become rows of tokens."""
+        if not inputs[0].rows:
+            raise ShapeError(f"a shift needs the tokens' axis last but one, and reads {shape_text(inputs[0].shape)}")
+        return each_token(self, inputs, outputs)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
+        """As many tokens as it reads back: zeros, as before a sequence."""
+        *between, dim = inputs[0].sizes(*range(1, len(inputs[0].shape) - 2), -1)
+        return {"x": like.new_zeros(batch, *between, self.reach, dim)} if self.reach else None
+
+    def step(self, inputs: tuple[Tensor, ...], state: State, streams: Streams) -> tuple[tuple[Tensor, ...], State]:
+        """Shift the pieces of the tokens before and of the chunk."""
+        (x,) = inputs
+        valid: Tensor | None = streams.get("valid")
+        before, after = state["x"].to(x.dtype), self.reach
+        if valid is None:
+            whole, length = torch.cat((before, x), -2), x.shape[-2]
+            pieces = [
+                whole[..., after + by : after + by + length, start : _stop(start, stop)]
+                for start, stop, by in self.pieces
+            ]
+            return (torch.cat(pieces, -1),), {"x": whole[..., length:, :]}
+        # Rows of tokens come first; each row's own stand side by side, and padding goes to a place that is not read.
+        rows, order = torch.arange(x.shape[0], device=x.device).unsqueeze(1), valid.long().cumsum(1)
+        new, old = x.movedim(-2, 1), before.movedim(-2, 1)
+        place = after + torch.where(valid, order - 1, x.shape[-2])
+        whole = torch.cat((old, torch.zeros_like(new), torch.zeros_like(new[:, :1])), 1).index_put((rows, place), new)
+        at = after + (order - 1).clamp(min=0)
+        read = [whole[rows, at + by][..., start : _stop(start, stop)] for start, stop, by in self.pieces]
+        kept = order[:, -1:] + torch.arange(after, device=x.device)
+        return (torch.cat(read, -1).movedim(1, -2),), {"x": whole[rows, kept].movedim(1, -2)}
 
 
 def shift_features(x: Tensor, pieces: Sequence[Piece]) -> Tensor:

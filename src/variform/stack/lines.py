@@ -27,9 +27,7 @@ from variform.parts.kinds import (
     Rotation,
     Stack,
     State,
-    StreamPart,
     Streams,
-    holds_state,
 )
 from variform.stack.adapt import apply
 from variform.stack.execute import ModuleList

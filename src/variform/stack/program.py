@@ -227,7 +227,8 @@ class ProgramModel(Model):
             ShapeError: an input does not have its declared shape, or two disagree on a named size.
         """
         streams: Streams = {} if valid is None else {"valid": valid, "positions": count_positions(valid, None)}
-        given, planned, new = inputs, None, {}
+        given, planned = inputs, None
+        new: State = {}
         if state is not None:
             given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
         else:
@@ -268,7 +269,7 @@ class ProgramModel(Model):
 
     def example_state(self, batch: int, max_len: int | None = None) -> State:
         """Empty decode state with example inputs: offsets that mask the future."""
-        held = {} if max_len is None else example_held(self.admission, batch, max_len)
+        held: dict[str, Any] = {} if max_len is None else example_held(self.admission, batch, max_len)
         return self.init_state(batch, max_len, **held)
 
 

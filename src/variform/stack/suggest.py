@@ -185,6 +185,6 @@ def _resampled(name: str, shape: Shape, other: Shape) -> Iterator[tuple[str, Sha
         if length == ceil_div(wanted, factor):
             back, dim = length * factor, other[2] * factor
             wider = "" if dim == shape[2] else f"a linear to {dim} features, "
-            cut = "" if back == wanted else f", cut_stream to {wanted}"
-            text = f"bring {name!r} back to the length {wanted}: {wider}up_sample by {factor}{cut}"
+            cut = "" if back == wanted else " and cut it there"
+            text = f"bring {name!r} to the length {wanted}: {wider}up_sample by {factor}{cut}"
             yield text, (shape[0], wanted, other[2])

@@ -112,7 +112,9 @@ def program_spec(
         reader.problems += wrong
     outputs = _outputs(output_streams, lines, reader.problems)
     inputs = with_batch(inputs)
-    spec = ProgramModel.spec(lines=lend_sizes(lines, inputs), inputs=inputs, outputs=outputs, strict=False)
+    unasked = outputs[:-1] if output_streams is None else ()
+    lines = lend_sizes(lines, inputs)
+    spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, strict=False, unasked=unasked)
     return resolved(spec, reader, bool(lines) and shapes is not None)
 
 

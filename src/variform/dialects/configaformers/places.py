@@ -54,6 +54,7 @@ class Places:
         """A problem of the program as one of the config; None where it was reported before."""
         place, below = self.find(problem.path)
         message = re.sub(r"\blines\.[\w.]*\w", self._named, problem.message)
+        problem = replace(problem, hint=problem.hint.replace("split_heads", "make_heads"))
         if place is None:
             head, _, rest = problem.path.partition(".")
             return replace(problem, path=join_path(self.arguments.get(head, head), rest), message=message)

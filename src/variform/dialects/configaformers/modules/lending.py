@@ -35,7 +35,7 @@ def _with_lenders(line: Spec, alive: dict[str, frozenset[str]]) -> Spec:
     if line.part is not Step:
         return line
     op = described(line.get("op"))
-    if op is not None and op.part is CutOp:
+    if isinstance(op, Spec) and op.part is CutOp:
         needed = _names(op) - alive.get(line["reads"][0], frozenset())
         lenders = (next((name for name, told in alive.items() if size in told), None) for size in sorted(needed))
         more = dict.fromkeys(name for name in lenders if name is not None and name not in line["reads"])

@@ -95,23 +95,33 @@ class ShiftOp(Op):
         """Shift the pieces of the tokens before and of the chunk."""
         (x,) = inputs
         valid: Tensor | None = streams.get("valid")
-        before, after = state["x"].to(x.dtype), self.reach
-        if valid is None:
-            whole, length = torch.cat((before, x), -2), x.shape[-2]
-            pieces = [
-                whole[..., after + by : after + by + length, start : _stop(start, stop)]
-                for start, stop, by in self.pieces
-            ]
-            return (torch.cat(pieces, -1),), {"x": whole[..., length:, :]}
-        # Rows of tokens come first; each row's own stand side by side, and padding goes to a place that is not read.
-        rows, order = torch.arange(x.shape[0], device=x.device).unsqueeze(1), valid.long().cumsum(1)
-        new, old = x.movedim(-2, 1), before.movedim(-2, 1)
-        place = after + torch.where(valid, order - 1, x.shape[-2])
-        whole = torch.cat((old, torch.zeros_like(new), torch.zeros_like(new[:, :1])), 1).index_put((rows, place), new)
-        at = after + (order - 1).clamp(min=0)
-        read = [whole[rows, at + by][..., start : _stop(start, stop)] for start, stop, by in self.pieces]
-        kept = order[:, -1:] + torch.arange(after, device=x.device)
-        return (torch.cat(read, -1).movedim(1, -2),), {"x": whole[rows, kept].movedim(1, -2)}
+        before = state["x"].to(x.dtype)
+        if valid is not None:
+            y, kept = _shift_valid(x, before, valid, self.pieces)
+            return (y,), {"x": kept}
+        whole, length = torch.cat((before, x), -2), x.shape[-2]
+        parts = [whole.narrow(-2, self.reach + by, length)[..., start:stop] for start, stop, by in self.pieces]
+        return (torch.cat(parts, -1),), {"x": whole[..., length:, :]}
+
+
+def _shift_valid(x: Tensor, before: Tensor, valid: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+    """The pieces where each row has tokens of its own among padding, and the newest tokens of each row.
+
+    Shapes:
+        x: [B, ..., L, dim], before: [B, ..., reach, dim], valid: [B, L]
+    """
+    new, old = x.movedim(-2, 1), before.movedim(-2, 1)
+    reach, length = old.shape[1], new.shape[1]
+    rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    count = valid.long().cumsum(1)
+    # A row's tokens stand side by side after those before; padding goes to one more place, which is not read.
+    blank = torch.zeros_like(new[:, :1]).expand(-1, length + 1, *new.shape[2:])
+    places = reach + torch.where(valid, count - 1, length)
+    whole = torch.cat((old, blank), 1).index_put((rows, places), new)
+    at = reach + (count - 1).clamp(min=0)
+    y = torch.cat([whole[rows, at + by][..., start:stop] for start, stop, by in pieces], -1)
+    newest = count[:, -1:] + torch.arange(reach, device=x.device)
+    return y.movedim(1, -2), whole[rows, newest].movedim(1, -2)
 
 
 def shift_features(x: Tensor, pieces: Sequence[Piece]) -> Tensor:

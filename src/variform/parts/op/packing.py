@@ -17,6 +17,9 @@ from variform.parts.op.heads import NO_STREAMS, ranked
 
 Size = Annotated[int, Field(gt=0)]
 
+REGROUPED = replace(NO_STREAMS, lengths=False)
+"""What steps that regroup rows can do: not every length falls into groups."""
+
 
 @register("pack_batch")
 class PackBatch(Op):
@@ -30,7 +33,7 @@ class PackBatch(Op):
     """
 
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    can: ClassVar[Can] = REGROUPED
 
     def __init__(self, group: Size = 10) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class UnpackBatch(Op):
     """
 
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = NO_STREAMS
+    can: ClassVar[Can] = REGROUPED
 
     def __init__(self, groups: Size | None = None) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class BatchToFeatures(Op):
     """
 
     ordered: ClassVar[bool] = True
-    can: ClassVar[Can] = replace(NO_STREAMS, causal=False)
+    can: ClassVar[Can] = replace(REGROUPED, causal=False)
 
     def __init__(self, groups: Size | None = None) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class Key:
         if not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types):
             return f"must be {wanted}", ""
         if isinstance(value, (str, list, tuple)) and not value:
-            return "must not be empty", ""
+            return "must not be empty" if isinstance(value, str) else "needs at least one item", ""
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if self.choices and (not isinstance(item, str) or item.lower() not in self.choices):
                 return f"must be one of {', '.join(self.choices)}", did_you_mean(str(item), self.choices)

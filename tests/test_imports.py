@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "variform"
 MODELS = {"errors", "core", "ops", "parts", "stack", "models"}
-USES = MODELS | {"inspect", "weights", "generate", "wrappers", "interop"}
+USES = MODELS | {"inspect", "lower", "weights", "generate", "wrappers", "interop"}
 MAY_IMPORT = {
     "errors": set(),
     "core": {"errors"},
@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "stack": {"errors", "core", "ops", "parts"},
     "models": MODELS,
     "library": MODELS,
+    "lower": MODELS,
     "inspect": MODELS,
     "weights": MODELS,
     "generate": MODELS,

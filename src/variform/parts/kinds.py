@@ -248,6 +248,11 @@ class Embedding(Part):
         return "ids"
 
     @classmethod
+    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
+        """The sizes of its input: numbers, `B` rows and `L` tokens; by default those of ids."""
+        return ("B", "L")
+
+    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The shape of the result, as a step of a program; by default that of ids [B, L] with `dim` features.
 

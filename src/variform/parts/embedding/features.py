@@ -62,6 +62,11 @@ class FeatureEmbedding(Embedding):
         return "features"
 
     @classmethod
+    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
+        """Those of features."""
+        return ("B", "L", args["dim"])
+
+    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The class tokens in front."""
         if len(inputs) != 3 or inputs[2] != args["dim"]:

@@ -99,6 +99,11 @@ class PatchEmbedding(Embedding):
         return "features"
 
     @classmethod
+    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
+        """Those of images."""
+        return ("B", args["channels"], args["image_size"], args["image_size"])
+
+    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """As many tokens as patches and class tokens."""
         size, channels = args["image_size"], args["channels"]

@@ -56,6 +56,13 @@ class PlacedEmbedding(Embedding):
         return content
 
     @classmethod
+    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
+        """What the embedding inside does."""
+        inner = described(args["embedding"])
+        sizes: tuple[int | str, ...] = inner.part.in_sizes(inner.args)
+        return sizes
+
+    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The embedding's."""
         inner = described(args["embedding"])

@@ -48,6 +48,13 @@ class PrefixedEmbedding(Embedding):
         return content
 
     @classmethod
+    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
+        """What the embedding inside does."""
+        inner = described(args["embedding"])
+        sizes: tuple[int | str, ...] = inner.part.in_sizes(inner.args)
+        return sizes
+
+    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The embedding's, and the prefix in front where there is one."""
         inner = described(args["embedding"])

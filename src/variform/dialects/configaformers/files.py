@@ -16,8 +16,11 @@ from variform.dialects.configaformers.errors import ConfigaformersError
 from variform.dialects.configaformers.model_builder import program_spec
 from variform.errors import Problem, did_you_mean
 
-KEYS = ("blocks", "input_streams", "input_shapes", "output_streams")
-_FIELDS = ("executor", "strict")
+KEYS = ("blocks", "input_streams", "input_shapes", "output_streams", "sizes")
+"""What a program file holds, under the names of the arguments of `program_spec`."""
+
+FIELDS = ("executor", "strict")
+"""What it may hold beside them: fields of the program itself."""
 
 
 def is_program(content: Any) -> bool:
@@ -36,32 +39,33 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
     """The program that a mapping describes, resolved.
 
     Args:
-        content: the keys of `program_spec`.
-        overrides: `path=value` into the mapping (`sizes.d=64`, `blocks.1.repeat=2`), or into the program's own fields
-            (`executor=checkpoint`).
+        content: `blocks`, `input_streams` or `input_shapes`, and if need be `sizes`, `output_streams`, `executor`,
+            `strict`.
+        overrides: `path=value` into the mapping: `sizes.d=64`, `blocks.1.repeat=2`, `executor=checkpoint`.
 
     Raises:
         ConfigaformersError: all problems at once.
     """
+    if not is_program(content):
+        raise ConfigaformersError(Problem("", "a program is a mapping with the key 'blocks'", content))
     settings = {str(key): copy.deepcopy(value) for key, value in content.items()}
     problems = [
-        Problem(key, "a program has no such key", hint=did_you_mean(key, KEYS)) for key in settings if key not in KEYS
+        Problem(key, "a program has no such key", hint=did_you_mean(key, (*KEYS, *FIELDS)))
+        for key in settings
+        if key not in (*KEYS, *FIELDS)
     ]
-    changes: list[tuple[str, Any]] = []
     for text in overrides:
         name, sign, value = text.partition("=")
         steps = re.sub(r"\[([^\]]*)\]", r".\1", name.strip()).strip(".").split(".")
         if not sign or not steps[0]:
             problems.append(Problem("", "an override is written path=value", text))
-        elif steps[0] in _FIELDS:
-            changes.append((".".join(steps), parse_yaml(value, f"the override {text!r}")))
         else:
             problems += _put(settings, steps, parse_yaml(value, f"the override {text!r}"))
     if problems:
         raise ConfigaformersError(problems)
-    shapes = settings.get("input_streams", settings.get("input_shapes", {}))
-    spec = program_spec({"blocks": settings["blocks"]}, shapes, settings.get("output_streams"))
-    return resolve(override(spec, dict(changes))) if changes else spec
+    spec = program_spec(**{key: value for key, value in settings.items() if key in KEYS})
+    changes = {key: settings[key] for key in FIELDS if key in settings}
+    return resolve(override(spec, changes)) if changes else spec
 
 
 def _put(settings: dict[str, Any], steps: list[str], value: Any) -> list[Problem]:
@@ -75,9 +79,9 @@ def _put(settings: dict[str, Any], steps: list[str], value: Any) -> list[Problem
                 return [Problem(path, f"there is no item {step!r} in a list of {len(place)}", value)]
             key: Any = int(step)
         elif isinstance(place, dict):
-            free = last and depth > 1 and steps[0] == "blocks"
+            free = last and (step in FIELDS if depth == 0 else depth > 1 and steps[0] == "blocks")
             if step not in place and not free:
-                known = [str(name) for name in place] + (list(_FIELDS) if depth == 0 else [])
+                known = [str(name) for name in place] + (list(FIELDS) if depth == 0 else [])
                 return [Problem(path, f"the program has no {step!r} here", value, did_you_mean(step, known))]
             key = step
         else:

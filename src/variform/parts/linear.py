@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from variform.ops.recompute import Cheap
 
+
 class Linear(nn.Linear):
     """`y = x W^T + b`, initialised from N(0, std^2) with a zero bias when `std` is given, else as torch does.
 

@@ -95,7 +95,7 @@ def plain_autograd(*tensors: Tensor) -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or any(isinstance(tensor, FakeTensor) or type(tensor) not in _PLAIN for tensor in tensors)
     )
 
@@ -153,7 +153,8 @@ def _tiles(
 
 
 def _largest(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1).amax().float()
+    largest: Tensor = torch.linalg.vector_norm(x, dim=-1).amax()
+    return largest.float()
 
 
 _KNOWN: ContextVar[Any] = ContextVar("surveys", default=None)
@@ -253,7 +254,7 @@ class _Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, offset, out, *logs = ctx.saved_tensors
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()

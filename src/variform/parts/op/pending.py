@@ -47,7 +47,7 @@ class PendingScores:
 
     def add(self, other: Tensor) -> PendingScores | Tensor:
         """S + O, with an offset that broadcasts to the scores; the scores themselves where they would grow."""
-        if torch.broadcast_shapes(other.shape, self.shape) != self.shape:
+        if torch.broadcast_shapes(other.shape, self.shape) != self.shape:  # type: ignore[no-untyped-call]
             return self.computed() + other
         return replace(self, changes=(*self.changes, (None, other)))
 

@@ -47,12 +47,12 @@ def _of_one_length(lines: Lines) -> Host:
 
 @samples_for(ScaleOp)
 def _scale() -> list[Sample]:
-    return [Sample(ScaleOp.spec(), host=_in_layers(lambda spec: [step(spec, "x")]))]
+    return [Sample(ScaleOp.spec(size=DIM), host=_in_layers(lambda spec: [step(spec, "x")]))]
 
 
 @samples_for(DropoutOp)
 def _dropout() -> list[Sample]:
-    return [Sample(DropoutOp.spec(p=0.1), host=_in_layers(lambda spec: [step(spec, "x")]))]
+    return [Sample(DropoutOp.spec(p=0.0), host=_in_layers(lambda spec: [step(spec, "x")]))]
 
 
 @samples_for(ShiftOp)

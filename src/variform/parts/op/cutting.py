@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from variform.core.dims import Dim, Shape, parse_dim, shape_text, size_of
-from variform.core.inherit import INHERIT
+from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
@@ -38,7 +38,7 @@ class CutOp(Op):
         start: the first index kept.
         stop: the one after the last; the end when None.
         axis: the dimension; negative ones count from the end.
-        read_sizes: the shapes of all that is read, as they are written.
+        read_sizes: the shapes of all that is read, as they are written; a program fills them in.
     """
 
     arity: ClassVar[int | None] = None
@@ -51,7 +51,7 @@ class CutOp(Op):
         start: Bound = 0,
         stop: Bound | None = None,
         axis: int = 1,
-        read_sizes: tuple[tuple[int | str, ...], ...] = INHERIT,
+        read_sizes: tuple[tuple[int | str, ...], ...] = inherit(()),
     ) -> None:
         super().__init__()
         self.start = parse_bound(start)
@@ -87,17 +87,13 @@ class CutOp(Op):
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """The dimension has what lies between the bounds."""
-        if any(
-            parse_dim(a) != b
-            for given, real in zip(args["read_sizes"], inputs, strict=True)
-            for a, b in zip(given, real, strict=True)
-        ):
+        written = tuple(tuple(map(parse_dim, shape)) for shape in args["read_sizes"])
+        if written not in ((), inputs):
             raise ShapeError("read_sizes are those of another place; leave them out, and they are filled in")
         x = inputs[0]
         axis = place(args["axis"], x)
         start, stop = _ends(parse_bound(args["start"]), args["stop"], x[axis])
-        needed = {name for bound in (start, stop) if isinstance(bound, Dim) for name in bound.symbols()}
-        _told(needed, inputs)
+        _refuse_untold([args["start"], args["stop"]], inputs)
         left = stop - start
         if isinstance(left, int) and left < 1:
             raise ShapeError(f"nothing lies between {start} and {stop}")
@@ -223,8 +219,10 @@ def _line(dim: Size) -> tuple[str, int, int] | None:
     return named[0][0], terms[named[0]], terms.get((), 0)
 
 
-def _told(needed: set[str], inputs: tuple[Shape, ...]) -> None:
+def _refuse_untold(bounds: Sequence[Bound | None], inputs: tuple[Shape, ...]) -> None:
     """Refuse names whose size no tensor that is read tells."""
+    sizes = [parse_bound(bound) for bound in bounds if bound is not None]
+    needed = {name for size in sizes if isinstance(size, Dim) for name in size.symbols()}
     known = names_told(inputs)
     missing = sorted(needed - known)
     if missing:

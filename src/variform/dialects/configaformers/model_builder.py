@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from variform.core.build import build
 from variform.core.resolve import examine
@@ -42,6 +42,8 @@ class ConfigaFormer(ProgramModel):
         blocks: the blocks, in place of `model_config`.
         input_shapes: the same as `input_streams`; with `blocks`, the table shows input streams as they are declared.
         sizes: numbers by name, for expressions such as '4*d' in the modules and shapes.
+        attention: "fused": attention scores that only one weighted sum reads are never held as a whole; "literal":
+            every module is computed as it stands.
 
     Raises:
         ConfigaformersError: all problems of the config at once, before anything is allocated.
@@ -57,9 +59,16 @@ class ConfigaFormer(ProgramModel):
         blocks: Sequence[Config] | None = None,
         input_shapes: Shapes | None = None,
         sizes: Mapping[str, Any] | None = None,
+        attention: Literal["fused", "literal"] = "fused",
     ) -> None:
         spec = program_spec(
-            model_config, input_streams, output_streams, blocks=blocks, input_shapes=input_shapes, sizes=sizes
+            model_config,
+            input_streams,
+            output_streams,
+            blocks=blocks,
+            input_shapes=input_shapes,
+            sizes=sizes,
+            attention=attention,
         )
         built = build(spec)
         super().__init__(list(built.lines.in_order()), **built.spec.leaves(), inputs=built.spec["inputs"])
@@ -84,6 +93,7 @@ def program_spec(
     blocks: Sequence[Config] | None = None,
     input_shapes: Shapes | None = None,
     sizes: Mapping[str, Any] | None = None,
+    attention: Literal["fused", "literal"] = "fused",
 ) -> Spec:
     """The program that a config describes, resolved: every size filled in, nothing allocated.
 
@@ -94,6 +104,7 @@ def program_spec(
         blocks: in place of `model_config`.
         input_shapes: in place of `input_streams`.
         sizes: numbers by name.
+        attention: "fused" or "literal".
 
     Raises:
         ConfigaformersError: all problems at once.
@@ -114,7 +125,8 @@ def program_spec(
     inputs = with_batch(inputs)
     unasked = outputs[:-1] if output_streams is None else ()
     lines = lend_sizes(lines, inputs)
-    spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, strict=False, unasked=unasked)
+    settings: dict[str, Any] = {"strict": False, "unasked": unasked, "attention": attention}
+    spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, **settings)
     return resolved(spec, reader, bool(lines) and shapes is not None)
 
 

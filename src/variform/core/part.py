@@ -75,7 +75,10 @@ class Follower(Protocol):
     """Follows the children of a list slot: tells each what the ones before it lead to, and finds what they break."""
 
     def before(self, index: int, child: Any) -> Facts | None:
-        """Further facts for the child that comes next; None passes it over, for a problem known already."""
+        """Further facts for the child that comes next; None passes it over, for a problem known already.
+
+        The fact `resolved` is the child itself, resolved: an equal one came to that in equal surroundings.
+        """
 
     def after(self, index: int, child: Any) -> None:
         """Take note of the resolved child; None where it has a problem or was passed over."""

@@ -184,8 +184,10 @@ class _Walk:
                     here = join_path(path, f"{f.name}.{index}" if f.many else f.name)
                     provided = {} if own is None else spec.part.provides(f.name, index, len(items), {**facts, **own})
                     known = {} if follower is None else follower.before(index, item)
-                    child = None
-                    if known is not None:
+                    child: Spec | Shared | None = None
+                    if known is not None and "resolved" in known:
+                        child = known["resolved"]
+                    elif known is not None:
                         child = self._child(f, item, {**facts, **given, **provided, **known}, given, here, sure)
                     if follower is not None:
                         follower.after(index, child)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from variform.core.dims import Shape, shape_text
@@ -15,72 +14,11 @@ from variform.errors import Problem, ShapeError, join_path
 from variform.parts.kinds import Op
 from variform.stack.adapt import ADAPTERS, output_shapes, step_facts
 from variform.stack.lines import Block, Step
+from variform.stack.rows import Row, Sound, Trace, names_or_none, place_text, unshared
 from variform.stack.suggest import Misfit, missing, repair, replace_contents
-from variform.stack.values import Uses, Value, accepted, in_words, written
+from variform.stack.values import Value, accepted, in_words, written
 
-
-@dataclass(frozen=True)
-class Row:
-    """One step, with the shapes of what it reads and writes.
-
-    Args:
-        path: its place in the spec.
-        block: the heading of its block.
-        repeat: which copy of the block, from 1.
-        line: which line of the block, from 1.
-        name: what tables call it.
-        reads: what it reads, constants included.
-        writes: what it writes.
-        op: the resolved part.
-        holds: what each of the written ones holds, one of `CONTENTS`; "" where that is open.
-    """
-
-    path: str
-    block: str
-    repeat: int
-    line: int
-    name: str
-    reads: tuple[tuple[str, Shape], ...]
-    writes: tuple[tuple[str, Shape], ...]
-    op: Spec
-    holds: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        """The place in words."""
-        return _place(self.block, self.repeat, self.line, self.name)
-
-    def __str__(self) -> str:
-        reads = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.reads)
-        writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.writes)
-        return f"{self.name} -> Input(s): {reads} - Output(s): {writes}"
-
-
-@dataclass
-class Trace:
-    """What is known of a program at one place, and the rows so far.
-
-    Args:
-        values: the named tensors.
-        rows: the steps passed.
-        copies: how often a heading has been met.
-        broken: blocks with a problem, whose further copies are passed over, and whether a copy leaves the shapes of
-            what it reads as they were.
-        shared: the descriptions of shared lines met so far.
-        uses: what the inputs can still hold.
-    """
-
-    values: dict[str, Value]
-    rows: list[Row] = field(default_factory=list)
-    copies: dict[str, int] = field(default_factory=dict)
-    broken: list[tuple[Spec, bool]] = field(default_factory=list)
-    shared: dict[str, Spec] = field(default_factory=dict)
-    uses: Uses = field(default_factory=Uses)
-
-    def lose(self, line: Spec, where: str) -> None:
-        """Take note that what a line writes has no known shape."""
-        for name in _written(line):
-            self.values[name] = Value(None, where)
+__all__ = ["LineFollower", "Row", "Trace", "trace_lines", "unshared"]
 
 
 class LineFollower:
@@ -101,6 +39,8 @@ class LineFollower:
         self.found: list[Problem] = []
         self.current: Spec | None = None
         self.entry: dict[str, Value] | None = None
+        self.start = 0
+        self.sound: Sound | None = None
 
     def problems(self) -> list[Problem]:
         """What has been found, by place in the list of lines."""
@@ -112,7 +52,7 @@ class LineFollower:
         if line is None or not _is_readable(line):
             return {}
         if line.part is Block:
-            return self._enter(index, line)
+            return self._enter(index, line, isinstance(child, Shared))
         names: tuple[str, ...] = line["reads"]
         values = self.trace.values
         unknown = [name for name in dict.fromkeys(names) if name not in values]
@@ -125,11 +65,19 @@ class LineFollower:
 
     def after(self, index: int, child: Any) -> None:
         """Infer what the line writes."""
+        if self.sound is not None:
+            sound, self.sound = self.sound, None
+            copy = self.trace.copies[sound.block["label"]] if sound.block["label"] else self.repeat
+            self.trace.rows += sound.again(f"{self.path}.{index}", copy, self.trace.values)
+            return
         line = None if child is None else self._description(child)
-        if line is not None and line.part is Step:
+        if line is None:
+            if self.current is not None:
+                self._leave_broken(index, self.current)
+        elif line.part is Step:
             self._infer(index, line)
-        elif line is None and self.current is not None:
-            self._leave_broken(index, self.current)
+        elif self.entry is not None and self.current is not None:
+            self.trace.keep(self.current, line, self.entry, self.trace.rows[self.start :])
 
     def _description(self, child: Any) -> Spec | None:
         if isinstance(child, Shared):
@@ -138,13 +86,17 @@ class LineFollower:
             child = self.trace.shared.get(child.name)
         return child if isinstance(child, Spec) and child.part in (Step, Block) else None
 
-    def _enter(self, index: int, block: Spec) -> Facts | None:
+    def _enter(self, index: int, block: Spec, shared: bool) -> Facts | None:
         label: str = block["label"]
         self.entry = None
         if any(block == other for other, _ in self.trace.broken):
             return None
-        self.entry = dict(self.trace.values)
+        self.entry, self.start = dict(self.trace.values), len(self.trace.rows)
         count = self.trace.copies[label] = self.trace.copies.get(label, 0) + 1
+        sound = self.trace.sound.get(id(block))
+        if sound is not None and not shared and sound.serves(self.trace.values):
+            self.sound = sound
+            return {"resolved": sound.resolved}
         path = f"{self.path}.{index}.lines"
         return {"block_follower": LineFollower(self.trace, path, label or self.block, count if label else self.repeat)}
 
@@ -233,7 +185,7 @@ class LineFollower:
     def _where(self, index: int, line: Spec) -> str:
         op = unshared(line.get("op"))
         name = line.get("label") or (line.name if op is None else op.name)
-        return _place(self.block, self.repeat, index + 1, name)
+        return place_text(self.block, self.repeat, index + 1, name)
 
     def _report(self, index: int, line: Spec, message: str, hint: str = "", field: str = "", value: Any = None) -> None:
         more = {} if value is None else {"value": value}
@@ -263,33 +215,9 @@ def _outputs(op: Spec, shapes: tuple[Shape, ...], line: Spec) -> tuple[Shape, ..
     return output_shapes(op, line["reads"], shapes, line["into"])
 
 
-def unshared(part: Any) -> Spec | None:
-    """The description of a part, shared or not; None where it stands elsewhere or is missing."""
-    part = part.spec if isinstance(part, Shared) else part
-    return part if isinstance(part, Spec) else None
-
-
 def _is_readable(line: Spec) -> bool:
     """Whether the names are names: if not, resolution says so."""
     if line.part is Block:
         return isinstance(line["label"], str)
-    names = (*_tuple(line.get("reads")), *_tuple(line.get("into")))
+    names = (*names_or_none(line.get("reads")), *names_or_none(line.get("into")))
     return line.part is Step and all(isinstance(name, str) for name in names) and bool(line.get("reads"))
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (None,)
-
-
-def _written(line: Spec) -> Iterator[str]:
-    if line.part is Step:
-        yield from (name for name in _tuple(line.get("into")) if isinstance(name, str))
-    for _, _, child in line.children() if line.part is Block else ():
-        inner = child.spec if isinstance(child, Shared) else child
-        if inner is not None:
-            yield from _written(inner)
-
-
-def _place(block: str, repeat: int, line: int, name: str) -> str:
-    copy = f", repeat {repeat}" if repeat > 1 else ""
-    return f"{block}{copy}, line {line} ({name})" if block else f"line {line} ({name})"

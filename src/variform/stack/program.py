@@ -233,7 +233,7 @@ class ProgramModel(Model):
             given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
         else:
             self.admission.check(inputs)
-            refuse_lost(self.lines, streams, streams)
+            refuse_lost(self.lines, {"valid": valid}, streams)
         values = {name: given[name] for name in self.needed}
         recompute = self.executor == "checkpoint" and torch.is_grad_enabled()
         with fusing():

@@ -1,0 +1,1 @@
+"""Models as code of their own: a standalone PyTorch file."""

@@ -1,0 +1,148 @@
+"""A model as one standalone PyTorch file."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from variform.core.build import build
+from variform.core.codec import as_spec
+from variform.core.part import Part
+from variform.core.resolve import resolve
+from variform.core.spec import Spec
+from variform.errors import ConfigError
+from variform.export.classes import Facts, prepare
+from variform.export.construct import Construct, Fields
+from variform.export.frame import file_text
+from variform.export.prune import prune
+from variform.export.shake import Shaken, Unsupported, unsupported
+from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, survey
+from variform.parts.kinds import Embedding, StreamPart
+
+
+def export(model: Any, path: str | Path) -> Path:
+    """Write a model as a standalone PyTorch file; see `to_source`.
+
+    Args:
+        model: a spec, what `build` takes, or a model that was built from a spec.
+        path: where; ends in .py.
+
+    Raises:
+        ConfigError: a part has no standalone form, or the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix != ".py":
+        raise ConfigError("a standalone PyTorch file ends in .py", path="path", value=str(path))
+    text = to_source(model)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}") from None
+    return target
+
+
+def to_source(model: Any) -> str:
+    """A model as the source of one file that imports nothing but torch and the standard library.
+
+    It computes what the model computes: bit for bit in float32 on the same kernels. Weights of the model load with
+    the file's own `load_weights`.
+
+    Args:
+        model: a spec, what `build` takes, or a model that was built from a spec.
+
+    Raises:
+        ConfigError: all parts that have no standalone form, with the reasons.
+    """
+    module = model if isinstance(model, nn.Module) else build(resolve(as_spec(model)), device="meta")
+    assert isinstance(module, Part)
+    return _Writer(module).text()
+
+
+class _Writer:
+    """Writes one model."""
+
+    def __init__(self, model: Part) -> None:
+        self.model = model
+        self.spec = model.spec
+        self.facts: Mapping[Any, Facts] = modules_by_class(model)
+        self.known = survey(model, self.spec)
+        self.shaken = self._shake()
+        if any(self._publishes(spec) for spec in parts_of(self.spec).values()):
+            self.known = replace(self.known, publishes=True, names={**self.known.names, "PUBLISHES": True})
+            self.shaken = self._shake()
+
+    def text(self) -> str:
+        """The file."""
+        prune(self.shaken.pieces, self.facts)
+        construct = Construct(self._fields, self._called, lambda spec: None)
+        value = construct.of(self.spec)
+        making = [*construct.before, ast.Return(value)]
+        inputs = [name for name in SIDE_INPUTS if name not in self.known.absent]
+        return file_text(self.model, self.shaken, making, _takes(inputs), _about(self.spec))
+
+    def _shake(self) -> Shaken:
+        shaken = Shaken(functools.partial(prepare, facts=self.facts, known=self.known), STANDINS)
+        problems: list[tuple[str, str]] = []
+        for path, spec in parts_of(self.spec).items():
+            try:
+                shaken.need(spec.part.__module__, spec.part.__qualname__)
+            except Unsupported as error:
+                problems.append((path, f"{spec.kind} {spec.name!r}: {error}"))
+        if problems:
+            raise unsupported(problems)
+        shaken.need("variform.export.loading", "load_weights")
+        return shaken
+
+    def _definition(self, spec: Spec) -> ast.ClassDef:
+        place = (spec.part.__module__, spec.part.__qualname__)
+        node = self.shaken.pieces[STANDINS.get(place, place)]
+        assert isinstance(node, ast.ClassDef)
+        return node
+
+    def _called(self, spec: Spec) -> str:
+        return self._definition(spec).name
+
+    def _fields(self, spec: Spec) -> Fields:
+        for item in self._definition(spec).body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                args = item.args.args[1:]
+                defaults = [None] * (len(args) - len(item.args.defaults)) + list(item.args.defaults)
+                return {arg.arg: default for arg, default in zip(args, defaults, strict=True)}
+        return {}
+
+    def _publishes(self, spec: Spec) -> bool:
+        """Whether the folded code still gives something beside its main result."""
+        if not issubclass(spec.part, (StreamPart, Embedding)):
+            return False
+        forward = _method(self._definition(spec).body, "forward")
+        results = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)]
+        return any(isinstance(inner, ast.Tuple) for value in results for inner in _results(value))
+
+
+def _about(spec: Spec) -> str:
+    size = ", ".join(f"{name}={spec.get(name)}" for name in ("dim", "heads") if isinstance(spec.get(name), int))
+    return f"A {spec.name.replace('_', ' ')} in plain PyTorch" + (f" ({size})." if size else ".")
+
+
+def _takes(inputs: list[str]) -> str:
+    text = (
+        "Written by variform; it needs torch alone. `make_model()` builds the model, `load_weights(model, path)` reads "
+    )
+    text += "weights that variform saved."
+    return text + (f" Side inputs: {', '.join(f'`{name}`' for name in inputs)}." if inputs else "")
+
+
+def _method(body: Iterable[ast.stmt], name: str) -> ast.FunctionDef:
+    return next(item for item in body if isinstance(item, ast.FunctionDef) and item.name == name)
+
+
+def _results(value: ast.expr | None) -> list[ast.expr]:
+    if isinstance(value, ast.IfExp):
+        return [*_results(value.body), *_results(value.orelse)]
+    return [] if value is None else [value]

@@ -1,0 +1,131 @@
+"""What is known of a model before its code is written: its parts, the side inputs that they read, what they share."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from variform.core.part import Part
+from variform.core.spec import Spec, described
+from variform.export.classes import Facts, facts_of
+from variform.export.fold import Known
+from variform.export.shake import Place, at, definition
+from variform.parts.attention.softmax import LocalAttention
+from variform.parts.kinds import Attention, Bias
+from variform.stack.execute import ModuleList
+from variform.stack.model import EncoderDecoder, Transformer
+from variform.weights.io import shared_names
+
+STANDINS: dict[Place, Place] = {
+    (module, name): ("variform.export.standins", name)
+    for module, names in {
+        "variform.parts.linear": ("Linear",),
+        "variform.parts.kinds": ("Sides", "call"),
+        "variform.parts.attention.softmax": ("SoftmaxAttention", "LocalAttention"),
+        "variform.parts.mixer.multi_head": ("split_heads", "join_heads"),
+        "variform.ops.scores": ("Alibi", "BucketBias"),
+        "variform.stack.execute": ("run_in_order",),
+        "variform.stack.sublayer": ("TransformerLayer",),
+        "variform.stack.stack": ("LayerStack",),
+        "variform.stack.model": ("Transformer", "EncoderDecoder"),
+    }.items()
+    for name in names
+}
+"""The machinery, and what is written in its place."""
+
+SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
+"""What a standalone model takes beside its main input, where a part reads it."""
+
+_NEVER = frozenset({"state", "cache", "segments", "mask", "q_segments", "k_segments", "hidden"})
+
+
+def modules_by_class(model: nn.Module) -> dict[Place, Facts]:
+    """What the modules of each class have in common; under the name of what stands for the class, too."""
+    found: dict[Place, list[nn.Module]] = {}
+    for module in model.modules():
+        found.setdefault((type(module).__module__, type(module).__qualname__), []).append(module)
+    facts = {place: facts_of(modules) for place, modules in found.items()}
+    return {**facts, **{STANDINS[place]: known for place, known in facts.items() if place in STANDINS}}
+
+
+def survey(model: nn.Module, spec: Spec) -> Known:
+    """What holds for a whole model."""
+    specs = [found for _, found in spec.walk()]
+    reads = {name for found in specs for name in found.part.reads_streams(found.args)}
+    absent = {name for name in SIDE_INPUTS if name not in reads}
+    if not all(found.part.abilities(found.args).key_padding for found in specs):
+        absent |= {"valid", "context_mask"}
+    if "valid" in absent and "prefix_valid" in absent:
+        absent |= {"positions", "q_positions", "k_positions", "q_valid"}
+    if "valid" in absent and "context_mask" in absent:
+        absent.add("k_valid")
+    if not any(issubclass(found.part, Bias) for found in specs):
+        absent.add("scores")
+    absent |= {name for name, has in _asked(model, specs).items() if not has}
+    pairs = [found for found in specs if found.part is EncoderDecoder]
+    hidden = any(described(found["encoder"]).get("head") is not None for found in pairs)
+    return Known(
+        names={"PUBLISHES": False, "HIDDEN": hidden, "RENAMED": bool(shared_names(model))},
+        absent=frozenset(absent) | (_NEVER - {"hidden"} if hidden else _NEVER),
+        repeats=any(len(m.order) > len(m) for m in model.modules() if isinstance(m, ModuleList)),
+        images=_images(model),
+        tables={"ACTIVATIONS": _activations()},
+    )
+
+
+def _asked(model: nn.Module, specs: list[Spec]) -> dict[str, bool]:
+    """Which options of attention any part of the model uses."""
+    attentions = [found for found in specs if issubclass(found.part, Attention)]
+    return {
+        "dropout": any(found.get("dropout") for found in attentions),
+        "scale": any(found.get("scale") is not None for found in attentions),
+        "back": any(found.part is LocalAttention for found in attentions),
+        "grouped": any(vars(m).get("kv_heads") != vars(m).get("heads") for m in model.modules() if "kv_heads" in vars(m)),
+    }
+
+
+def _images(model: nn.Module) -> bool | None:
+    kinds = set()
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            embedding = module.embedding
+            kinds.add(embedding is not None and embedding.example_inputs(1, 1).dim() == 4)
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _activations() -> ast.Dict:
+    module = "variform.parts.activation"
+    node = definition((module, "ACTIVATIONS"))
+    assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    values: list[ast.expr] = []
+    for value in node.value.values:
+        match value:
+            case ast.Attribute(value=ast.Name(id=name), attr=attr):
+                values.append(ast.Attribute(at(module, name), attr, ast.Load()))
+            case ast.Name(id=name):
+                values.append(at(module, name))
+    return ast.Dict(node.value.keys, values)
+
+
+def parts_of(spec: Spec) -> Mapping[str, Spec]:
+    """The parts of a model by path, children before what holds them."""
+    found: list[tuple[str, Spec]] = []
+
+    def visit(here: Spec, path: str) -> None:
+        for name, index, child in here.children():
+            inner = described(child)
+            if isinstance(inner, Spec):
+                step = name if index is None else f"{name}.{index}"
+                visit(inner, f"{path}.{step}" if path else step)
+        found.append((path, here))
+
+    visit(spec, "")
+    return dict(found)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a class is a part."""
+    return isinstance(value, type) and issubclass(value, Part)

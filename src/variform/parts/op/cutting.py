@@ -51,13 +51,13 @@ class CutOp(Op):
         start: Bound = 0,
         stop: Bound | None = None,
         axis: int = 1,
-        read_sizes: tuple[tuple[int | str, ...], ...] = inherit(()),
+        read_sizes: tuple[tuple[int | str, ...], ...] | None = inherit(None),
     ) -> None:
         super().__init__()
         self.start = parse_bound(start)
         self.stop = None if stop is None else parse_bound(stop)
         self.axis = axis
-        self.read = tuple(tuple(parse_dim(size) for size in shape) for shape in read_sizes)
+        self.read = tuple(tuple(parse_dim(size) for size in shape) for shape in read_sizes or ())
 
     @classmethod
     def sizes(cls, args: Facts, inputs: tuple[Shape, ...]) -> Facts:
@@ -87,8 +87,8 @@ class CutOp(Op):
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """The dimension has what lies between the bounds."""
-        written = tuple(tuple(map(parse_dim, shape)) for shape in args["read_sizes"])
-        if written not in ((), inputs):
+        written = args["read_sizes"]
+        if written is not None and tuple(tuple(map(parse_dim, shape)) for shape in written) != inputs:
             raise ShapeError("read_sizes are those of another place; leave them out, and they are filled in")
         x = inputs[0]
         axis = place(args["axis"], x)

@@ -14,6 +14,7 @@ from variform.core.part import Can, Part, use
 from variform.core.registry import parts, preset, presets, register
 from variform.core.resolve import resolve
 from variform.core.spec import Shared, Spec
+from variform.dialects.configaformers import layer as _program_layer
 from variform.errors import BackendError, ConfigError, ShapeError
 from variform.generate.loop import generate, stream
 from variform.inspect import capture, check, costs, describe, diagram, explain

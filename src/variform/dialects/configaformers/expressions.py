@@ -68,7 +68,7 @@ def names_in(text: str) -> frozenset[str]:
     Raises:
         ConfigError: it is no expression.
     """
-    return frozenset(node.id for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name))
+    return _names(_parsed(text))
 
 
 def substitute(text: str, names: Mapping[str, Number]) -> int | str:
@@ -78,7 +78,7 @@ def substitute(text: str, names: Mapping[str, Number]) -> int | str:
         ConfigError: it is no expression, or a number in it is no integer.
     """
     tree = _parsed(text)
-    inside = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    inside = _names(tree)
     if inside.isdisjoint(names):
         return text
     if inside <= set(names):
@@ -110,6 +110,11 @@ def condition(text: str, names: Mapping[str, Number]) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{text!r} is {value:g}, and a condition is true or false", hint=f"compare it: {text} == 0")
     return value
+
+
+def _names(tree: ast.expr) -> frozenset[str]:
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in called)
 
 
 def _parsed(text: str) -> ast.expr:

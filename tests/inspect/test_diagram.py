@@ -16,6 +16,7 @@ from variform.cli.main import main
 from variform.core.spec import Spec
 from variform.dialects.configaformers import program_spec
 from variform.inspect.diagram import Diagram, diagram, wire
+from variform.inspect.diagram.fold import fold
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.op.tokenwise import LinearOp, MergeOp
@@ -146,6 +147,28 @@ def test_layers_that_differ_are_panels_of_their_own() -> None:
     assert [(p.title, p.repeat) for p in panels] == [("embedding", 1), ("layers 1 to 3", 3), ("final norm and head", 1)]
     other = vf.override(vf.models.gpt(**SMALL), ["stacks.0.layers.1.heads=2"])
     assert [p.repeat for p in diagram(other).flow.panels] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("items", "runs"),
+    [
+        ("a", [(0, 1, 1)]),
+        ("aaaa", [(0, 1, 4)]),
+        ("abab", [(0, 2, 2)]),
+        ("aabaab", [(0, 3, 2)]),
+        ("abcabcabx", [(0, 3, 2), (6, 1, 1), (7, 1, 1), (8, 1, 1)]),
+        ("abbbc", [(0, 1, 1), (1, 1, 3), (4, 1, 1)]),
+    ],
+)
+def test_repetition_is_found(items: str, runs: list[tuple[int, int, int]]) -> None:
+    assert [(run.start, run.count, run.times) for run in fold(items)] == runs
+
+
+def test_layers_in_turns_are_folded() -> None:
+    model = vf.models.gpt(**{**SMALL, "depth": 6})
+    model = vf.override(model, [f"stacks.0.layers.{i}.heads=2" for i in (1, 3, 5)])
+    panels = diagram(model).flow.panels
+    assert [(p.title, p.repeat) for p in panels][1] == ("layers 1 to 6 in turns of 2", 3)
 
 
 def test_a_decoder_reads_the_encoder() -> None:

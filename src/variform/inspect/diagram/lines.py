@@ -8,8 +8,10 @@ from itertools import groupby
 from variform.core.dims import parse_shape, shape_text
 from variform.core.spec import Spec
 from variform.inspect.diagram.flow import Flow, Item, Panel
+from variform.inspect.diagram.fold import fold, heading
 from variform.inspect.diagram.settings import family, settings
-from variform.stack.trace import Row, input_values, trace_lines
+from variform.stack.trace import Row, trace_lines
+from variform.stack.values import input_values
 
 
 def program_flow(spec: Spec) -> Flow:
@@ -42,9 +44,8 @@ def _constants(row: Row) -> frozenset[str]:
 def _panels(rows: Sequence[Row]) -> Iterator[Panel]:
     for label, group in groupby(rows, key=lambda row: row.block):
         copies = [items_of(list(copy)) for _, copy in groupby(group, key=lambda row: row.repeat)]
-        passed = 0
-        for items, same in groupby(copies):
-            count = len(list(same))
-            first = f" (from repeat {passed + 1})" if count < len(copies) else ""
-            yield Panel(f"{label}{first}", count, items)
-            passed += count
+        runs = fold(copies)
+        for run in runs:
+            which = heading(runs, run, "repeat")
+            items = tuple(item for copy in copies[run.start : run.start + run.count] for item in copy)
+            yield Panel(f"{label} ({which})" if which and label else label, run.times, items)

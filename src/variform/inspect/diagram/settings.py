@@ -66,8 +66,9 @@ def settings(spec: Spec) -> str:
 def _named(part: Any) -> str:
     """A part in a slot; one that does the work of the box has its settings told too."""
     inner = part.spec if isinstance(part, Shared) else part
+    assert isinstance(inner, Spec)
     told = settings(inner) if inner.kind in ("mixer", "feedforward", "embedding") else ""
-    return f"{inner.name} ({told})" if told else str(inner.name)
+    return f"{inner.name} ({told})" if told else inner.name
 
 
 def _word(name: str, value: Any) -> str:

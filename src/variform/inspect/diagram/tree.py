@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from variform.core.dims import Dim, parse_shape
 from variform.core.resolve import MODEL_STREAMS
 from variform.core.spec import Shared, Spec
 from variform.inspect.diagram.flow import Flow, Item, Panel
+from variform.inspect.diagram.fold import fold, heading
 from variform.inspect.diagram.lines import items_of
 from variform.inspect.diagram.settings import family, settings
 from variform.inspect.places import without_layer
 from variform.stack.program import Program
 from variform.stack.sublayer import Sublayer
-from variform.stack.trace import input_values, trace_lines
+from variform.stack.trace import trace_lines
+from variform.stack.values import input_values
 
 _QUIET = frozenset({"positions", "valid", "segments", "mask", "state", "cache", "bias", "prefix_valid", "context_mask"})
 """Streams that tell where tokens stand; drawing them to every part would hide what the model computes."""
@@ -86,13 +87,13 @@ class _Reader:
             self.panels.append(Panel(f"{title}{spec.name}", 1, (self._leaf(spec, path, "x", "x", bare=True),)))
             self._stack(_inner(inner), _join(path, "stack"), title)
             return
-        layers = [(index, _inner(layer)) for index, layer in enumerate(spec.get("layers") or ())]
-        for _, run in groupby(layers, key=lambda pair: without_layer(pair[1])):
-            group = list(run)
-            first, last = group[0][0], group[-1][0]
-            items = tuple(self._layer(group[0][1], _join(path, f"layers.{first}")))
-            name = f"layer {first + 1}" if first == last else f"layers {first + 1} to {last + 1}"
-            self.panels.append(Panel(f"{title}{name}", len(group), items))
+        layers = [_inner(layer) for layer in spec.get("layers") or ()]
+        runs = fold([without_layer(layer) for layer in layers])
+        for run in runs:
+            places = range(run.start, run.start + run.count)
+            items = tuple(item for i in places for item in self._layer(layers[i], _join(path, f"layers.{i}")))
+            which = heading(runs, run, "layer") or f"layers 1 to {len(layers)}"
+            self.panels.append(Panel(f"{title}{'layer 1' if len(layers) == 1 else which}", run.times, items))
         if spec.get("norm") is not None:
             leaf = self._leaf(_inner(spec["norm"]), _join(path, "norm"), "x", "x")
             self.panels.append(Panel(f"{title}final norm", 1, (leaf,)))

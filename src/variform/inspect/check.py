@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from variform.core.resolve import examine
 from variform.core.spec import Spec
 from variform.core.superset import set_aside
 from variform.errors import ConfigError, Problem, VariformError
-from variform.inspect.describe import Description, describe_model
+from variform.inspect.budget import Amount, Limits, over
+from variform.inspect.describe import Description, check_optimizer
 from variform.inspect.fake import FakeModel
-from variform.inspect.rows import params_by_path
-from variform.inspect.table import human_bytes, path_template, path_text
+from variform.inspect.loads import Measured, counted, measured
+from variform.inspect.table import path_template, path_text
 from variform.stack.decodable import undecodable
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class Report:
         dropped: paths of keys that belong to other parts and were set aside (`superset=True`).
         description: cost and shapes, where the check ran the model on stand-in tensors.
         params: parameters, where the check counted them.
+        flops: operations of a forward pass, where the check ran the model.
     """
 
     problems: tuple[Problem, ...]
@@ -41,21 +42,30 @@ class Report:
     dropped: tuple[str, ...] = ()
     description: Description | None = None
     params: int | None = None
+    flops: int | None = None
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
 
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        """What is not wrong and still worth a look, such as streams that nothing reads."""
+        if self.spec is None or self.problems:
+            return ()
+        return tuple(note.below(path) for path, spec in self.spec.walk() for note in spec.part.notes(spec.args))
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain data; `spec` is None where it cannot be written."""
         return {
             "ok": self.ok,
             "problems": [problem.to_json() for problem in self.problems],
+            "notes": [note.to_json() for note in self.notes],
             "dropped": list(self.dropped),
             "spec": self._plain_spec(),
             "params": self.params,
-            "flops": None if self.description is None else self.description.flops,
+            "flops": self.flops,
         }
 
     def _plain_spec(self) -> dict[str, Any] | None:
@@ -71,6 +81,7 @@ class Report:
             lines.append(f"set aside: {', '.join(self.dropped)}")
         if self.params is not None and self.ok:
             lines[0] = f"ok: {self.params:,} parameters"
+        lines += [f"warning: {replace(note, path='')}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -89,9 +100,11 @@ def check(
     batch: int | None = None,
     length: int | None = None,
     decode: bool = False,
-    max_params: int | None = None,
-    max_flops: float | None = None,
-    max_memory: int | str | None = None,
+    at: Mapping[str, int] | None = None,
+    max_params: Amount = None,
+    max_flops: Amount = None,
+    max_memory: Amount = None,
+    optimizer: str = "adamw",
     superset: bool = False,
     **facts: Any,
 ) -> Report:
@@ -103,16 +116,22 @@ def check(
             a length or a budget asks for a run.
         length: tokens a row, for that run; the longest the model takes by default.
         decode: report parts that cannot decode step by step.
-        max_params: the most parameters it may have.
+        at: the sizes of that run by name, in place of batch and length; see `vf.costs`.
+        max_params: the most parameters it may have: a number, or text such as "100M".
         max_flops: the most operations of one forward pass.
-        max_memory: the most bytes of a training step with AdamW: a number, or text such as "24 GiB".
+        max_memory: the most bytes of a training step in float32: parameters, gradients, the optimizer's values and
+            what the forward pass keeps; a number, or text such as "24 GiB".
+        optimizer: by name; it says how many values are kept for each parameter.
         superset: set keys aside that belong to another part of the same kind, and list them in `dropped`.
         **facts: what the surroundings provide, when a part is checked alone (`dim=64, heads=4`).
 
     Raises:
-        ConfigError: `max_memory` cannot be read.
+        ConfigError: a limit or the optimizer cannot be read, or sizes are given twice.
     """
-    memory = _bytes(max_memory)
+    limits = Limits.read(max_params, max_flops, max_memory)
+    check_optimizer(optimizer)
+    if at is not None and (batch is not None or length is not None):
+        raise ConfigError("give sizes by name, or batch and length, not both", path="at")
     dropped: tuple[str, ...] = ()
     try:
         if superset:
@@ -125,18 +144,22 @@ def check(
         return Report(tuple(problems), resolved, dropped)
     if decode:
         problems = problems + undecodable(resolved)
-    if any(wanted is not None for wanted in (batch, length, max_flops, memory)):
-        described, failure = _attempt(
-            resolved, lambda model: describe_model(model, resolved, 1 if batch is None else batch, length)
-        )
-        params = None if described is None else described.params
-    elif max_params is not None:  # counting needs no run, and so no length
-        described = None
-        params, failure = _attempt(resolved, lambda model: params_by_path(model.tree)[""])
-    else:
+    runs = limits.needs_run or any(wanted is not None for wanted in (batch, length, at))
+    if not runs and not limits:
         return Report(tuple(problems), resolved, dropped)
-    budget = _over_budget(described, params, max_params, max_flops, memory)
-    return Report((*problems, *failure, *budget), resolved, dropped, described, params)
+
+    def measure(model: FakeModel) -> Measured:
+        if not runs:  # counting needs no run, and so no length
+            return counted(model)
+        return measured(model, resolved, 1 if batch is None else batch, length, at, optimizer)
+
+    found, failure = _attempt(resolved, measure)
+    if found is None:
+        return Report((*problems, *failure), resolved, dropped)
+    exceeded = over(limits, found.loads, found.fits)
+    whole = found.loads[0]
+    flops = whole.flops if runs else None
+    return Report((*problems, *exceeded), resolved, dropped, found.description, whole.params, flops)
 
 
 def _attempt(resolved: Spec, function: Callable[[FakeModel], T]) -> tuple[T | None, list[Problem]]:
@@ -154,45 +177,9 @@ def _attempt(resolved: Spec, function: Callable[[FakeModel], T]) -> tuple[T | No
     return None, [Problem("" if model is None else model.failed_path, message)]
 
 
-def _over_budget(
-    described: Description | None,
-    params: int | None,
-    max_params: int | None,
-    max_flops: float | None,
-    max_memory: int | None,
-) -> list[Problem]:
-    problems = []
-    if max_params is not None and params is not None and params > max_params:
-        message = f"the model has {params:,} parameters, more than max_params = {max_params:,}"
-        problems.append(Problem("", message, hint="take a smaller dim or fewer layers"))
-    if described is None:
-        return problems
-    if max_flops is not None and described.flops > max_flops:
-        message = f"a forward pass takes {described.flops:.4g} FLOP, more than max_flops = {max_flops:.4g}"
-        problems.append(Problem("", message, hint="take a smaller model, batch or length"))
-    total = described.memory_training().total
-    if max_memory is not None and total > max_memory:
-        message = f"a training step takes {human_bytes(total)}, more than max_memory = {human_bytes(max_memory)}"
-        rows = described.largest_batch(max_memory / (1 << 30))
-        hint = f"the largest batch that fits is {rows}" if rows else "not one row fits: take a smaller model or length"
-        problems.append(Problem("", message, hint=hint))
-    return problems
-
-
 def _superset(source: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(source, (str, Path)):
         source = read_file(source)
         if isinstance(source, Mapping) and not {"part", "preset"} & set(source) and "model" in source:
             source = source["model"]
     return set_aside(source)
-
-
-def _bytes(size: int | str | None) -> int | None:
-    """Bytes from a number or from text such as `24 GiB` or `80GB`."""
-    if size is None or isinstance(size, int):
-        return size
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B\s*", size)
-    if match is None:
-        raise ConfigError("a size of memory is a number of bytes, or text such as '24 GiB'", value=size)
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix or " "))

@@ -64,8 +64,8 @@ def costs_of_model(model: FakeModel, resolved: Spec, at: Mapping[str, int] | Non
     """The costs of a model that was built from stand-ins; see `costs`."""
     rows = model.part.table.rows if isinstance(model.part, ProgramModel) else ()
     sizes = sizes_of(model, rows)
-    wanted = None if at is None else _asked(sizes, at)
-    runs = _Runs(model, sizes)
+    wanted = None if at is None else asked_sizes(sizes, at)
+    runs = Runs(model, sizes)
     here = None if wanted is None else runs.figures(wanted)
     found = survey(runs.figures, sizes, [(wanted, here)] if wanted is not None and here is not None else [])
     state, state_here, reason = _state(runs, resolved, wanted)
@@ -92,7 +92,7 @@ def costs_of(described: Description) -> Costs:
         return costs_of_model(model, described.spec, {**dict.fromkeys(sizes.batches, described.batch), **lengths})
 
 
-class _Runs:
+class Runs:
     """Measures a model at sizes by name."""
 
     def __init__(self, model: FakeModel, sizes: Sizes) -> None:
@@ -148,7 +148,7 @@ def _forms(value: Any) -> Any:
     return [_forms(item) for item in value] if isinstance(value, (tuple, list)) else None
 
 
-def _asked(sizes: Sizes, at: Mapping[str, int]) -> Point:
+def asked_sizes(sizes: Sizes, at: Mapping[str, int]) -> Point:
     """The sizes asked for by the model's own names.
 
     Raises:
@@ -170,7 +170,7 @@ def _asked(sizes: Sizes, at: Mapping[str, int]) -> Point:
     return {**point, MAX_LEN: point.get(MAX_LEN, longest)}
 
 
-def _state(runs: _Runs, resolved: Spec, wanted: Point | None) -> tuple[Survey | None, Numbers | None, str]:
+def _state(runs: Runs, resolved: Spec, wanted: Point | None) -> tuple[Survey | None, Numbers | None, str]:
     problems = undecodable(resolved)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch.utils.flop_counter import flop_registry
 
 from variform.ops.attention.call import Call
 from variform.ops.attention.meter import inside_attention
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Attention of programs, for which torch has no formula; that of parts is metered."""
 
 _WITH_ADDEND = {torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 """Products that add their first operand."""
@@ -43,24 +46,39 @@ class Figures:
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Reports matrix products and convolutions to `report(flops, flops_backward)`, by torch's own formulas.
+    """Reports matrix products and convolutions to `report`, by torch's own formulas, and fused attention.
 
     Each operand that needs a gradient costs the forward's operations once more in the backward pass. What runs
     inside a metered attention is left out: the attention accounts for itself.
     """
 
-    def __init__(self, report: Callable[[int, int], None]) -> None:
+    def __init__(self, report: Callable[[Figures], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.report = report
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count it."""
         out = func(*args, **(kwargs or {}))
+        if inside_attention():
+            return out
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None and not inside_attention():
+        if func._overloadpacket is _FUSED:
+            self.report(_fused_figures(args, kwargs or {}))
+        elif formula is not None:
             flops = int(formula(*args, **(kwargs or {}), out_val=out))
-            self.report(flops, flops * sum(factor.requires_grad for factor in _factors(func, args)))
+            self.report(Figures(flops, flops, flops * sum(factor.requires_grad for factor in _factors(func, args))))
         return out
+
+
+def _fused_figures(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Figures:
+    """Two products over all pairs, or over those that causality leaves."""
+    (batch, heads, queries, dim), (keys, dim_value) = args[0].shape, args[2].shape[2:]
+    effort = 2 * batch * heads * (dim + dim_value)
+    is_causal = args[4] if len(args) > 4 else kwargs.get("is_causal", False)
+    low = min(queries, keys)
+    visited = low * (low + 1) // 2 + (queries - low) * keys if is_causal else queries * keys
+    backward = 2 * effort * visited if any(factor.requires_grad for factor in args[:3]) else 0
+    return Figures(effort * visited, effort * queries * keys, backward)
 
 
 def _factors(func: Any, args: tuple[Any, ...]) -> list[Tensor]:

@@ -107,8 +107,7 @@ class Description:
             optimizer: by name; it says how many values are kept for each parameter.
             batch: rows; those of the description by default.
         """
-        if optimizer not in OPTIMIZERS:
-            raise ConfigError(f"unknown optimizer {optimizer!r}", hint=did_you_mean(optimizer, OPTIMIZERS))
+        check_optimizer(optimizer)
         weights = self.params * self.dtype.itemsize
         more = (self.batch if batch is None else batch) - self.batch
         activations = self.activation_bytes + more * self.activation_bytes_per_row
@@ -254,6 +253,12 @@ def _state(model: FakeModel, resolved: Spec, batch: int, max_len: int | None) ->
         return None, str(error)
 
 
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer that is not known."""
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"unknown optimizer {name!r}", hint=did_you_mean(name, OPTIMIZERS))
+
+
 def check_sizes(**sizes: Any) -> None:
     """Refuse sizes that are no positive integers; None stands for a default."""
     for name, size in sizes.items():
@@ -261,4 +266,4 @@ def check_sizes(**sizes: Any) -> None:
             raise ConfigError(f"{name} must be a positive integer", value=size)
 
 
-__all__ = ["OPTIMIZERS", "Description", "Memory", "check_sizes", "describe", "describe_model"]
+__all__ = ["OPTIMIZERS", "Description", "Memory", "check_optimizer", "check_sizes", "describe", "describe_model"]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from variform.ops.recompute import Cheap
+
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -53,6 +55,8 @@ def main_tensors(value: Any) -> list[Tensor]:
     """The tensors a part works on or returns, in order: of tuples and lists, not of streams or side inputs."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Cheap):
+        return [value.value]
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in main_tensors(item)]
     return []

@@ -19,6 +19,7 @@ REFUSED = (ValueError, RuntimeError, IndexError)
 _FAR = (4099, 4096, 2039, 2048, 1021, 1024, 509, 512, 251, 256, 127, 128, 61, 64, 31, 32, 19, 16, 11, 8)
 _CHECKS = 2
 _PATIENCE = 40
+_IDLE = 100
 _MOST = 64
 
 
@@ -85,12 +86,14 @@ def _fill(basis: Basis, measure: Callable[[Point], Numbers], sizes: Sizes) -> li
     found: list[Numbers] = []
     refusal: Exception | None = None
     for tries in _pools(sizes):
-        refused = 0
+        refused = idle = 0
         for point in tries:
-            if basis.is_full or refused == _PATIENCE:
+            if basis.is_full or refused == _PATIENCE or idle == _IDLE:
                 break
             if not basis.tells_more(point):
+                idle += 1
                 continue
+            idle = 0
             try:
                 numbers = measure(point)
             except REFUSED as error:

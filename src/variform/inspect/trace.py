@@ -220,8 +220,8 @@ class Tracer:
             self._saved[identity] = owner
             frame.node.figures.activation_bytes += size
 
-    def _count(self, flops: int, backward: int) -> None:
-        self._frames[-1].node.figures.add(Figures(flops, flops, backward))
+    def _count(self, figures: Figures) -> None:
+        self._frames[-1].node.figures.add(figures)
 
     def _attend(self, call: Call, backend: str) -> None:
         node = self._frames[-1].node

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from variform.ops.recompute import Cheap
@@ -55,11 +56,15 @@ class Linear(nn.Linear):
                 nn.init.zeros_(self.bias)
 
 
+_PLAIN = {nn.Parameter, FakeTensor, type(None)}
+"""Weights, and what stands in for them while costs are measured."""
+
+
 def mapped(project: nn.Module, x: Cheap) -> Tensor:
     """A linear map of what is cheap to make anew; as a plain call where the map is changed, sharded or listened to."""
     own: dict[str, Any] = project._parameters
     listened = project._forward_hooks or project._forward_pre_hooks or project._backward_hooks
-    if type(project) is not Linear or listened or not {type(w) for w in own.values()} <= {nn.Parameter, type(None)}:
+    if type(project) is not Linear or listened or not {type(w) for w in own.values()} <= _PLAIN:
         y: Tensor = project(x.value)
         return y
     return x.linear(own["weight"], own["bias"])

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from variform.core.part import Part
+from variform.ops.attention.meter import is_metered
 from variform.ops.attention.offset import plain_autograd, surveys_remembered
 from variform.ops.recompute import Cheap
 from variform.parts.kinds import Norm
@@ -103,7 +105,10 @@ def postponed(op: Part, inputs: Sequence[Tensor]) -> Any:
     parameters = tuple(op.parameters())
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
         return None
-    if not plain_autograd(*inputs, *parameters) or not any(t.requires_grad for t in (*inputs, *parameters)):
+    measured = is_metered() and isinstance(inputs[0], FakeTensor)  # stand-ins for what would run
+    if not (measured or plain_autograd(*inputs, *parameters)) or not any(
+        t.requires_grad for t in (*inputs, *parameters)
+    ):
         return None
     return Cheap(op(*inputs), op.forward, (*inputs, *parameters))
 

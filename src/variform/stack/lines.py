@@ -98,7 +98,9 @@ class Step(Line):
         """What it reads."""
         return frozenset(args["reads"])
 
-    def forward(self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State) -> tuple[Tensor, ...]:
+    def forward(
+        self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State, late: bool = False
+    ) -> tuple[Any, ...]:
         """Apply the part.
 
         Args:
@@ -106,7 +108,12 @@ class Step(Line):
             streams: side inputs of the program as a whole.
             slot: the name of this place, for decode state.
             published: where new decode state goes; changed in place.
+            late: give what stands in for the result, where that can be; see `stack.fuse`.
         """
+        if late and streams.get("state") is None:
+            instead = postponed(self.op, inputs)
+            if instead is not None:
+                return (instead,)
         branch = None if streams.get("state") is None else streams["state"].get(slot)
         if branch is not None and ("held" in branch or isinstance(self.op, (Op, Bias))):
             return self._next(tuple(inputs), branch, streams, slot, published)
@@ -268,9 +275,7 @@ def run(
         else:
             inputs = [values[name] for name in stage.takes]
             _drop(values, stage.drops)
-            instead = postponed(line.op, inputs) if stage.late and streams.get("state") is None else None  # type: ignore[arg-type]
-            outputs = line(inputs, streams, stage.slot, published) if instead is None else (instead,)
-            del instead
+            outputs = line(inputs, streams, stage.slot, published, stage.late)
             for name, value in zip(line.into, outputs, strict=True):  # type: ignore[arg-type]
                 if name in stage.gives:
                     values[name] = value

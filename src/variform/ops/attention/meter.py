@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from variform.ops.attention.call import Call
 
-__all__ = ["Sink", "inside_attention", "metering", "standing_in"]
+__all__ = ["Sink", "inside_attention", "is_metered", "metering", "standing_in"]
 
 Sink = Callable[[Call, str], None]
 """Told of each attention: the call, and the backend asked for."""
@@ -41,6 +41,11 @@ def standing_in(device: str) -> Iterator[None]:
         yield
     finally:
         target = before
+
+
+def is_metered() -> bool:
+    """Whether someone is told of attention calls: a cost is being measured, or weights collected."""
+    return bool(sinks)
 
 
 def inside_attention() -> bool:

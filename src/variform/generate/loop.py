@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from variform.errors import ConfigError, ShapeError
 from variform.generate.options import Options, check_options, end_tokens
+from variform.generate.programs import as_language_model
 from variform.generate.prompts import Prompts, batch_of
 from variform.generate.samplers import Filter, chain, draw
 from variform.parts.kinds import State
@@ -50,7 +51,7 @@ def generate(
 
     Args:
         model: a causal model, or an encoder-decoder with `source`; anything with `init_state` and
-            `forward(ids, state=...)`.
+            `forward(ids, state=...)`; or a program that reads ids and gives logits, with its other inputs in `streams`.
         prompt: token ids, moved to the model's device.
         max_new_tokens: stop after so many; earlier when all rows have ended.
         return_state: return `(tokens, state)`; the state has read the prompt and every token returned, up to and with
@@ -93,6 +94,7 @@ class Generation:
         self, model: nn.Module, prompt: Prompts, max_new_tokens: int, options: Options, keep_state: bool
     ) -> None:
         check_options(options, max_new_tokens)
+        model = as_language_model(model, options)
         vocab_size = getattr(model, "vocab_size", None)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.batch = batch_of(prompt, options.get("lengths"), options.get("valid"), vocab_size, device)

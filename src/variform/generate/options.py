@@ -34,6 +34,9 @@ class Options(TypedDict, total=False):
         context: [B, Lc, dim_context] for cross attention.
         context_mask: [B, Lc] bool, False at padding of the context.
         condition: [B, dim_condition] for adaptive parts.
+        streams: of a program, the inputs that stay the same, by name (`{"attn_offset": offset}`).
+        input: of a program with several inputs of ids, the name of the tokens'.
+        output: of a program with several outputs, the name of the logits.
         state: continue from this state; the prompt is what has not been read yet.
         max_len: capacity of the decode state in tokens; by default what this call needs, or with `return_state` the
             model's `max_seq_len`.
@@ -58,6 +61,9 @@ class Options(TypedDict, total=False):
     context: Tensor | None
     context_mask: Tensor | None
     condition: Tensor | None
+    streams: Mapping[str, Tensor] | None
+    input: str | None
+    output: str | None
     state: State | None
     max_len: int | None
     use_cache: bool

@@ -226,7 +226,8 @@ class _Walk:
         if child is BROKEN:
             return None
         if isinstance(value, Shared) and child is None:
-            problem = Problem(here, f"nothing defines the shared part {value.name!r}")
+            hint = did_you_mean(value.name, self.shared)
+            problem = Problem(here, f"nothing defines the shared part {value.name!r}", hint=hint)
         elif isinstance(value, Shared) and value.spec is not None and value.spec != child:
             message = f"the shared part {value.name!r} is described differently at another place"
             problem = Problem(here, message, hint="describe it once, or use two names")

@@ -19,20 +19,23 @@ class Table:
 
     Args:
         rows: all steps, copies included.
+        printed: what stands in the text for each of the rows, where a dialect has its own names for sizes.
     """
 
     rows: tuple[Row, ...]
+    printed: tuple[Row, ...] = ()
 
     def __str__(self) -> str:
         return "\n\n\n".join(self._texts())
 
     def _texts(self) -> Iterator[str]:
+        texts = {row.path: str(row) for row in self.printed or self.rows}
         for label, rows in groupby(self.rows, key=lambda row: row.block):
             kinds = _kinds([list(copy) for _, copy in groupby(rows, key=lambda row: row.repeat)])
             for copies in kinds:
-                part = "" if len(kinds) == 1 else f" (repeat {_ranges([copy[0].repeat for copy in copies])})"
+                part = "" if len(kinds) == 1 else f" (repeat {ranges([copy[0].repeat for copy in copies])})"
                 heading = [f"{label}{part}, {len(copies)}x"] if label else []
-                yield "\n".join(heading + [f"{row}{_settings(row, kinds)}" for row in copies[0]])
+                yield "\n".join(heading + [texts[row.path] + _settings(row, kinds) for row in copies[0]])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rows as plain data."""
@@ -69,7 +72,7 @@ def _settings(row: Row, kinds: Sequence[list[list[Row]]]) -> str:
     return f"; {', '.join(named)}" if named else ""
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """Numbers as a reader writes them: `1, 3-5`."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -25,6 +25,7 @@ NAMES = {"d": 768, "h": 12, "i": 3, "n": 8, "p": 0.5}
         ("8*(i >= 4)", 0),
         (" d ", 768),
         ("True", True),
+        ("16**-p", 0.25),
         ("i > 0 and 6 // i == 2", True),
     ],
 )
@@ -79,6 +80,7 @@ def test_it_is_what_python_makes_of_it() -> None:
         ("d is d", "which is not evaluated"),
         ("d and h", "neither true nor false"),
         ("d**d", "exponent of 768"),
+        ("(-2)**0.5", "takes a root of -2"),
         ("2**63", "grows beyond"),
         ("(2**62)*(2**62)", "grows beyond"),
         ("(10.0**60)**60", "grows beyond"),

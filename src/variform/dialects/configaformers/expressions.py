@@ -164,8 +164,10 @@ def _truth(node: ast.expr, names: Mapping[str, Number], text: str) -> bool:
 def _combined(sign: ast.operator, a: Any, b: Any, text: str) -> Any:
     if isinstance(sign, (ast.Div, ast.FloorDiv, ast.Mod)) and b == 0:
         raise ConfigError(f"{text!r} divides by zero")
-    if isinstance(sign, ast.Pow) and (abs(b) >= 64 or isinstance(b, float)):
-        raise ConfigError(f"{text!r} has an exponent of {b:g}", hint="exponents are integers below 64")
+    if isinstance(sign, ast.Pow) and abs(b) >= 64:
+        raise ConfigError(f"{text!r} has an exponent of {b:g}", hint="exponents are below 64")
+    if isinstance(sign, ast.Pow) and a < 0 and isinstance(b, float):
+        raise ConfigError(f"{text!r} takes a root of {a:g}")
     if isinstance(sign, ast.Pow) and a == 0 and b < 0:
         raise ConfigError(f"{text!r} divides by zero")
     return _bounded(_BINARY[type(sign)](a, b), text)

@@ -82,7 +82,8 @@ class ConfigaFormer(ProgramModel):
     @property
     def table(self) -> Table:
         """The lines with the shapes of all that they read and write; `str` of it is readable."""
-        return Table(as_declared(super().table.rows, self._declared))
+        rows = super().table.rows
+        return Table(rows, as_declared(rows, self._declared))
 
 
 def program_spec(
@@ -193,7 +194,7 @@ def _shapes(input_streams: Any, input_shapes: Any, problems: list[Problem]) -> A
 
 def _outputs(output_streams: Any, lines: Sequence[Spec], problems: list[Problem]) -> tuple[str, ...]:
     if output_streams is None:
-        return tuple(_left_unread(lines))
+        return tuple(left_unread(lines))
     names = [output_streams] if isinstance(output_streams, str) else output_streams
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         problems.append(Problem("output_streams", "must be a list of names", output_streams))
@@ -201,7 +202,7 @@ def _outputs(output_streams: Any, lines: Sequence[Spec], problems: list[Problem]
     return tuple(names)
 
 
-def _left_unread(blocks: Iterable[Spec]) -> list[str]:
+def left_unread(blocks: Iterable[Spec]) -> list[str]:
     """The streams that are written and not read after, in order."""
     waiting: dict[str, None] = {}
     for step in (step for block in blocks for step in block["lines"] if step.part is not Block):

@@ -27,7 +27,7 @@ NAMED_ANEW = frozenset(
 
 
 def as_declared(rows: Sequence[Row], declared: Mapping[str, Sequence[int | str]]) -> tuple[Row, ...]:
-    """The rows with the names that the inputs give to their batch size, as far as these are handed on.
+    """How the rows are printed: with the names that the inputs give to their batch size, as far as they are handed on.
 
     Args:
         rows: in which every batch size is called `BSZ`.

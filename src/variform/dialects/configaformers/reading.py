@@ -21,7 +21,7 @@ COMMON = ("when", "share", "label")
 """Keys that every module may have, whatever its type."""
 
 LEFT_OUT = Block.spec(lines=[])
-"""What stands for a line or a block whose condition is false, so that those after it keep their numbers and names."""
+"""What stands for a line whose condition is false, so that those after it keep their numbers and names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Reader:
             return []
         lines: list[Spec] = []
         for index, block in enumerate(blocks):
-            label = f"Block #{index + 1}"
+            label = _heading(block, index)
             spot = Spot(f"{path}.{index}", f"{at}lines.{len(lines)}", outer + label, label)
             lines += self._block(block, scope, spot)
         return lines
@@ -111,7 +111,8 @@ class Reader:
         holds = _holds(block, scope, found)
         self._report(found, spot)
         lines = [self._line(module, scope, spot.line(index)) for index, module in enumerate(config)] if holds else []
-        return Block.spec(lines=lines, label=spot.own.split(",")[0]) if holds else LEFT_OUT
+        label = block.get("label", spot.own.split(",")[0])
+        return Block.spec(lines=lines, label=label)  # one that is left out is empty, and counted
 
     def _same_places(self, spot: Spot, repeat: int) -> None:
         """The places in further copies of a block that does not depend on the number of the repeat."""
@@ -127,13 +128,15 @@ class Reader:
 
     def _keys(self, block: Mapping[Any, Any], scope: Scope, spot: Spot) -> tuple[Sequence[Any], int]:
         """The modules of a block, and how often it stands there."""
-        known = ("config", "repeat", "when")
+        known = ("config", "repeat", "when", "label")
         wrong = [
             Problem(str(key), "a block has no such key", hint=did_you_mean(str(key), known))
             for key in block
             if key not in known
         ]
         wrong += [Problem(key, "a block needs this key") for key in known[:2] if key not in block]
+        if "label" in block and not (block["label"] and isinstance(block["label"], str)):
+            wrong.append(Problem("label", "must be a name", block["label"]))
         repeat, config = block.get("repeat", 1), block.get("config", [])
         try:
             repeat = scope.integer(repeat) if isinstance(repeat, str) else repeat
@@ -228,6 +231,12 @@ class Reader:
             if moved.path not in known:
                 self.problems.append(replace(moved, message=f"{spot.words}: {problem.message}"))
         return bool(problems)
+
+
+def _heading(block: Any, index: int) -> str:
+    """What a block is called: its label, else its number."""
+    label = block.get("label") if isinstance(block, Mapping) else None
+    return label if label and isinstance(label, str) else f"Block #{index + 1}"
 
 
 def _copy_spot(spot: Spot, index: int) -> Spot:

@@ -55,7 +55,10 @@ class Misfit:
 
 def repair(misfit: Misfit) -> str:
     """The hint for shapes that do not fit: one name for two sizes, another stream, or a module before it."""
-    found = [*_first(_one_name(misfit)), *_first(_other_streams(misfit)), *_first(_modules(misfit))]
+    found = [*_first(_one_name(misfit)), *_first(_other_streams(misfit))]
+    if len(misfit.names) > 1:  # a step that reads one stream says itself what it needs
+        found += _first(_modules(misfit)) or _first(_declarations(misfit))
+        found = found or ["change one of the lines that these streams come from, so that they agree"]
     return "; or ".join(found)
 
 
@@ -147,6 +150,14 @@ def _modules(misfit: Misfit) -> Iterator[str]:
                 yield text.replace(repr(names[0]), both)
 
 
+def _declarations(misfit: Misfit) -> Iterator[str]:
+    """Another shape for an input."""
+    for place, name in enumerate(misfit.names):
+        for shape in misfit.shapes[:place] + misfit.shapes[place + 1 :]:
+            if misfit.values[name].source == name and misfit.takes((place, shape)):
+                yield f"declare the input {name!r} as {shape_text(shape)}"
+
+
 def _changes(
     name: str, shape: Shape, others: Sequence[Shape], values: Mapping[str, Value]
 ) -> Iterator[tuple[str, Shape]]:
@@ -154,7 +165,12 @@ def _changes(
     if not shape:
         return
     if len(shape) == 4:
-        yield f"merge_heads of {name!r} first", (shape[0], shape[2], shape[1] * shape[3])
+        batch, heads, length, dim = shape
+        features = heads * dim
+        for count in (other[1] for other in others if len(other) == 4):
+            if isinstance(count, int) and isinstance(features, int) and features % count == 0:
+                yield f"split_heads of {name!r} into {count} heads as well", (batch, count, length, features // count)
+        yield f"merge_heads of {name!r} first", (batch, length, features)
     for other in others:
         if other and isinstance(other[-1], int) and isinstance(shape[-1], int) and other[-1] != shape[-1]:
             yield f"put a linear to {other[-1]} features on {name!r} first", (*shape[:-1], other[-1])

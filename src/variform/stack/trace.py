@@ -112,7 +112,8 @@ class LineFollower:
     def _sizes(self, index: int, line: Spec, names: tuple[str, ...]) -> Facts | None:
         shapes = self._shapes(names)
         op = unshared(line.get("op"))
-        known = {"read_shapes": shapes, **({} if op is None else step_facts(op.part, shapes))}
+        known = {"read_shapes": shapes, "read_words": self._told(names)}
+        known.update({} if op is None else step_facts(op.part, shapes))
         if op is None or not (issubclass(op.part, Op) or op.kind in ADAPTERS):
             return known
         exact = issubclass(op.part, Op) and op.part.arity is not None
@@ -143,7 +144,7 @@ class LineFollower:
             if trace.uses.of(value) & wanted[place]:
                 continue
             shape = shape_text(value.shape or ())
-            message = f"reads {name!r} as {in_words(wanted[place])}, and {name} {shape} is {trace.uses.told(value)}"
+            message = f"takes {in_words(wanted[place])}, and reads {name!r} {shape}, which {trace.uses.told(value)}"
             misfit = Misfit(names, trace.values, trace.uses, wanted, lambda shapes: True)
             self._report(index, line, message, replace_contents(misfit, place), field="reads")
         return len(self.found) == before
@@ -156,10 +157,9 @@ class LineFollower:
         try:
             outputs = _outputs(op, shapes, line)
         except ShapeError as error:
-            reads = ", ".join(f"{name} {trace.values[name]}" for name in dict.fromkeys(names))
             fits = lambda changed: bool(_outputs(op, changed, line))  # noqa: E731
             hint = repair(Misfit(names, trace.values, trace.uses, wanted, fits))
-            self._report(index, line, f"{error}; it reads {reads}", hint)
+            self._report(index, line, f"{error}; it reads {self._told(names)}", hint)
             trace.lose(line, where)
             return
         if len(outputs) != len(into):
@@ -178,6 +178,9 @@ class LineFollower:
         path, name = f"{self.path}.{index}", line["label"] or op.name
         holds = tuple(value.holds for value in values)
         trace.rows.append(Row(path, self.block, self.repeat, index + 1, name, takes, gives, op, holds))
+
+    def _told(self, names: tuple[str, ...]) -> str:
+        return ", ".join(f"{name} {self.trace.values[name]}" for name in dict.fromkeys(names))
 
     def _shapes(self, names: tuple[str, ...]) -> tuple[Shape, ...]:
         return tuple(self.trace.values[name].shape or () for name in names)

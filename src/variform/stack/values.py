@@ -60,9 +60,9 @@ class Uses:
     def told(self, value: Value) -> str:
         """What a named tensor holds and who says so, in words."""
         if value.holds or value.source not in self.known:
-            return f"{in_words(self.of(value))}, from {value.where}"
+            return f"holds {in_words(self.of(value))} from {value.where}"
         contents, where = self.known[value.source]
-        return f"the input {value.source!r}, which {where} reads as {in_words(contents)}"
+        return f"is the input {value.source!r}, and {where} reads it as {in_words(contents)}"
 
     def read(self, value: Value, wanted: Contents, where: str) -> None:
         """Take note that a line reads it as one of these."""

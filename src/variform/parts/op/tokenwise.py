@@ -187,6 +187,7 @@ class ActivationOp(Op):
         dim, count = facts["dim"], len(facts["functions"])
         if dim % count:
             message = f"{count} functions need a number of features that {count} divides, not {dim}"
+            message += f"; it reads {facts['read_words']}" if "read_words" in facts else ""
             return [Problem("functions", message, facts["functions"], nearest_multiples(dim, count))]
         return []
 

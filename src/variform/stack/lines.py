@@ -96,7 +96,7 @@ class Step(Line):
     @classmethod
     def names_streams(cls, args: Facts) -> frozenset[str]:
         """What it reads."""
-        return frozenset(args["reads"])
+        return frozenset(args.get("reads", ("x",)))
 
     def forward(
         self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State, late: bool = False

@@ -154,9 +154,10 @@ class Case:
     def run(self, model: Any, inputs: Inputs, **streams: Any) -> Any:
         """The model's output; the source's padding of an encoder-decoder is `context_mask`, as elsewhere."""
         if self.is_program:
-            if streams:
+            if set(streams) - {"state", "valid"} or ("valid" in streams and "state" not in streams):
                 raise NotApplicable("a program that is a whole model declares its own inputs")
-            return model({"x": inputs.x})["x"]
+            out = model({"x": inputs.x}, **streams)
+            return (out[0]["x"], out[1]) if "state" in streams else out["x"]
         if self.is_pair:
             if "context_mask" in streams:
                 streams["source_valid"] = streams.pop("context_mask")

@@ -17,7 +17,7 @@ from variform.testing.report import NotApplicable, check
 from variform.testing.sequence import FORWARD_FILL, GRADIENT_FILL, poisoned
 
 LENGTH = 33
-DEEP = (*MIXING, "layer", "stack", "model", "rotation", "bias", "position")
+DEEP = (*MIXING, "layer", "stack", "model", "rotation", "bias", "position", "op", "line")
 """Kinds that may hold state, or whose function depends on where a token stands."""
 
 
@@ -34,11 +34,13 @@ def cache(case: Case) -> None:
         return
     if not _decodes(case, model, inputs):
         raise NotApplicable("the program around it does not decode")
+    # Steps of programs refuse padding without a state; with one it is the plan of the call that tells them of it.
+    padded = case.can.key_padding or case.part.kind in ("op", "line") or case.is_program
     with torch.no_grad():
         whole = case.run(model, inputs)
         for bucket in (0, 8):
             same(_in_chunks(case, model, inputs, bucket), whole, f"chunks of all rows alike (bucket {bucket})")
-        if case.can.key_padding:
+        if padded:
             for side in ("left", "right"):
                 same(_ragged(case, model, inputs, side), whole, f"ragged chunks, padding on the {side}")
         if case.part.kind in DEEP and case.part.kind != "model":
@@ -47,7 +49,7 @@ def cache(case: Case) -> None:
         if case.can.packed:
             _packed(case, model, inputs)
     if case.part.kind in DEEP:
-        _segments_with_gradients(case, inputs)
+        _segments_with_gradients(case, inputs, padded)
 
 
 def _refused(case: Case, model: Any, inputs: Inputs) -> None:
@@ -62,7 +64,7 @@ def _decodes(case: Case, model: Any, inputs: Inputs) -> bool:
     try:
         case.state(model, inputs, LENGTH)
     except ConfigError:
-        if case.part.kind in ("op", "line") or case.is_program:
+        if case.part.kind == "op" and not case.part.stateful:
             return False
         raise
     return True
@@ -118,7 +120,7 @@ def _packed(case: Case, model: Any, inputs: Inputs) -> None:
     same(_in_chunks(case, model, inputs, segments=segments), whole, "packed documents in chunks")
 
 
-def _segments_with_gradients(case: Case, inputs: Inputs) -> None:
+def _segments_with_gradients(case: Case, inputs: Inputs, padded: bool) -> None:
     """Gradients through the state, in training, under both executors."""
     executors = ("plain",) if case.part.kind == "model" else ("plain", "checkpoint")
     for executor in executors:
@@ -129,7 +131,7 @@ def _segments_with_gradients(case: Case, inputs: Inputs) -> None:
         chunked = _in_chunks(case, model, inputs)
         same(chunked, whole, f"chunks in training, executor {executor!r}")
         found = {"chunks": gradients((chunked.square() * weights).sum(), model)}
-        if case.can.key_padding:
+        if padded:
             ragged = _ragged(case, model, inputs, "right", GRADIENT_FILL)
             same(ragged, whole, f"ragged chunks in training, executor {executor!r}")
             found["ragged chunks"] = gradients((ragged.square() * weights).sum(), model)

@@ -142,7 +142,7 @@ def _method(method: ast.FunctionDef, actual: type, facts: Facts | None, known: K
         known = replace(known, names={**known.names, **({} if facts is None else facts.fields)})
     if method.name == "forward":
         if issubclass(actual, Op):
-            name_inputs(method)
+            name_inputs(method, actual.arity)
         if actual.__module__ == _STANDINS or issubclass(actual, Norm):
             known = _without_absent(method, known)
     fold(method, known)
@@ -194,19 +194,28 @@ def _is_plain(value: ast.expr | None) -> bool:
     return value is not None and not any(isinstance(n, (ast.Name, ast.Call)) for n in ast.walk(value))
 
 
-def name_inputs(forward: ast.FunctionDef) -> None:
-    """`forward(self, *inputs)` with the names that its first line gives the inputs."""
-    names: list[str] = []
-    if forward.args.vararg is not None and forward.args.vararg.arg == "inputs":
-        match forward.body[0]:
-            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Name(id="inputs")):
-                names = [target.id for target in targets if isinstance(target, ast.Name)]
-                forward.body = forward.body[1:]
-            case _:
-                names = ["x", "y", "z"][: _most_inputs(forward)]
-                forward.body = [_Inputs(names).visit(node) for node in forward.body]
-        forward.args.vararg = None
-        forward.args.args += [ast.arg(name, ast.Name(at(_STANDINS, "Tensor").id, ast.Load())) for name in names]
+def name_inputs(forward: ast.FunctionDef, count: int | None = None) -> None:
+    """`forward(self, *inputs)` with the names that its first line gives the inputs.
+
+    Args:
+        forward: changed in place.
+        count: how many inputs there are; as many as the code names by default.
+    """
+    if forward.args.vararg is None or forward.args.vararg.arg != "inputs":
+        return
+    forward.body = [item for item in forward.body if not (isinstance(item, ast.AnnAssign) and item.value is None)]
+    match forward.body[0]:
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Name(id="inputs")):
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            forward.body = forward.body[1:]
+        case _:
+            names = ["x", "y", "z"][: max(count or 1, _most_inputs(forward))]
+            forward.body = [_Inputs(names).visit(node) for node in forward.body]
+    if any(isinstance(node, ast.Name) and node.id == "inputs" for item in forward.body for node in ast.walk(item)):
+        raise Unsupported("it takes any number of inputs")
+    forward.args.vararg = None
+    hint = at(_STANDINS, "Tensor").id
+    forward.args.args += [ast.arg(name, ast.Name(hint, ast.Load())) for name in names]
 
 
 def _most_inputs(forward: ast.FunctionDef) -> int:
@@ -215,8 +224,6 @@ def _most_inputs(forward: ast.FunctionDef) -> int:
         match node:
             case ast.Subscript(value=ast.Name(id="inputs"), slice=ast.Constant(value=int(place))):
                 places.append(place)
-            case ast.Starred(value=ast.Name(id="inputs")) | ast.Call(args=[ast.Name(id="inputs"), *_]):
-                raise Unsupported("it takes any number of inputs")
     return max(places) + 1
 
 

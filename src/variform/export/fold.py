@@ -18,6 +18,9 @@ _UNKNOWN = object()
 _CHECKS = ("ShapeError", "ConfigError", "StreamError", "refuse_streams")
 """Errors and functions that check what a caller gives; torch's own errors serve in a standalone file."""
 
+_NEVER_GIVEN = ("Mask", "PendingScores", "Cheap")
+"""Classes whose instances no standalone code meets: its tensors are tensors."""
+
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
@@ -223,8 +226,8 @@ class _Folder(ast.NodeTransformer):
                     return ast.Constant(None)
             case ast.Call(func=ast.Name(id="isinstance"), args=[_, ast.Name(id="tuple")]) if not self.known.publishes:
                 return ast.Constant(False)
-            case ast.Call(func=ast.Name(id="isinstance"), args=[_, ast.Name(id="Mask")]):
-                return ast.Constant(False)  # side inputs of a standalone model are tensors
+            case ast.Call(func=ast.Name(id="isinstance"), args=[_, ast.Name(id=name)]) if name in _NEVER_GIVEN:
+                return ast.Constant(False)
             case ast.Call(func=ast.Attribute(value=modules, attr="in_order")) if not self.known.repeats:
                 return modules
             case ast.Call(func=ast.Name(id="ModuleList")) if not self.known.repeats:

@@ -36,12 +36,12 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -
 
 
 def names_there(model: nn.Module, here: str = "", there: str = "") -> Iterator[tuple[str, str]]:
-    """The names of all weights in the model and in a file; a class that names its modules anew has a table KEYS."""
+    """The names of all weights in the model and in a file; a class whose modules stand elsewhere there has KEYS."""
     for name in (*model._parameters, *model._buffers):
         yield here + name, there + name
-    keys = getattr(model, "KEYS", {})
-    for name, child in model.named_children():
-        yield from names_there(child, f"{here}{name}.", f"{there}{keys.get(name, name)}.")
+    keys = getattr(model, "KEYS", None) or {name: name for name, _ in model.named_children()}
+    for name, place in keys.items():
+        yield from names_there(model.get_submodule(name), f"{here}{name}.", f"{there}{place}.")
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

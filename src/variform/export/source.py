@@ -18,12 +18,14 @@ from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.errors import ConfigError
 from variform.export.classes import Facts, prepare
+from variform.export.emit_program import ProgramWriter
 from variform.export.construct import Construct, Fields
 from variform.export.frame import file_text
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, survey
 from variform.parts.kinds import Embedding, StreamPart
+from variform.stack.program import Program, ProgramModel
 
 
 def export(model: Any, path: str | Path) -> Path:
@@ -80,7 +82,9 @@ class _Writer:
     def text(self) -> str:
         """The file."""
         prune(self.shaken.pieces, self.facts)
-        construct = Construct(self._fields, self._called, lambda spec: None)
+        construct = Construct(self._fields, self._called, self._program)
+        for assignment, part in self.later:
+            assignment.value = construct.of(part)
         value = construct.of(self.spec)
         making = [*construct.before, ast.Return(value)]
         inputs = [name for name in SIDE_INPUTS if name not in self.known.absent]
@@ -88,16 +92,30 @@ class _Writer:
 
     def _shake(self) -> Shaken:
         shaken = Shaken(functools.partial(prepare, facts=self.facts, known=self.known), STANDINS)
+        self.later: list[tuple[ast.Assign, Spec]] = []
+        self.programs: dict[Spec, tuple[str, tuple[str, ...]]] = {}
         problems: list[tuple[str, str]] = []
         for path, spec in parts_of(self.spec).items():
             try:
-                shaken.need(spec.part.__module__, spec.part.__qualname__)
+                if spec.part in (Program, ProgramModel):
+                    if spec not in self.programs:
+                        part = next(m for m in self.model.modules() if isinstance(m, Part) and m.spec == spec)
+                        writer = ProgramWriter(part, shaken, self.known, self.later)  # type: ignore[arg-type]
+                        self.programs[spec] = writer.write()
+                else:
+                    shaken.need(spec.part.__module__, spec.part.__qualname__)
             except Unsupported as error:
                 problems.append((path, f"{spec.kind} {spec.name!r}: {error}"))
         if problems:
             raise unsupported(problems)
         shaken.need("variform.export.loading", "load_weights")
         return shaken
+
+    def _program(self, spec: Spec) -> ast.expr | None:
+        if spec not in self.programs:
+            return None
+        name, shared = self.programs[spec]
+        return ast.Call(ast.Name(name, ast.Load()), [ast.Name(item, ast.Load()) for item in shared], [])
 
     def _definition(self, spec: Spec) -> ast.ClassDef:
         place = (spec.part.__module__, spec.part.__qualname__)
@@ -118,7 +136,7 @@ class _Writer:
 
     def _publishes(self, spec: Spec) -> bool:
         """Whether the folded code still gives something beside its main result."""
-        if not issubclass(spec.part, (StreamPart, Embedding)):
+        if not issubclass(spec.part, (StreamPart, Embedding)) or issubclass(spec.part, Program):
             return False
         forward = _method(self._definition(spec).body, "forward")
         results = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)]

@@ -185,6 +185,38 @@ def relative(q_pos: Tensor, k_pos: Tensor) -> Tensor:
     return distance[None, None] if distance.dim() == 2 else distance[:, None]
 
 
+class Scores(nn.Module):
+    """Scaled dot products: S_ij = q_i . k_j / sqrt(D) (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+
+
+def attend_scores(
+    q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None, causal: bool = False, unequal: bool = True
+) -> Tensor:
+    """softmax(q k^T / sqrt(D) + offset) v, fused: the scores are never held."""
+    dim, dim_v, scale = q.shape[-1], v.shape[-1], q.shape[-1] ** -0.5
+    if offset is not None:
+        offset = offset_for(offset, q, k)
+        if causal:
+            later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
+            offset = offset.masked_fill(later, -torch.inf)
+    if unequal and dim != dim_v:  # fused kernels want equal sizes
+        q, k = (F.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
+        v = F.pad(v, (0, dim - dim_v)) if dim_v < dim else v
+    y = F.scaled_dot_product_attention(q, k, v, offset, is_causal=causal and offset is None, scale=scale)
+    return y[..., :dim_v] if unequal else y
+
+
+def offset_for(offset: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The part of an offset that the scores of q and k need."""
+    offset, queries, keys = offset[(None,) * (4 - offset.dim())], q.shape[2], k.shape[2]
+    rows = slice(None) if offset.shape[2] == 1 else slice(queries)
+    columns = slice(None) if offset.shape[3] == 1 else slice(keys)
+    return offset[:, :, rows, columns].expand(-1, -1, queries, keys)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, H * D] to [B, H, L, D]."""
     batch, length, _ = x.shape

@@ -14,8 +14,9 @@ from variform.export.classes import Facts, facts_of
 from variform.export.fold import Known
 from variform.export.shake import Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
-from variform.parts.kinds import Attention, Bias
+from variform.parts.kinds import Attention, Bias, Op
 from variform.stack.execute import ModuleList
+from variform.stack.lines import Block, Step
 from variform.stack.model import EncoderDecoder, Transformer
 from variform.weights.io import shared_names
 
@@ -25,6 +26,7 @@ STANDINS: dict[Place, Place] = {
         "variform.parts.linear": ("Linear",),
         "variform.parts.kinds": ("Sides", "call"),
         "variform.parts.attention.softmax": ("SoftmaxAttention", "LocalAttention"),
+        "variform.parts.op.heads": ("Scores",),
         "variform.parts.mixer.multi_head": ("split_heads", "join_heads"),
         "variform.ops.scores": ("Alibi", "BucketBias"),
         "variform.stack.execute": ("run_in_order",),
@@ -68,12 +70,16 @@ def survey(model: nn.Module, spec: Spec) -> Known:
     pairs = [found for found in specs if found.part is EncoderDecoder]
     hidden = any(described(found["encoder"]).get("head") is not None for found in pairs)
     return Known(
-        names={"PUBLISHES": False, "HIDDEN": hidden, "RENAMED": bool(shared_names(model))},
+        names={"PUBLISHES": False, "HIDDEN": hidden, "RENAMED": bool(shared_names(model)) or _has_programs(specs)},
         absent=frozenset(absent) | (_NEVER - {"hidden"} if hidden else _NEVER),
         repeats=any(len(m.order) > len(m) for m in model.modules() if isinstance(m, ModuleList)),
         images=_images(model),
         tables={"ACTIVATIONS": _activations()},
     )
+
+
+def _has_programs(specs: list[Spec]) -> bool:
+    return any(found.part is Step for found in specs)
 
 
 def _asked(model: nn.Module, specs: list[Spec]) -> dict[str, bool]:
@@ -111,7 +117,7 @@ def _activations() -> ast.Dict:
 
 
 def parts_of(spec: Spec) -> Mapping[str, Spec]:
-    """The parts of a model by path, children before what holds them."""
+    """The parts of a model by path, children before what holds them; of a program's lines, only parts of parts."""
     found: list[tuple[str, Spec]] = []
 
     def visit(here: Spec, path: str) -> None:
@@ -120,12 +126,8 @@ def parts_of(spec: Spec) -> Mapping[str, Spec]:
             if isinstance(inner, Spec):
                 step = name if index is None else f"{name}.{index}"
                 visit(inner, f"{path}.{step}" if path else step)
-        found.append((path, here))
+        if here.part not in (Step, Block) and not issubclass(here.part, Op):
+            found.append((path, here))
 
     visit(spec, "")
     return dict(found)
-
-
-def is_part(value: Any) -> bool:
-    """Whether a class is a part."""
-    return isinstance(value, type) and issubclass(value, Part)

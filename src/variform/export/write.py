@@ -11,12 +11,14 @@ WIDTH = 120
 
 
 def statements(nodes: Sequence[ast.stmt], indent: int = 0) -> list[str]:
-    """Statements as lines; a statement's attribute `comment` stands behind it."""
+    """Statements as lines; its attribute `comment` stands behind a statement, `lead` before it."""
     lines: list[str] = []
     for place, node in enumerate(nodes):
         is_definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
         if lines and (is_definition or isinstance(nodes[place - 1], (ast.FunctionDef, ast.ClassDef))):
             lines.append("")
+        if getattr(node, "lead", ""):
+            lines.append(f"{' ' * indent}# {node.lead}")  # type: ignore[attr-defined]
         written = _statement(node, indent)
         comment = getattr(node, "comment", "")
         if comment and len(written) == 1 and len(written[0]) + len(comment) + 4 <= WIDTH:

@@ -52,7 +52,7 @@ def known_types() -> list[str]:
     """What may stand as a type: module types, what stands for a part, and the names of parts."""
     allowed = _kinds()
     names = {short for kind, short in parts() if kind in allowed}
-    return [*TYPES, *STANDS_FOR, *sorted(names - set(TYPES))]
+    return [*TYPES, *STANDS_FOR, *sorted(names - {*TYPES, *STANDS_FOR})]
 
 
 def _names(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], list[Problem]]:
@@ -85,20 +85,19 @@ def _qualified(name: str) -> str:
     Raises:
         ConfigError: there is none, or several; the path is `type`.
     """
-    try:
-        part = lookup(name, _kinds())
-    except ConfigError as error:
-        found = error.problems[0]
-        if "ambiguous" in found.message:
-            raise ConfigError(f"several parts are called {name!r}", path="type", hint=found.hint) from None
-        kind, _, short = name.rpartition("/")
+    kind, _, short = name.rpartition("/")
+    found = [f"{of}/{known}" for of, known in parts() if known == short and of in _kinds() and kind in ("", of)]
+    if len(found) > 1:
+        hint = "write " + " or ".join(map(repr, found))
+        raise ConfigError(f"several parts are called {name!r}", path="type", hint=hint)
+    if not found:
         others = sorted(other for other, registered in parts() if registered == short and other not in _kinds())
         if others and (not kind or kind in others):
             message = f"a part of kind {' or '.join(others)} is no step: it takes no streams of its own"
-            raise ConfigError(message, path="type", value=name, hint=f"a step is {_one_of(_kinds())}") from None
+            raise ConfigError(message, path="type", value=name, hint=f"a step is {_one_of(_kinds())}")
         hint = did_you_mean(name, known_types() if not kind else [f"{k}/{n}" for k, n in parts() if k in _kinds()])
-        raise ConfigError("there is no such module type", path="type", value=name, hint=hint) from None
-    return f"{part.kind}/{part.name}"
+        raise ConfigError("there is no such module type", path="type", value=name, hint=hint)
+    return found[0]
 
 
 def _one_of(names: tuple[str, ...]) -> str:

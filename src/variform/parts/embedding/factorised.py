@@ -12,7 +12,7 @@ from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.core.spec import described
+from variform.core.spec import Spec, described
 from variform.parts.kinds import Embedding, Output, Streams
 from variform.parts.linear import Linear
 
@@ -53,9 +53,9 @@ class FactorisedEmbedding(Embedding):
 
     @classmethod
     def takes(cls, args: Facts) -> str:
-        """What the embedding inside does."""
-        inner = described(args["embedding"])
-        content: str = inner.part.takes(inner.args)
+        """What the embedding inside does; ids as long as it is not known."""
+        inner = described(args.get("embedding"))
+        content: str = inner.part.takes(inner.args) if isinstance(inner, Spec) else "ids"
         return content
 
     @classmethod

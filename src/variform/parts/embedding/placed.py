@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from variform.core.dims import Shape
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.core.spec import described
+from variform.core.spec import Spec, described
 from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
 
 
@@ -50,9 +50,9 @@ class PlacedEmbedding(Embedding):
 
     @classmethod
     def takes(cls, args: Facts) -> str:
-        """What the embedding inside does."""
-        inner = described(args["embedding"])
-        content: str = inner.part.takes(inner.args)
+        """What the embedding inside does; ids as long as it is not known."""
+        inner = described(args.get("embedding"))
+        content: str = inner.part.takes(inner.args) if isinstance(inner, Spec) else "ids"
         return content
 
     @classmethod

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from variform.core.dims import Shape, shape_text
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.core.spec import described
+from variform.core.spec import Spec, described
 from variform.errors import ShapeError
 from variform.parts.kinds import Embedding, Output, Streams
 
@@ -42,9 +42,9 @@ class PrefixedEmbedding(Embedding):
 
     @classmethod
     def takes(cls, args: Facts) -> str:
-        """What the embedding inside does."""
-        inner = described(args["embedding"])
-        content: str = inner.part.takes(inner.args)
+        """What the embedding inside does; ids as long as it is not known."""
+        inner = described(args.get("embedding"))
+        content: str = inner.part.takes(inner.args) if isinstance(inner, Spec) else "ids"
         return content
 
     @classmethod

@@ -65,9 +65,16 @@ def test_modules_that_lie_flat() -> None:
         alias("configaformers")
         import model_builder
         from attention_offset_module import get_alibi
-        print(model_builder.__name__)
+        from prebuilt_blocks import transformer_block
+        from model_builder import ConfigaFormer
+        blocks = [{"config": transformer_block(2, 8), "repeat": 2}]
+        shapes = {"x": ["B", "L", 8], "attn_offset": [1, 2, "L", "L"]}
+        model = ConfigaFormer({"blocks": blocks}, shapes, verbose=False)
+        import torch
+        out = model({"x": torch.zeros(3, 5, 8), "attn_offset": get_alibi(2, max_length=5)})
+        print(model_builder.__name__, tuple(out["x"].shape))
     """)
-    assert printed == "variform.dialects.configaformers.model_builder"
+    assert printed == "variform.dialects.configaformers.model_builder (3, 5, 8)"
 
 
 def test_the_other_package() -> None:

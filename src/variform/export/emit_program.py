@@ -16,7 +16,7 @@ from variform.core.spec import Shared, Spec, described, shared_specs
 from variform.export.fold import Known
 from variform.export.shake import Shaken
 from variform.export.steps import Fused, fused_groups, step_value
-from variform.parts.kinds import Op
+from variform.parts.op.tokenwise import EmbeddingOp, LinearOp
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Stage, Step
 from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
@@ -71,7 +71,8 @@ class ProgramWriter:
         self.spec = part.spec
         self.shared = shared_specs(self.spec)
         values = _model_values(self.spec.args) if isinstance(part, ProgramModel) else _layer_values(self.spec.args)
-        self.shapes = {row.path: row.writes for row in trace_lines(self.spec["lines"], values).rows}
+        rows = trace_lines(self.spec["lines"], values).rows
+        self.shapes, self.reads = {row.path: row.writes for row in rows}, {row.path: row.reads for row in rows}
         self.inputs = {name: value.shape for name, value in values.items()}
         self.names: dict[str, str] = {}
         self.written: dict[Any, tuple[str, tuple[str, ...]]] = {}
@@ -147,13 +148,13 @@ class ProgramWriter:
         if known not in self.written:
             inner = Scope(self._class_name(_identifier(spec["label"].replace("#", "").title().replace(" ", "")) or "Block"))
             self._lines(inner, block.lines, stage.inner, spec["lines"], f"{path}.{start}.lines", "lines")
-            takes, gives = (", ".join(map(self.name, names)) for names in (stage.takes, stage.gives))
+            takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
             self.written[known] = self._class(inner, takes, [], f"return {gives}", f"{spec['label'] or 'A block'} of the program.")
         name, shared = self.written[known]
         scope.takes.update(dict.fromkeys(shared))
         called = f"{name}({', '.join(shared)})"
-        attribute = scope.module_name(_identifier(name.lower()) + ("s" if end - start > 1 else ""))
-        takes, gives = (", ".join(map(self.name, names)) for names in (stage.takes, stage.gives))
+        attribute = scope.module_name("blocks" if end - start > 1 else "block")
+        takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
         run = f"checkpoint(%s, {takes}, use_reentrant=False)" if self._recomputes() else f"%s({takes})"
         if self._recomputes():
             self.shaken.need("variform.export.standins", "checkpoint")
@@ -173,11 +174,15 @@ class ProgramWriter:
 
         def own() -> str:
             described_op = self.shared[shared.name] if shared is not None else line["op"]
-            self.shaken.need(described_op.part.__module__, described_op.part.__qualname__)
+            if shared is not None or _torch_module(described_op) is None:
+                self.shaken.need(described_op.part.__module__, described_op.part.__qualname__)
             new = step.into[0] not in (*step.takes, "x")
             attribute = scope.module_name(_identifier(step.into[0] if new else line["label"] or described_op.name))
-            scope.keys.append((attribute, key))
-            if shared is not None:
+            plain = None if shared is not None else _torch_module(described_op)
+            scope.keys.append((attribute, f"{key}.project" if plain is not None and described_op.part is LinearOp else key))
+            if plain is not None:
+                scope.making.append(_assign(f"self.{attribute}", plain))
+            elif shared is not None:
                 scope.takes[_identifier(shared.name)] = None
                 scope.making.append(_assign(f"self.{attribute}", _identifier(shared.name)))
             else:
@@ -187,12 +192,11 @@ class ProgramWriter:
             return f"self.{attribute}"
 
         shapes = [shape for _, shape in self.shapes[path]]
-        for statement in step_value(step, self.name, own, group, self.known, self.shaken, self._flat(step, path)):
-            scope.running.append(self._noted(statement, shapes))
-
-    def _flat(self, step: Step, path: str) -> bool:
-        """Whether what a step writes first is [B, L, features]."""
-        return len(self.shapes[path][0][1]) == 3
+        flat = len(shapes[0]) == 3
+        heads = self.reads[path][-1][1][1] if group is not None and group.role == "sum" else None
+        found = step_value(step, self.name, own, group, self.known, self.shaken, heads, flat)
+        for statement in found:
+            scope.running.append(statement if statement is not found[-1] else self._noted(statement, shapes))
 
     @staticmethod
     def _noted(statement: ast.stmt, shapes: Sequence[Shape | None]) -> ast.stmt:
@@ -219,6 +223,7 @@ class ProgramWriter:
         returns = "dict[str, Tensor]" if takes == "inputs" else "Tensor" if ", " not in last else "tuple[Tensor, ...]"
         for name in ("Tensor", "nn", "Any"):
             self.shaken.need("variform.export.standins", name)
+        self.shaken.imports.add("from typing import ClassVar")
         code = f'class {scope.name}(nn.Module):\n    """{about}"""\n'
         code += "".join(f"    {line}\n" for line in _keys(scope.keys))
         code += f"    def __init__(self{given}) -> None:\n        super().__init__()\n"
@@ -251,6 +256,19 @@ def _runs(modules: Sequence[Any], stages: Sequence[Stage], specs: Sequence[Any])
         start = end
 
 
+def _torch_module(op: Spec) -> str | None:
+    """The module of torch's own that does as much as an op, where one does."""
+    if op.part is LinearOp and all(op[name] is None for name in ("norm", "out_norm", "bias_init", "init_std")):
+        return f"nn.Linear({op['dim']}, {op['out'] or op['dim']}{'' if op['bias'] else ', bias=False'})"
+    if op.part is EmbeddingOp and op["std"] == 1.0:
+        return f"nn.Embedding({op['classes']}, {op['out']})"
+    return None
+
+
+def _x_first(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name != "x", name))
+
+
 def _keys(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """The table KEYS; numbered places that follow one another stand in a comprehension."""
     if not pairs:
@@ -270,7 +288,7 @@ def _keys(pairs: Sequence[tuple[str, str]]) -> list[str]:
             entries.append(f'**{{f"{name}.{{i}}": f"{head}.{there}" for i in range({len(several)})}}')
         else:
             entries += [f'"{here}": "{place}"' for here, place in several]
-    return ["KEYS = {" + ", ".join(entries) + "}"]
+    return ["KEYS: ClassVar[dict[str, str]] = {" + ", ".join(entries) + "}"]
 
 
 def _assign(target: str, value: str) -> ast.Assign:
@@ -291,10 +309,3 @@ def _shape(shape: Shape | None) -> str:
 
 _TAKEN = ("self", "inputs", "streams", "torch", "nn", "F", "math", "block", "range", "super", "checkpoint")
 
-
-def is_step(spec: Mapping[str, Any] | Any) -> bool:
-    """Whether a part is a line of a program, which has no class of its own in a file."""
-    return isinstance(spec, Spec) and spec.part in (Step, Block)
-
-
-__all__ = ["Op", "ProgramWriter", "is_step"]

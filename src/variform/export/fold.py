@@ -415,6 +415,8 @@ def _tidy(function: ast.FunctionDef) -> list[ast.stmt]:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in read and _is_pure(value):
                 continue
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)) if name == other:
+                continue
             case ast.Return(value=ast.Name(id=name)) if body:
                 match body[-1]:
                     case ast.Assign(targets=[ast.Name(id=other)], value=value) if other == name:

@@ -21,18 +21,15 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -
     if not RENAMED:
         model.load_state_dict(weights)
         return
-    own = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    there: dict[str, Tensor] = {}
     names = dict(names_there(model))
-    for name, tensor in own.items():
-        owner = first.setdefault(id(tensor), names[name])  # a file holds a shared tensor once
-        if names[name] in weights or owner in weights:
-            there[name] = weights[names[name] if names[name] in weights else owner]
     unknown = set(weights) - set(names.values())
     if unknown:
         raise KeyError(f"the model has no weights of these names: {sorted(unknown)}")
-    model.load_state_dict(there)
+    first: dict[int, str] = {}  # a file holds a shared tensor once, under the first of its names
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), names[name])
+        names[name] = names[name] if names[name] in weights else first[id(tensor)]
+    model.load_state_dict({name: weights[names[name]] for name in model.state_dict()})
 
 
 def names_there(model: nn.Module, here: str = "", there: str = "") -> Iterator[tuple[str, str]]:

@@ -110,6 +110,10 @@ def _display(node: ast.expr) -> tuple[str, int]:
             return f"*{text(node.value, 7)}", 16
         case ast.Slice():
             return _index(node), 16
+        case ast.Yield(value=ast.expr() as value):
+            return f"yield {text(value)[1:-1] if isinstance(value, ast.Tuple) else text(value)}", 0
+        case ast.YieldFrom():
+            return f"yield from {text(node.value)}", 0
     shown = ast.unparse(node)  # f-strings, lambdas and what is rarer
     if "'" in shown and '"' not in shown:
         shown = shown.replace("'", '"')

@@ -21,6 +21,7 @@ from variform.export.classes import Facts, prepare
 from variform.export.emit_program import ProgramWriter
 from variform.export.construct import Construct, Fields
 from variform.export.frame import file_text
+from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, survey
@@ -81,12 +82,16 @@ class _Writer:
 
     def text(self) -> str:
         """The file."""
+        roots = [assignment for assignment, _ in self.later]
+        prune(self.shaken.pieces, self.facts)
+        narrow(self.shaken.pieces, roots, self.known)
         prune(self.shaken.pieces, self.facts)
         construct = Construct(self._fields, self._called, self._program)
         for assignment, part in self.later:
             assignment.value = construct.of(part)
         value = construct.of(self.spec)
         making = [*construct.before, ast.Return(value)]
+        reached(self.shaken.pieces, [*making, ast.Name("load_weights", ast.Load())])
         inputs = [name for name in SIDE_INPUTS if name not in self.known.absent]
         return file_text(self.model, self.shaken, making, _takes(inputs), _about(self.spec))
 

@@ -70,6 +70,7 @@ def step_value(
     group: Fused | None,
     known: Known,
     shaken: Shaken,
+    heads: Any,
     flat: bool,
 ) -> list[ast.stmt]:
     """The statements of a step.
@@ -81,13 +82,14 @@ def step_value(
         group: the fused attention that it belongs to.
         known: of the model.
         shaken: takes in what the statements need.
+        heads: of the attention that it ends.
         flat: whether its first result is [B, L, features].
     """
     reads, into = [named(name) for name in step.takes], ", ".join(map(named, step.into))
     if group is not None and group.role != "sum":
         return []
     if group is not None:
-        return _attention(step, named, own, group, shaken, flat)
+        return _attention(step, named, own, group, shaken, heads if flat else None)
     value = inlined(step.op, known, shaken, reads)
     if value is not None:
         return [ast.Assign([ast.parse(into, mode="eval").body], value)]
@@ -95,14 +97,13 @@ def step_value(
 
 
 def _attention(
-    step: Step, named: Callable[[str], str], own: Callable[[], str], group: Fused, shaken: Shaken, flat: bool
+    step: Step, named: Callable[[str], str], own: Callable[[], str], group: Fused, shaken: Shaken, heads: Any
 ) -> list[ast.stmt]:
     (q, k), v = map(named, group.scores.takes), named(step.takes[0])
     assert isinstance(step.op, WeightedSum)
-    lines, attend = [], shaken.need(_STANDINS, "attend_scores")
-    if flat:
-        split = shaken.need(_STANDINS, "split_heads")
-        v = f"{split}({v}, {q}.shape[1])"
+    attend = shaken.need(_STANDINS, "attend_scores")
+    if heads is not None:
+        v = f"{shaken.need(_STANDINS, 'split_heads')}({v}, {heads})"
     if step.op.norm is not None:
         v = f"{own()}.norm({v})"
     total = ""
@@ -114,11 +115,11 @@ def _attention(
             cut = f"{shaken.need(_STANDINS, 'offset_for')}({cut}, {q}, {k})"
         total = f"{total} + {cut}" if total else cut
     given = ", ".join(filter(None, [q, k, v, total, "causal=True" if step.op.causal else ""]))
-    result = f"{attend}({given})"
-    if flat:
-        result = f"{shaken.need(_STANDINS, 'join_heads')}({result})"
-    lines += _parsed(f"{named(step.into[0])} = {result}")
-    return lines
+    y = named(step.into[0])
+    code = f"{y} = {attend}({given})"
+    if heads is not None:
+        code += f"\n{y} = {shaken.need(_STANDINS, 'join_heads')}({y})"
+    return _parsed(code)
 
 
 def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken) -> str:

@@ -36,6 +36,7 @@ STANDINS: dict[Place, Place] = {
     }.items()
     for name in names
 }
+STANDINS["variform.parts.op.heads", "split"] = ("variform.export.standins", "split_heads")
 """The machinery, and what is written in its place."""
 
 SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")

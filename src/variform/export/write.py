@@ -48,7 +48,10 @@ def _statement(node: ast.stmt, indent: int) -> list[str]:
         case ast.AugAssign():
             return _laid(f"{text(node.target)} {_operator(node)}= ", node.value, "", indent)
         case ast.Return():
-            return [f"{pad}return"] if node.value is None else _laid("return ", node.value, "", indent)
+            if node.value is None:
+                return [f"{pad}return"]
+            bare = f"{pad}return {text(node.value)[1:-1]}" if _is_pair(node.value) else ""
+            return [bare] if bare and len(bare) <= WIDTH else _laid("return ", node.value, "", indent)
         case ast.Raise():
             return [f"{pad}raise"] if node.exc is None else _laid("raise ", node.exc, "", indent)
         case ast.If():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from variform.core.dims import shape_text
 from variform.inspect.costs import Amount, Cost, Costs, Group, Line, Place
 from variform.inspect.table import aligned, folded, human_bytes, human_count, part_label
+from variform.stack.table import ranges
 
 Cells = tuple[str, ...]
 
@@ -55,33 +56,42 @@ def _content(place: Place) -> tuple[object, ...]:
 def _program(costs: Costs, numbers: bool) -> list[str]:
     lines: list[Cells] = []
     for group in costs.groups:
-        lines += [*_group(group, numbers), ("",) * 6]
+        lines += [*_group(group, numbers), _row()]
     return _columns(("line", "writes", *COLUMNS), lines[:-1], 2, numbers)
 
 
 def _group(group: Group, numbers: bool) -> Iterator[Cells]:
-    """The lines of the first copy, and of those that differ from the copy before; then the sums."""
-    copies = group.copies
-    starts = [i for i, copy in enumerate(copies) if i == 0 or _form(copy) != _form(copies[i - 1])]
-    for start, end in zip(starts, [*starts[1:], len(copies)], strict=True):
-        part = "" if len(starts) == 1 else f" (from repeat {start + 1})"
+    """The lines of a typical copy, once for each kind of copies, what other copies have otherwise, and the sums."""
+    kinds: dict[tuple[object, ...], list[tuple[Line, ...]]] = {}
+    for copy in group.copies:
+        kinds.setdefault(tuple((line.row.name, line.row.reads, line.row.writes) for line in copy), []).append(copy)
+    indent = "  " if group.label else ""
+    for copies in kinds.values():
+        part = "" if len(kinds) == 1 else f" (repeat {ranges([copy[0].row.repeat for copy in copies])})"
         if group.label:
-            yield (f"{group.label}{part}, {end - start}x", "", "", "", "", "")
-        indent = "  " if group.label else ""
-        for line in copies[start]:
-            reads = ", ".join(name for name, _ in line.row.reads)
-            writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in line.row.writes)
-            shared = "" if line.place.shared is None else f" (shared: {line.place.shared})"
-            yield (f"{indent}{line.row.name} <- {reads}{shared}", writes, *_cells(line.cost, numbers))
+            yield _row(f"{group.label}{part}, {len(copies)}x")
+        typical = Group(group.label, tuple(copies)).typical
+        for index, line in enumerate(typical):
+            yield _line(line, indent, numbers)
+            for copy in copies:
+                if copy[index].cost != line.cost:
+                    yield _row(f"{indent}  in repeat {copy[index].row.repeat}", "", *_cells(copy[index].cost, numbers))
     if group.label:
-        same = len(starts) == 1
-        if same and len(copies) > 1:
-            yield ("  one copy", "", *_cells(group.one, numbers))
-        yield (f"  all {len(copies)}" if len(copies) > 1 else "  all", "", *_cells(group.all, numbers))
+        if len(kinds) == 1 < len(group.copies):
+            yield _row("  one copy", "", *_cells(group.one, numbers))
+        count = len(group.copies)
+        yield _row(f"  all {count}" if count > 1 else "  all", "", *_cells(group.all, numbers))
 
 
-def _form(copy: tuple[Line, ...]) -> list[tuple[object, ...]]:
-    return [(line.row.name, line.row.reads, line.row.writes, line.place.shared, line.cost) for line in copy]
+def _line(line: Line, indent: str, numbers: bool) -> Cells:
+    reads = ", ".join(name for name, _ in line.row.reads)
+    writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in line.row.writes)
+    shared = "" if line.place.shared is None else f" (shared: {line.place.shared})"
+    return _row(f"{indent}{line.row.name} <- {reads}{shared}", writes, *_cells(line.cost, numbers))
+
+
+def _row(*cells: str) -> Cells:
+    return (*cells, *("",) * (2 + len(COLUMNS) - len(cells)))
 
 
 def _columns(header: Cells, lines: Sequence[Cells], left: int, numbers: bool) -> list[str]:

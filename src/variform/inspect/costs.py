@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +146,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive copies of a block.
+    """Consecutive copies of a block, or lines outside blocks.
+
+    Copies with equal lines may keep different memory for the backward pass: what several of them keep counts for the
+    first.
 
     Args:
         label: the heading of the block; empty for lines outside blocks.
@@ -156,9 +160,15 @@ class Group:
     copies: tuple[tuple[Line, ...], ...]
 
     @property
+    def typical(self) -> tuple[Line, ...]:
+        """The copy of which most others have the costs, the last of them."""
+        counts = Counter(tuple(line.cost for line in copy) for copy in self.copies)
+        return max(reversed(self.copies), key=lambda copy: counts[tuple(line.cost for line in copy)])
+
+    @property
     def one(self) -> Cost:
-        """The cost of the first copy."""
-        return total([line.place for line in self.copies[0]])
+        """The cost of the typical copy."""
+        return total([line.place for line in self.typical])
 
     @property
     def all(self) -> Cost:

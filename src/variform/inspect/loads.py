@@ -31,8 +31,9 @@ class Measured:
 
 def counted(model: FakeModel) -> Measured:
     """Parameters alone."""
-    params = params_by_path(model.tree)
-    return Measured([Load(path, _label(path, name, {}), params[path]) for path, name in _names(model)])
+    params, lines = params_by_path(model.tree), _lines(model)
+    loads = [Load(path, _label(path, name, lines), params[path]) for path, name in _names(model)]
+    return Measured(_above_lines(loads, lines))
 
 
 def measured(
@@ -64,7 +65,9 @@ def measured(
             Load(r.path, _label(r.path, r.name, lines), r.params, r.flops, values * r.params + r.activation_bytes)
             for r in described.rows
         ]
-        return Measured(loads, described, lambda size: described.largest_batch(size / GIB, optimizer))
+        return Measured(
+            _above_lines(loads, lines), described, lambda size: described.largest_batch(size / GIB, optimizer)
+        )
     sizes = sizes_of(model)
     figures = Runs(model, sizes).figures(asked_sizes(sizes, at))
     params = params_by_path(model.tree)
@@ -72,7 +75,17 @@ def measured(
     for path, name in _names(model):
         flops, _, _, kept = figures[path]
         loads.append(Load(path, _label(path, name, lines), params[path], flops, values * params[path] + kept))
-    return Measured(loads)
+    return Measured(_above_lines(loads, lines))
+
+
+def _above_lines(loads: list[Load], lines: Mapping[str, str]) -> list[Load]:
+    """Without the parts below the lines of a program."""
+    return [load for load in loads if not _ancestors(load.path) & lines.keys()] if lines else loads
+
+
+def _ancestors(path: str) -> set[str]:
+    steps = path.split(".")
+    return {".".join(steps[:count]) for count in range(1, len(steps))}
 
 
 def _names(model: FakeModel) -> list[tuple[str, str]]:
@@ -80,9 +93,9 @@ def _names(model: FakeModel) -> list[tuple[str, str]]:
 
 
 def _lines(model: FakeModel) -> dict[str, str]:
-    """What lines of a program are called in its table, by the path of what they apply."""
+    """What lines of a program are called in its table, by path."""
     rows = model.part.table.rows if isinstance(model.part, ProgramModel) else ()
-    return {f"{row.path}.op": f"{row.block}{', ' if row.block else ''}line {row.line} ({row.name})" for row in rows}
+    return {row.path: f"{row.block}{', ' if row.block else ''}line {row.line} ({row.name})" for row in rows}
 
 
 def _label(path: str, name: str, lines: Mapping[str, str]) -> str:

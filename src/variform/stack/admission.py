@@ -79,9 +79,9 @@ class Admission:
                 raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
-        for entry in self.entries:
-            if entry.name not in held:
-                self._check(entry, inputs[entry.name], sizes, origin)
+        given = [entry for entry in self.entries if entry.name not in held]
+        for entry in sorted(given, key=lambda entry: (entry.spare, None in entry.sizes)):  # names before expressions
+            self._check(entry, inputs[entry.name], sizes, origin)
 
     def check_held(self, inputs: Mapping[str, Tensor], known: Mapping[str, int]) -> None:
         """Refuse inputs that a decode state is to hold and that do not fit it.
@@ -151,7 +151,6 @@ def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], dic
     """The inputs that only spare places read, and the types of those that are read as ids or masks."""
     exact: set[str] = set()
     read: set[str] = set()
-    types: dict[str, torch.dtype] = {}
     alive = set(names)
     for _, step in steps_of(lines):
         spare_places = step.op.spare if isinstance(step.op, Op) else ()
@@ -160,11 +159,35 @@ def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], dic
                 read.add(name)
                 if place not in spare_places:
                     exact.add(name)
-                dtype = input_type(step.op, name, place)
-                if dtype is not None:
-                    types[name] = dtype
         alive -= set(step.into)
-    return frozenset(read - exact), types
+    return frozenset(read - exact), _types(lines)
+
+
+def _types(lines: ModuleList) -> dict[str, torch.dtype]:
+    """The types of what is read as ids or masks, seen from before the first line."""
+    types: dict[str, torch.dtype] = {}
+    for _, step in reversed(list(steps_of(lines))):
+        later, *_ = [types.pop(name, None) for name in step.into]
+        for place, name in enumerate(step.takes):
+            dtype = input_type(step.op, name, place)
+            if (
+                dtype is None
+                and later is torch.long
+                and isinstance(step.op, Op)
+                and _hands_on(step.op, place, step.takes)
+            ):
+                dtype = later
+            if dtype is not None:
+                types[name] = dtype
+    return types
+
+
+def _hands_on(op: Op, place: int, names: tuple[str, ...]) -> bool:
+    """Whether ids come out where ids go in, and something else where something else goes in at this place."""
+    ids = ["ids"] * len(names)
+    other = [*ids[:place], "features", *ids[place + 1 :]]
+    args = op.__dict__.get("_spec") and op.spec.args
+    return args is not None and op.makes(args, tuple(ids))[0] == "ids" != op.makes(args, tuple(other))[0]
 
 
 def _plain(size: int | Dim) -> int | str | None:

@@ -8,6 +8,7 @@ from variform.core.dims import Dim, parse_dim, parse_shape
 from variform.core.spec import Spec, described
 from variform.errors import ConfigError
 from variform.parts.op.cutting import CutOp, names_told
+from variform.parts.op.tokenwise import CopyOp
 from variform.stack.lines import Block, Step
 
 Shapes = Mapping[str, Sequence[int | str]]
@@ -40,8 +41,11 @@ def _with_lenders(line: Spec, alive: dict[str, frozenset[str]]) -> Spec:
         lenders = (next((name for name, told in alive.items() if size in told), None) for size in sorted(needed))
         more = dict.fromkeys(name for name in lenders if name is not None and name not in line["reads"])
         line = line.replace(reads=(*line["reads"], *more)) if more else line
+    told = alive.get(line["reads"][0]) if isinstance(op, Spec) and op.part is CopyOp else None
     for name in line["into"]:
         alive.pop(name, None)
+        if told is not None:
+            alive[name] = told
     return line
 
 

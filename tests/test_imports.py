@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "models": MODELS,
     "library": MODELS,
     "lower": MODELS,
+    "export": USES,
     "inspect": MODELS,
     "weights": MODELS,
     "generate": MODELS,

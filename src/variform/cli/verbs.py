@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
+from variform.cli.lowering import ARGUMENTS as LOWERING
 from variform.cli.output import show
 from variform.core.registry import kinds, parts
 from variform.core.spec import Spec
@@ -20,10 +21,10 @@ Arguments = list[Argument]
 
 def check(options: Options) -> None:
     """Find everything that is wrong with a config; nothing is trained or built."""
-    from variform.inspect import check as find
+    from variform.cli.costing import checked
 
     spec, _ = _described(options)
-    report = find(spec, batch=options.batch, length=options.length, decode=options.decode)
+    report = checked(spec, options)
     if not report.ok:
         raise ConfigError(report.problems)
     show(str(report), report.to_json(), options.json)
@@ -52,6 +53,13 @@ def _draw(options: Options) -> None:
     spec, context = _described(options)
     written = diagram(spec, options.length or context).save(options.diagram)
     show(f"written: {written}", {"diagram": str(written)}, options.json)
+
+
+def lower(options: Options) -> None:
+    """Print any model as a program: blocks of module dicts that compute the same."""
+    from variform.cli.lowering import print_lowered
+
+    print_lowered(_described(options)[0], options)
 
 
 def explain(options: Options) -> None:
@@ -112,6 +120,13 @@ def generate(options: Options) -> None:
     generate_text(options)
 
 
+def export(options: Options) -> None:
+    """Write a model as one readable PyTorch file that needs no variform."""
+    from variform.cli.exporting import export_model
+
+    export_model(options)
+
+
 def _described(options: Options) -> tuple[Spec, int | None]:
     """The model that a file describes, and the length it is trained at, if the file says so."""
     from variform.cli.configs import load_with_length
@@ -144,10 +159,16 @@ COSTS: Argument = (
     {"action": "store_true", "help": "formulas for every part, or line of a program"},
 )
 AT: Argument = (("--at",), {"nargs": "+", "metavar": "NAME=N", "help": "numbers at these sizes too: B=8 L_in=1024"})
+LIMITS: Arguments = [
+    (("--max-params",), {"metavar": "N", "help": "the most parameters: 100M"}),
+    (("--max-flops",), {"metavar": "N", "help": "the most operations of a forward pass: 5T"}),
+    (("--max-memory",), {"metavar": "SIZE", "help": "the most bytes of a training step in float32: 24GiB"}),
+    (("--optimizer",), {"metavar": "NAME", "default": "adamw", "help": "whose values count as memory (adamw)"}),
+]
 NUMBER: Any = {"type": float, "metavar": "X"}
 
 VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
-    "check": (check, [*CONFIG, BATCH, SIZES[1], *DECODE]),
+    "check": (check, [*CONFIG, BATCH, SIZES[1], AT, *DECODE, *LIMITS]),
     "describe": (describe, [*CONFIG, BATCH, SIZES[1], COSTS, AT, DIAGRAM]),
     "explain": (
         explain,
@@ -157,6 +178,19 @@ VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
             *DECODE,
             (("--inference",), {"action": "store_true", "help": "no backward pass follows"}),
             (("--device",), {"metavar": "TYPE", "help": "cpu or cuda"}),
+        ],
+    ),
+    "lower": (lower, [*CONFIG, *LOWERING]),
+    "export": (
+        export,
+        [
+            CONFIG[0],
+            (("out",), {"metavar": "OUT", "help": "where: model.py"}),
+            CONFIG[1],
+            (
+                ("--weights",),
+                {"nargs": 2, "metavar": ("SAVED", "NEW"), "help": "saved weights, and a file for them by OUT's names"},
+            ),
         ],
     ),
     "parts": (list_parts, [(("--kind",), {"metavar": "K", "help": f"one of {', '.join(sorted(kinds()))}"})]),

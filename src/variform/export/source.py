@@ -29,7 +29,7 @@ from variform.parts.kinds import Embedding, StreamPart
 from variform.stack.program import Program, ProgramModel
 
 
-def export(model: Any, path: str | Path) -> Path:
+def to_file(model: Any, path: str | Path) -> Path:
     """Write a model as a standalone PyTorch file; see `to_source`.
 
     Args:

@@ -332,6 +332,7 @@ class Op(Part):
         arity: how many tensors it takes; None for one or more.
         ids: the places of inputs that are integer ids.
         spare: the places of inputs that may be larger than needed, and of batch size 1.
+        lone: the places of inputs that may be of batch size 1 where another input has the whole batch.
         ordered: whether the result depends on where in the sequence a row stands.
         accepts: what each input may hold, one set of `CONTENTS` a place; anything but ids for places left out.
         pairwise: whether scores may come in chunks of queries, with the keys so far: each is treated on its own.
@@ -345,6 +346,7 @@ class Op(Part):
     arity: ClassVar[int | None] = 1
     ids: ClassVar[tuple[int, ...]] = ()
     spare: ClassVar[tuple[int, ...]] = ()
+    lone: ClassVar[tuple[int, ...]] = ()
     ordered: ClassVar[bool] = False
     accepts: ClassVar[tuple[frozenset[str], ...]] = ()
 

@@ -32,6 +32,7 @@ class _Input:
     shape: Shape
     sizes: tuple[int | str | None, ...]
     spare: bool
+    lone: bool
     dtype: torch.dtype | None
 
 
@@ -41,16 +42,17 @@ class Admission:
     Args:
         shapes: their shapes by name.
         lines: what reads them; an input that only the `spare` places of ops read may be larger than declared, and
-            of batch size 1.
+            of batch size 1; one that is only merged with what was computed may be of batch size 1.
     """
 
     def __init__(self, shapes: Mapping[str, Shape], lines: ModuleList) -> None:
-        spare, types = _uses(frozenset(shapes), lines)
+        spare, lone, types = _uses(frozenset(shapes), lines)
         entries = [
-            _Input(name, shape, tuple(map(_plain, shape)), name in spare, types.get(name))
+            _Input(name, shape, tuple(map(_plain, shape)), name in spare, name in lone, types.get(name))
             for name, shape in shapes.items()
         ]
-        self.entries = tuple(sorted(entries, key=lambda entry: entry.spare))  # names get their sizes from the exact
+        # Names get their sizes from the exact.
+        self.entries = tuple(sorted(entries, key=lambda entry: (entry.spare, entry.lone)))
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -96,7 +98,7 @@ class Admission:
         sizes, origin = dict(known), dict.fromkeys(known, "the decode state")
         for entry in self.entries:
             if entry.name in inputs:
-                self._check(replace(entry, spare=False), inputs[entry.name], sizes, origin)
+                self._check(replace(entry, spare=False, lone=False), inputs[entry.name], sizes, origin)
 
     def _check(self, entry: _Input, value: Any, sizes: dict[str, int], origin: dict[str, str]) -> None:
         if not isinstance(value, Tensor):
@@ -114,6 +116,8 @@ class Admission:
                 continue
             wanted = size_of(entry.shape[axis], sizes)
             if actual == wanted or (entry.spare and _suffices(axis, actual, wanted)):
+                continue
+            if entry.lone and axis == 0 and actual == 1:
                 continue
             source = f"; {origin[size]!r} says {size} = {wanted}" if isinstance(size, str) else ""
             raise ShapeError(
@@ -147,20 +151,26 @@ class Admission:
         }
 
 
-def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], dict[str, torch.dtype]]:
-    """The inputs that only spare places read, and the types of those that are read as ids or masks."""
+def _uses(names: frozenset[str], lines: ModuleList) -> tuple[frozenset[str], frozenset[str], dict[str, torch.dtype]]:
+    """The inputs that only spare places read, further ones that may be of batch size 1, and the types of those that
+    are read as ids or masks.
+    """
     exact: set[str] = set()
+    whole: set[str] = set()
     read: set[str] = set()
     alive = set(names)
     for _, step in steps_of(lines):
-        spare_places = step.op.spare if isinstance(step.op, Op) else ()
+        spare_places, lone_places = (step.op.spare, step.op.lone) if isinstance(step.op, Op) else ((), ())
+        computed = any(name not in alive for name in step.takes)
         for place, name in enumerate(step.takes):
             if name in alive:
                 read.add(name)
                 if place not in spare_places:
                     exact.add(name)
+                    if place not in lone_places or not computed:
+                        whole.add(name)
         alive -= set(step.into)
-    return frozenset(read - exact), _types(lines)
+    return frozenset(read - exact), frozenset(exact - whole), _types(lines)
 
 
 def _types(lines: ModuleList) -> dict[str, torch.dtype]:

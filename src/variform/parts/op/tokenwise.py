@@ -253,6 +253,7 @@ class MergeOp(Op):
     def __init__(self, how: Literal["add", "multiply", "subtract", "cat"] = "add") -> None:
         super().__init__()
         self.how = how
+        self.lone = () if how == "cat" else (0, 1)  # type: ignore[misc]  # of this merge, not of the class
 
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:

@@ -134,8 +134,9 @@ def _value(node: ast.expr, names: Mapping[str, Number], text: str) -> Any:
             return _bounded(number, text)
         case ast.Name(id=name):
             if name not in names:
-                hint = did_you_mean(name, names) if names else "no sizes are given: sizes={...} names them"
-                raise ConfigError(f"{name!r} is not known in {text!r}", hint=hint)
+                hint = did_you_mean(name, names) if names else "nothing is named here"
+                more = "" if hint.startswith("did") else "; sizes={...} names numbers"
+                raise ConfigError(f"{name!r} is not known in {text!r}", hint=hint + more)
             return names[name]
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
             return _UNARY[type(op)](_value(operand, names, text))

@@ -19,7 +19,7 @@ from variform.errors import Problem, did_you_mean
 KEYS = ("blocks", "input_streams", "input_shapes", "output_streams", "sizes")
 """What a program file holds, under the names of the arguments of `program_spec`."""
 
-FIELDS = ("executor", "strict")
+FIELDS = ("attention", "executor", "strict")
 """What it may hold beside them: fields of the program itself."""
 
 
@@ -39,8 +39,8 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
     """The program that a mapping describes, resolved.
 
     Args:
-        content: `blocks`, `input_streams` or `input_shapes`, and if need be `sizes`, `output_streams`, `executor`,
-            `strict`.
+        content: `blocks`, `input_streams` or `input_shapes`, and if need be `sizes`, `output_streams`, and the
+            fields of the program: `attention`, `executor`, `strict`.
         overrides: `path=value` into the mapping: `sizes.d=64`, `blocks.1.repeat=2`, `executor=checkpoint`.
 
     Raises:

@@ -115,7 +115,8 @@ def program_spec(
     content, sizes = _content(model_config, blocks, sizes, reader.problems)
     shapes = _shapes(input_streams, input_shapes, reader.problems)
     names, wrong = read_sizes(sizes)
-    reader.problems += wrong
+    if wrong:  # whatever names one of them would only repeat it
+        raise ConfigaformersError([*reader.problems, *wrong])
     scope = Scope(names)
     lines = [] if content is None else reader.blocks(content, scope)
     inputs: dict[str, tuple[int | str, ...]] = {}
@@ -128,7 +129,7 @@ def program_spec(
     lines = lend_sizes(lines, inputs)
     settings: dict[str, Any] = {"strict": False, "unasked": unasked, "attention": attention}
     spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, **settings)
-    return resolved(spec, reader, bool(lines) and shapes is not None)
+    return resolved(spec, reader, bool(lines) and shapes is not None and not wrong)
 
 
 def resolved(spec: Spec, reader: Reader, whole: bool = True, **facts: Any) -> Spec:

@@ -9,7 +9,6 @@ Peak memory is measured twice: by the bytes that torch's allocator holds over a 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +107,12 @@ def peak_resident(options: argparse.Namespace, name: str, loss: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def resident_peak() -> int:
+    """Of this process alone: `getrusage` would count its parent before the program was loaded."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def memory(options: argparse.Namespace, loss: str) -> dict[str, dict[str, float]]:
     """Peaks in MiB, and their ratio."""
     built = models(options)
@@ -140,7 +145,7 @@ def main() -> None:
     torch.manual_seed(0)
     if options.resident:
         step(models(options, (options.resident,))[options.resident], options, options.loss[0])()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(resident_peak())
         return
     if not options.no_time:
         steps = {loss: {n: step(m, options, loss) for n, m in models(options).items()} for loss in options.loss}

@@ -19,9 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
+from variform.ops.attention import meter
+from variform.ops.attention.meter import is_metered
 from variform.ops.attention.sdpa import fused
 
-__all__ = ["Tile", "attend_offset", "plain_autograd", "survey", "surveys_remembered"]
+__all__ = ["Survey", "Tile", "attend_offset", "plain_autograd", "survey", "surveys_remembered"]
 
 _BLOCK = 256
 """Queries of a tile: the fused kernel works on blocks of 64 of them."""
@@ -34,6 +36,8 @@ _FAR, _FAR_BOUND = 20000.0, 9000.0
 precision are there, those of full precision by far."""
 _NEAR, _NEAR_BOUND = 64.0, 14.0
 """The same up to exp(2 * 14 - 64) = 2e-16 of the row's sum, a key: nothing that float32 can hold."""
+_BLIND = -1e30
+"""In a row whose best offset is this or lower, scores are lost in rounding: all keys of the best offset weigh alike."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,27 @@ class Tile:
         heads: which heads.
         rows: which queries.
         keys: which keys.
-        offset: of these pairs, with -inf at what does not count; None to take it from the whole offset.
+        offset: of these pairs, from the best of each row, with -inf at what does not count.
     """
 
     heads: slice
     rows: slice
     keys: slice
-    offset: Tensor | None = None
+    offset: Tensor
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What of an offset matters.
+
+    Args:
+        tiles: all pairs that do.
+        blind: some row is masked throughout by numbers, not infinities. Fused kernels keep the logarithm of a row's
+            sum, in which such numbers drown its length, and give wrong gradients.
+    """
+
+    tiles: tuple[Tile, ...]
+    blind: bool
 
 
 def attend_offset(
@@ -82,10 +100,18 @@ def attend_offset(
     if offset.dtype != dtype and not (dtype.itemsize < 4 and offset.dtype == torch.float32 and q.is_cpu):
         offset = offset.to(dtype)
     with torch.autocast(q.device.type, enabled=False):
-        tiles = _tiles(q, k, v, offset, scale, causal, source)
-        if tiles is None:
-            return _whole(q, k, v, _restricted(offset) if causal else offset, scale)
-        out: Tensor = _Tiled.apply(q, k, v, offset, tiles, scale)  # type: ignore[no-untyped-call]
+        if offset.requires_grad and torch.is_grad_enabled():
+            return _plain(q, k, v, _restricted(offset, causal), scale)
+        if is_metered() and isinstance(q, FakeTensor) and meter.target is None:
+            return fused(q, k, v, _restricted(offset, causal), scale=scale)  # costs: no value to look at
+        if not q.is_cpu or not plain_autograd(q, k, v, offset):
+            return _whole(q, k, v, _restricted(offset, causal), scale)
+        found, tiled = _survey_for(q, k, v, offset, scale, causal, source)
+        if found.blind:
+            return _plain(q, k, v, _restricted(offset, causal), scale)
+        if not tiled:
+            return fused(q, k, v, _restricted(offset, causal), scale=scale)
+        out: Tensor = _Tiled.apply(q, k, v, found.tiles, scale)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -110,46 +136,53 @@ def _compute_dtype(q: Tensor, v: Tensor) -> torch.dtype:
     return v.dtype
 
 
-def _restricted(offset: Tensor) -> Tensor:
-    """With -inf at later keys."""
+def _restricted(offset: Tensor, causal: bool) -> Tensor:
+    """With -inf at later keys if they do not count."""
+    if not causal:
+        return offset
     later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
     return offset.masked_fill(later, -torch.inf)
 
 
-def _whole(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float) -> Tensor:
-    """One call on all pairs."""
-    if q.is_cpu:
-        return fused(q, k, v, offset, scale=scale)
-    # Kernels of other devices want a mask of full size, and answer NaN to rows that see nothing.
+def _plain(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """The formula as it stands: for gradients of the offset, and for rows that a fused kernel gets wrong."""
     empty = (offset == -torch.inf).all(-1, keepdim=True)
-    offset = offset.masked_fill(empty, 0.0).expand(q.shape[0], q.shape[1], -1, -1)
-    return fused(q, k, v, offset, scale=scale).masked_fill(empty, 0.0)
+    scores = (q @ k.transpose(-1, -2)) * scale + offset
+    weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    return weights.to(v.dtype) @ v
 
 
-def _tiles(
+def _whole(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """One call on all pairs, for other devices and compilers, where no value can be looked at.
+
+    Offsets count from the best of their row; rows that numbers mask throughout have no scores, only an average.
+    """
+    best = offset.amax(-1, keepdim=True)
+    empty = best == -torch.inf
+    offset = (offset - best.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
+    if not q.is_cpu:  # kernels of other devices want a mask of full size
+        offset = offset.expand(q.shape[0], q.shape[1], -1, -1)
+    return fused(q.masked_fill(best <= _BLIND, 0.0), k, v, offset, scale=scale).masked_fill(empty, 0.0)
+
+
+def _survey_for(
     q: Tensor, k: Tensor, v: Tensor, offset: Tensor, scale: float, causal: bool, source: Tensor | None
-) -> tuple[Tile, ...] | None:
-    """The tiles to visit; None where one call on all pairs does as well, or is all that can be done."""
-    if not q.is_cpu or not plain_autograd(q, k, v, offset) or min(offset.shape[-2:]) < _SHORTEST:
-        return None
-    if (offset.requires_grad and torch.is_grad_enabled()) or q.shape[-1] != v.shape[-1]:
-        return None
+) -> tuple[Survey, bool]:
+    """What of the offset matters here, and whether to visit just that."""
     with torch.no_grad():
         # No score is larger than the product of the largest norms.
         bound = float(_largest(q) * _largest(k) * scale)
     near = bound <= _NEAR_BOUND and q.dtype != torch.float64
-    if not near and not bound <= _FAR_BOUND:
-        return None
     reach = _NEAR if near else _FAR
+    tiled = bound <= _FAR_BOUND and min(offset.shape[-2:]) >= _SHORTEST and q.shape[-1] == v.shape[-1]
     known = _KNOWN.get()
     if known is None or source is None:
-        return survey(offset, reach, near, causal)
+        return survey(offset, reach, causal), tiled
     entries = known.setdefault(source, {})
     key = (reach, offset.dtype, offset.shape, causal)
     if key not in entries:
-        entries[key] = survey(offset, reach, near, causal)
-    found: tuple[Tile, ...] = entries[key]
-    return found
+        entries[key] = survey(offset, reach, causal)
+    return entries[key], tiled
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -174,7 +207,7 @@ def surveys_remembered() -> Iterator[None]:
 
 
 @torch.no_grad()
-def survey(offset: Tensor, reach: float, cut: bool, causal: bool = False) -> tuple[Tile, ...]:
+def survey(offset: Tensor, reach: float, causal: bool = False) -> Survey:
     """What of an offset can matter: no pair that lies further than `reach` below the best of its row.
 
     A row that is masked throughout has a best pair too, and keeps all that equal it.
@@ -185,13 +218,14 @@ def survey(offset: Tensor, reach: float, cut: bool, causal: bool = False) -> tup
     Args:
         offset: the offset.
         reach: how far below the best of its row an offset matters.
-        cut: give the tiles an offset of their own, with -inf beyond the reach.
         causal: later keys do not count.
     """
-    if causal:
-        offset, cut = _restricted(offset), True
+    offset = _restricted(offset, causal)
     wide = offset.float() if offset.dtype.itemsize < 4 else offset
-    best = wide.amax(-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).min)
+    best = wide.amax(-1, keepdim=True)
+    if bool(((best <= _BLIND) & (best > -torch.inf)).any()):
+        return Survey((), True)
+    best = best.clamp(min=torch.finfo(wide.dtype).min)
     lost = wide < best - reach
     tiles = []
     for start in range(0, offset.shape[2], _BLOCK):
@@ -201,20 +235,17 @@ def survey(offset: Tensor, reach: float, cut: bool, causal: bool = False) -> tup
         for head in range(1, len(spans) + 1):
             if head < len(spans) and spans[head] == spans[first]:
                 continue
-            heads = slice(first, head) if offset.shape[1] > 1 else slice(None)
-            keys = slice(*spans[first])
-            part = (slice(None), heads, rows, keys)
-            own = offset[part].masked_fill(lost[part], -torch.inf) if cut else None
-            if keys.stop > keys.start:
-                tiles.append(Tile(heads, rows, keys, own))
+            part = (slice(None), slice(first, head), rows, slice(*spans[first]))
+            if spans[first][1]:
+                near = (wide[part] - best[:, first:head, rows]).masked_fill(lost[part], -torch.inf).to(offset.dtype)
+                tiles.append(Tile(part[1] if len(spans) > 1 else slice(None), rows, part[3], near))
             first = head
-    return tuple(tiles)
+    return Survey(tuple(tiles), False)
 
 
 def _spans(lost: Tensor) -> list[tuple[int, int]]:
     """For each head, from which to which key any row sees something; (0, 0) where none does."""
     seen = ~lost.all(2).all(0)  # [H, Lk]
-    count = seen.shape[-1]
     spans = []
     for row in seen:
         places = row.nonzero()
@@ -222,7 +253,7 @@ def _spans(lost: Tensor) -> list[tuple[int, int]]:
             spans.append((0, 0))
             continue
         first, last = int(places[0]), int(places[-1]) + 1
-        spans.append((first // _STEP * _STEP, min(-(-last // _STEP) * _STEP, count)))
+        spans.append((first // _STEP * _STEP, min(-(-last // _STEP) * _STEP, len(row))))
     return spans
 
 
@@ -230,9 +261,7 @@ class _Tiled(torch.autograd.Function):
     """The fused kernel, tile by tile. Autograd through slices would fill and add a whole gradient for each tile."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, offset: Tensor, tiles: tuple[Tile, ...], scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: tuple[Tile, ...], scale: float) -> Tensor:
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         batch, heads, queries, _ = q.shape
         # Heads beside one another for each query, so that merging them costs nothing.
@@ -243,23 +272,23 @@ class _Tiled(torch.autograd.Function):
                 q[:, tile.heads, tile.rows],
                 k[:, tile.heads, tile.keys],
                 v[:, tile.heads, tile.keys],
-                attn_mask=_offset_of(tile, offset),
+                attn_mask=tile.offset,
                 scale=scale,
             )
             out[:, tile.heads, tile.rows] = y
             logs.append(log)
-        whole = offset if any(tile.offset is None for tile in tiles) else None
-        ctx.save_for_backward(q, k, v, whole, out, *logs)
+        ctx.save_for_backward(q, k, v, out, *logs, *(tile.offset for tile in tiles))
         ctx.tiles, ctx.scale = tiles, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, offset, out, *logs = ctx.saved_tensors
+        q, k, v, out, *rest = ctx.saved_tensors
+        logs, offsets = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         dq, dk, dv = (torch.zeros_like(t) for t in (q, k, v))
-        for tile, log in zip(ctx.tiles, logs, strict=True):
+        for tile, log, offset in zip(ctx.tiles, logs, offsets, strict=True):
             rows, keys = (slice(None), tile.heads, tile.rows), (slice(None), tile.heads, tile.keys)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grad[rows],
@@ -270,16 +299,10 @@ class _Tiled(torch.autograd.Function):
                 log,
                 0.0,
                 False,
-                attn_mask=_offset_of(tile, offset),
+                attn_mask=offset,
                 scale=ctx.scale,
             )
             dq[rows] = parts[0]
             dk[keys] += parts[1]
             dv[keys] += parts[2]
-        return dq, dk, dv, None, None, None
-
-
-def _offset_of(tile: Tile, offset: Tensor) -> Tensor:
-    if tile.offset is not None:
-        return tile.offset
-    return offset[:, tile.heads if offset.shape[1] > 1 else slice(None), tile.rows, tile.keys]
+        return dq, dk, dv, None, None

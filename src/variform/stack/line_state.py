@@ -71,7 +71,8 @@ class Lines:
             outputs = step([self.values[name] for name in step.takes], {}, slot, {})
             self.state[slot] = {"held": outputs}
             return [Flow(shape, inputs[0].length) for shape in shapes]
-        _refuse_undecodable(op)
+        if not (isinstance(op, Attention) and inputs[1].held):  # an attention to what stays the same is not causal
+            _refuse_undecodable(op)
         if isinstance(op, Op):
             found = op.flow(inputs, shapes)
             new = op.init_state(self.batch, self.max_len, self.like, inputs)
@@ -87,7 +88,9 @@ class Lines:
         if isinstance(op, Bias):
             return {}
         if isinstance(op, Attention):
-            if not op.stateful or inputs[1].held:
+            if inputs[1].held:
+                return {}
+            if not op.stateful:
                 return None
             (heads, dim), (dim_value,) = inputs[1].sizes(1, 3), inputs[2].sizes(3)
             return op.init_state(self.batch, self.max_len, self.like, heads, dim, dim_value)

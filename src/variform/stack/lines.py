@@ -115,7 +115,7 @@ class Step(Line):
             if instead is not None:
                 return (instead,)
         branch = None if streams.get("state") is None else streams["state"].get(slot)
-        if branch is not None and ("held" in branch or isinstance(self.op, (Op, Bias))):
+        if branch is not None and ("held" in branch or isinstance(self.op, (Op, Bias, Attention))):
             return self._next(tuple(inputs), branch, streams, slot, published)
         if isinstance(self.op, Op):
             out = self.op(*inputs)
@@ -134,8 +134,11 @@ class Step(Line):
         if isinstance(self.op, Op):
             outputs, branches[slot] = self.op.step(inputs, branch, streams)
             return outputs
-        both = {**streams, "q_positions": streams["positions"], "k_positions": streams["cache"]["positions"]}
-        return apply(self.op, self.takes, inputs, self.into, both, slot, published)
+        if isinstance(self.op, Bias):
+            more = {"q_positions": streams["positions"], "k_positions": streams["cache"]["positions"]}
+        else:  # keys that stay the same have neither the positions nor the padding of the chunk
+            more = {} if branch else dict.fromkeys(("positions", "valid", "segments", "cache", "state"))
+        return apply(self.op, self.takes, inputs, self.into, {**streams, **more}, slot, published)
 
 
 @register("block")

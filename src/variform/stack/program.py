@@ -13,14 +13,14 @@ from variform.core.dims import Dim, Shape, parse_shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, Follower
 from variform.core.registry import register
-from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
-from variform.parts.kinds import Layer, Model, Op, Output, State, Streams
+from variform.errors import ConfigError, Problem, did_you_mean
+from variform.parts.kinds import Attention, Layer, Model, Op, Output, State, Streams
 from variform.stack.admission import Admission, StreamError
 from variform.stack.execute import ModuleList
 from variform.stack.fuse import Fusion, fusing
 from variform.stack.line_state import layer_state
-from variform.stack.lines import Block, Line, fusions_of, plan, run, steps_of
-from variform.stack.program_state import begin_call, example_held, program_state
+from variform.stack.lines import Block, Line, fusions_of, plan, run
+from variform.stack.program_state import begin_call, example_held, program_state, refuse_lost
 from variform.stack.state import count_positions, turned
 from variform.stack.table import Table
 from variform.stack.trace import LineFollower, Trace, trace_lines, unshared
@@ -233,7 +233,7 @@ class ProgramModel(Model):
             given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
         else:
             self.admission.check(inputs)
-            refuse_lost(self.lines, {"valid": valid}, streams)
+            refuse_lost(self.lines, {"valid": valid}, streams, (Op, Attention))
         values = {name: given[name] for name in self.needed}
         recompute = self.executor == "checkpoint" and torch.is_grad_enabled()
         with fusing():
@@ -271,26 +271,6 @@ class ProgramModel(Model):
         """Empty decode state with example inputs: offsets that mask the future."""
         held: dict[str, Any] = {} if max_len is None else example_held(self.admission, batch, max_len)
         return self.init_state(batch, max_len, **held)
-
-
-def refuse_lost(lines: ModuleList, given: Mapping[str, Any], streams: Streams) -> None:
-    """Refuse streams that steps would lose; where tokens come in chunks, padding and positions are known to all.
-
-    Raises:
-        ShapeError: naming the streams and the first step that cannot honour them.
-    """
-    known = ("valid", "positions") if streams.get("state") is not None else ()
-    left = [name for name, value in given.items() if value is not None and name not in known]
-    for slot, step in steps_of(lines) if left else ():
-        op = step.op
-        if not isinstance(op, Op):
-            continue
-        able = {"valid": op.can.key_padding, "segments": op.can.packed, "mask": op.can.attention_mask}
-        lost = [name for name in left if not able.get(name, not op.ordered)]
-        if lost:
-            raise ShapeError(
-                f"{' and '.join(lost)} given, and the step {slot} ({op.name!r}) of a program cannot honour it"
-            )
 
 
 def _layer_shapes(facts: Facts) -> dict[str, Shape]:

@@ -12,11 +12,12 @@ from variform.core.dims import Dim, Shape, shape_text
 from variform.core.part import Part
 from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
 from variform.parts.flows import Flow
-from variform.parts.kinds import State, Streams
+from variform.parts.kinds import Op, State, Streams
 from variform.stack.admission import Admission
 from variform.stack.execute import ModuleList
 from variform.stack.inputs import check_state_sizes, check_streams
 from variform.stack.line_state import like_of, lines_state, part_of_chunk, template_flow
+from variform.stack.lines import steps_of
 from variform.stack.state import Plan, check_made_for, new_state, plan, signature
 
 
@@ -157,3 +158,32 @@ def example_held(admission: Admission, batch: int, max_len: int) -> dict[str, Te
         if flow.along != (1 - len(flow.shape),):
             found[name] = value
     return found
+
+
+def refuse_lost(
+    lines: ModuleList, given: Mapping[str, Any], streams: Streams, kinds: tuple[type[Part], ...] = (Op,)
+) -> None:
+    """Refuse streams that steps would lose; where tokens come in chunks, padding and positions are known to all.
+
+    Args:
+        lines: of the program.
+        given: the streams in question; None where one is not given.
+        streams: all of the call.
+        kinds: of the steps that are asked; the keys of an attention may be others than the tokens.
+
+    Raises:
+        ShapeError: naming the streams and the first step that cannot honour them.
+    """
+    known = ("valid", "positions") if streams.get("state") is not None else ()
+    left = [name for name, value in given.items() if value is not None and name not in known]
+    for slot, step in steps_of(lines) if left else ():
+        op = step.op
+        if not isinstance(op, kinds):
+            continue
+        whole = isinstance(op, Op)
+        able = {"valid": whole and op.can.key_padding, "segments": op.can.packed, "mask": op.can.attention_mask}
+        lost = [name for name in left if not able.get(name, not getattr(op, "ordered", False))]
+        if lost:
+            raise ShapeError(
+                f"{' and '.join(lost)} given, and the step {slot} ({op.name!r}) of a program cannot honour it"
+            )

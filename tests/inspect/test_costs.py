@@ -34,9 +34,7 @@ def named(costs: Any, batch: int, length: int) -> dict[str, int]:
     return {**sizes, "max_len": length}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODELS if name not in ("local", "gpt_tied", "shared", "llama_limited")]
-)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"local", "gpt_tied", "shared", "llama_limited"}))
 def test_formulas_equal_measurements(name: str) -> None:
     spec = MODELS[name]()
     costs = vf.costs(spec)
@@ -196,7 +194,7 @@ def test_text_shows_formulas_and_folds_copies() -> None:
 
 
 def test_json_holds_formulas_that_python_reads() -> None:
-    costs = vf.costs(DEMO, {"B": 2, "L_in": 33})
+    costs = vf.describe(DEMO, 2, 33).costs
     data = json.loads(json.dumps(costs.to_json()))
     assert data["at"] == {"BSZ": 2, "L_in": 33, "max_len": 33}
     assert len(data["lines"]) == len(costs.lines) == 1 + 2 * 20 + 7

@@ -1,4 +1,4 @@
-"""`variform describe --costs`: formulas for every line, and the numbers at sizes given by name."""
+"""`variform describe --costs` and the limits of `variform check`: formulas, sizes by name, budgets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from variform.core.spec import Spec
 from variform.errors import ConfigError
-from variform.inspect import Costs, costs
+from variform.inspect import Costs, Report, check, costs
 from variform.stack.program import ProgramModel
 
 
@@ -29,6 +29,21 @@ def asked_costs(spec: Spec, options: argparse.Namespace) -> Costs | None:
     if batch is not None:
         raise ConfigError("give --length too, or sizes by name: --at B=8 L=1024", path="--batch")
     return costs(spec)
+
+
+def checked(spec: Spec, options: argparse.Namespace) -> Report:
+    """The report of a check with the limits asked for."""
+    return check(
+        spec,
+        batch=options.batch,
+        length=options.length,
+        decode=options.decode,
+        at=sizes_from(options.at),
+        max_params=options.max_params,
+        max_flops=options.max_flops,
+        max_memory=options.max_memory,
+        optimizer=options.optimizer,
+    )
 
 
 def sizes_from(texts: Sequence[str] | None) -> dict[str, int] | None:

@@ -154,7 +154,7 @@ def _heaviest(loads: Sequence[Load], cost: Callable[[Load], int], text: Callable
 
 
 def _where(group: Sequence[Load]) -> str:
-    path = path_text([load.path for load in group])
+    path = path_text([load.path for load in group]).replace("  ", " ")
     return " ".join(part for part in (group[0].label, path and f"at {path}") if part)
 
 

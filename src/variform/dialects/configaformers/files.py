@@ -12,11 +12,12 @@ from variform.core.change import override
 from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.core.text import parse_yaml, read_file
+from variform.dialects.configaformers.budget import within
 from variform.dialects.configaformers.errors import ConfigaformersError
 from variform.dialects.configaformers.model_builder import program_spec
 from variform.errors import Problem, did_you_mean
 
-KEYS = ("blocks", "input_streams", "input_shapes", "output_streams", "sizes")
+KEYS = ("blocks", "input_streams", "input_shapes", "output_streams", "sizes", "budget")
 """What a program file holds, under the names of the arguments of `program_spec`."""
 
 FIELDS = ("attention", "executor", "strict")
@@ -40,7 +41,7 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
 
     Args:
         content: `blocks`, `input_streams` or `input_shapes`, and if need be `sizes`, `output_streams`, and the
-            fields of the program: `attention`, `executor`, `strict`.
+            fields of the program: `attention`, `executor`, `strict`; and `budget`, limits that it must keep to.
         overrides: `path=value` into the mapping: `sizes.d=64`, `blocks.1.repeat=2`, `executor=checkpoint`.
 
     Raises:
@@ -63,9 +64,10 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
             problems += _put(settings, steps, parse_yaml(value, f"the override {text!r}"))
     if problems:
         raise ConfigaformersError(problems)
+    budget = settings.pop("budget", None)
     spec = program_spec(**{key: value for key, value in settings.items() if key in KEYS})
     changes = {key: settings[key] for key in FIELDS if key in settings}
-    return resolve(override(spec, changes)) if changes else spec
+    return within(resolve(override(spec, changes)) if changes else spec, budget)
 
 
 def _put(settings: dict[str, Any], steps: list[str], value: Any) -> list[Problem]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from variform.core.build import build
 from variform.core.resolve import examine
 from variform.core.spec import Spec
+from variform.dialects.configaformers.budget import within
 from variform.dialects.configaformers.errors import ConfigaformersError
 from variform.dialects.configaformers.modules.lending import lend_sizes
 from variform.dialects.configaformers.places import Places
@@ -37,13 +38,15 @@ class ConfigaFormer(ProgramModel):
     Args:
         model_config: {'blocks': [{'config': [module dicts], 'repeat': N}, ...]}, and `sizes` if need be; or the blocks.
         input_streams: the shape of each input stream: numbers and names of sizes; the first is the batch.
-        verbose: print the table of modules and shapes.
+        verbose: print the table of modules and shapes; "costs" for what every line costs instead.
         output_streams: the streams to return, in place of those left unread.
         blocks: the blocks, in place of `model_config`.
         input_shapes: the same as `input_streams`; with `blocks`, the table shows input streams as they are declared.
         sizes: numbers by name, for expressions such as '4*d' in the modules and shapes.
         attention: "fused": attention scores that only one weighted sum reads are never held as a whole; "literal":
             every module is computed as it stands.
+        budget: the most that it may cost: `max_params`, `max_flops`, `max_memory`, and `at` with the sizes for these.
+            Exceeding a limit is an error, before anything is allocated.
 
     Raises:
         ConfigaformersError: all problems of the config at once, before anything is allocated.
@@ -53,13 +56,14 @@ class ConfigaFormer(ProgramModel):
         self,
         model_config: Config | Sequence[Config] | None = None,
         input_streams: Shapes | None = None,
-        verbose: bool = True,
+        verbose: bool | Literal["costs"] = True,
         output_streams: Sequence[str] | None = None,
         *,
         blocks: Sequence[Config] | None = None,
         input_shapes: Shapes | None = None,
         sizes: Mapping[str, Any] | None = None,
         attention: Literal["fused", "literal"] = "fused",
+        budget: Mapping[str, Any] | None = None,
     ) -> None:
         spec = program_spec(
             model_config,
@@ -69,6 +73,7 @@ class ConfigaFormer(ProgramModel):
             input_shapes=input_shapes,
             sizes=sizes,
             attention=attention,
+            budget=budget,
         )
         built = build(spec)
         super().__init__(list(built.lines.in_order()), **built.spec.leaves(), inputs=built.spec["inputs"])
@@ -76,7 +81,11 @@ class ConfigaFormer(ProgramModel):
         later = blocks is not None or isinstance(model_config, (list, tuple))
         shapes = input_streams if input_shapes is None else input_shapes
         self._declared = {name: tuple(shape) for name, shape in (shapes or {}).items()} if later else {}
-        if verbose:
+        if verbose == "costs":
+            from variform.inspect import costs  # programs that are not measured do without the machinery
+
+            print(costs(self))
+        elif verbose:
             print(self.table)
 
     @property
@@ -95,6 +104,7 @@ def program_spec(
     input_shapes: Shapes | None = None,
     sizes: Mapping[str, Any] | None = None,
     attention: Literal["fused", "literal"] = "fused",
+    budget: Mapping[str, Any] | None = None,
 ) -> Spec:
     """The program that a config describes, resolved: every size filled in, nothing allocated.
 
@@ -106,6 +116,7 @@ def program_spec(
         input_shapes: in place of `input_streams`.
         sizes: numbers by name.
         attention: "fused" or "literal".
+        budget: limits that the program must keep to; see `budget.within`.
 
     Raises:
         ConfigaformersError: all problems at once.
@@ -129,7 +140,7 @@ def program_spec(
     lines = lend_sizes(lines, inputs)
     settings: dict[str, Any] = {"strict": False, "unasked": unasked, "attention": attention}
     spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, **settings)
-    return resolved(spec, reader, bool(lines) and shapes is not None and not wrong)
+    return within(resolved(spec, reader, bool(lines) and shapes is not None and not wrong), budget)
 
 
 def resolved(spec: Spec, reader: Reader, whole: bool = True, **facts: Any) -> Spec:

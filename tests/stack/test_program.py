@@ -417,5 +417,21 @@ def test_an_offset_that_only_offsets_read_may_be_larger() -> None:
             lines=[*lines, step(MergeOp.spec(), "s o", "s")], inputs={"s": shape, "o": shape}, outputs=["s"]
         )
     )
-    with pytest.raises(vf.ShapeError, match="must be 3"):
+    with pytest.raises(vf.ShapeError, match="size 2 must be 4"):
         both({"s": torch.zeros(3, 2, 4, 4), "o": torch.ones(1, 2, 9, 9)})
+
+
+def test_what_is_only_merged_with_something_computed_may_be_of_batch_size_one() -> None:
+    shape = ["B", 2, "L", "L"]
+    inputs = {"s": shape, "o": shape}
+    computed = [step(CopyOp.spec(), "s", "t"), step(MergeOp.spec(), "t o", "t")]
+    model = vf.build(ProgramModel.spec(lines=computed, inputs=inputs, outputs=["t"]))
+    assert model({"s": torch.zeros(3, 2, 4, 4), "o": torch.ones(1, 2, 4, 4)})["t"].eq(1).all()
+    with pytest.raises(vf.ShapeError, match="size 0 must be 3"):
+        model({"s": torch.zeros(3, 2, 4, 4), "o": torch.ones(2, 2, 4, 4)})
+    two_inputs = [step(MergeOp.spec(), "s o", "t")]
+    read_again = [*computed, step(CopyOp.spec(), "o", "u")]
+    for lines in (two_inputs, read_again):
+        exact = vf.build(ProgramModel.spec(lines=lines, inputs=inputs, strict=False, outputs=["t"]))
+        with pytest.raises(vf.ShapeError, match="size 0 must be 3"):
+            exact({"s": torch.zeros(3, 2, 4, 4), "o": torch.ones(1, 2, 4, 4)})

@@ -90,7 +90,8 @@ def _sublayer(writer: Writer, layer: Spec, place: Place, deep: bool) -> None:
 
 def whole(writer: Writer, part: Spec, place: Place, reads: str = "x") -> None:
     """A part as one step, with the streams that it reads, and names for those that it publishes."""
-    shapes: Any = dict.fromkeys(streams_of(part) & writer.streams, (1, 1))
+    called = part.part.reads_streams(part.args) if part.kind == "head" else streams_of(part)
+    shapes: Any = dict.fromkeys(called & writer.streams, (1, 1))  # a head holds parts that it does not call
     names = [name for name in published_shapes(part, (1, 1, 1), shapes) if name not in shapes]
     again = [name for name in published_shapes(part, (1, 1, 1), shapes) if name in shapes]
     into = ("x", *again, *(_published(writer, name) for name in names))

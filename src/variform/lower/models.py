@@ -98,8 +98,8 @@ def _transformer(writer: Writer, model: Spec, place: Place, main: str, deep: boo
     reads = streams_of(model)
     padded = [name for name in ("valid", "segments") if name in writer.streams]
     if padded and "positions" in reads - writer.streams and len(_main(model)[1]) < 4:
-        of = "both" if len(padded) == 2 else padded[0]
-        writer.step(CountPositions.spec(of=of), padded, ("positions",))
+        given = "both" if len(padded) == 2 else padded[0]
+        writer.step(CountPositions.spec(given=given), padded, ("positions",))
         writer.streams.add("positions")
     if model["embedding"] is not None:
         _embedding(writer, *place.child("embedding", model["embedding"]), main, deep)

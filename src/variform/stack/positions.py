@@ -24,7 +24,7 @@ class CountPositions(Op):
         valid: [B, L] bool; segments: [B, L] integers -> [B, L] integers
 
     Args:
-        of: what it reads: "valid", "segments", or "both" in this order.
+        given: what it reads: "valid", "segments", or "both" in this order.
     """
 
     arity: ClassVar[int | None] = None
@@ -32,16 +32,16 @@ class CountPositions(Op):
     accepts: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"mask", "ids"}), frozenset({"ids"}))
     can: ClassVar[Can] = Can(decode=False)
 
-    def __init__(self, of: Literal["valid", "segments", "both"] = "valid") -> None:
+    def __init__(self, given: Literal["valid", "segments", "both"] = "valid") -> None:
         super().__init__()
-        self.of = of
+        self.given = given
 
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """One position a token."""
-        wanted = 2 if args["of"] == "both" else 1
+        wanted = 2 if args["given"] == "both" else 1
         if len(inputs) != wanted:
-            raise ShapeError(f"positions of {args['of']!r} are counted from {wanted} streams, not {len(inputs)}")
+            raise ShapeError(f"positions of {args['given']!r} are counted from {wanted} streams, not {len(inputs)}")
         for shape in inputs:
             if len(shape) != 2 or shape != inputs[0]:
                 raise ShapeError(f"positions are counted along [B, L], not {' and '.join(map(shape_text, inputs))}")
@@ -54,7 +54,7 @@ class CountPositions(Op):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Count."""
-        valid = None if self.of == "segments" else inputs[0]
-        counted = count_positions(valid, None if self.of == "valid" else inputs[-1])
+        valid = None if self.given == "segments" else inputs[0]
+        counted = count_positions(valid, None if self.given == "valid" else inputs[-1])
         assert counted is not None
         return counted

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from variform.dialects.configaformers.attention_offset_module import get_alibi
 from variform.dialects.configaformers.errors import ConfigaformersError
 from variform.dialects.configaformers.model_builder import ConfigaFormer, program_spec
 from variform.dialects.configaformers.modules import REQUIRED, TYPES
+from variform.errors import ShapeError
 
 B, L, D, H = 2, 7, 12, 3
 Module = dict[str, Any]
@@ -93,6 +95,8 @@ def test_down_and_up_sampling() -> None:
     close(out["x"], inputs["x"][:, [0, 3, 6]])
     out, inputs, _ = run({"type": "down_sample", "stride": 3, "start_idx": 2}, X)
     close(out["x"], inputs["x"][:, [2, 5]])
+    out, inputs, _ = run({"type": "down_sample", "stride": 2}, HEADS)
+    close(out["x"], inputs["x"][:, :, [0, 2, 4, 6]])
     out, inputs, _ = run({"type": "up_sample", "num_chunks": 4}, X)
     close(out["x"], torch.stack(inputs["x"].split(3, -1), 2).view(B, 4 * L, 3))
 
@@ -106,6 +110,8 @@ def test_cutting_and_joining() -> None:
     close(out["x"], inputs["x"][:, :1])
     out, inputs, _ = run({"type": "cut_sequence", "start": 2, "end": "L"}, X)
     close(out["x"], inputs["x"][:, 2:])
+    with pytest.raises(ShapeError, match="indices 0 to 9 of dimension 1 are wanted"):
+        run({"type": "cut_stream", "start": 0, "end": 9, "cut_dim": 1}, X)
     module = {"type": "cat_streams", "input_list": ["x", "y", "x"], "cat_dim": 1}
     out, inputs, _ = run(module, {**X, "y": ["B", 2, D]})
     close(out["x"], torch.cat((inputs["x"], inputs["y"], inputs["x"]), 1))
@@ -136,6 +142,11 @@ def test_regrouping() -> None:
     close(out["x"], inputs["x"].view(1, B * L, D))
     out, inputs, _ = run({"type": "batch_2_features"}, packed)
     close(out["x"], torch.cat((inputs["x"][:1], inputs["x"][1:]), -1))
+    rows = {"x": [6, "L", D]}
+    out, inputs, _ = run({"type": "unpack_batch", "num_groups": 3}, rows)
+    close(out["x"], inputs["x"].view(2, 3 * L, D))
+    out, inputs, _ = run({"type": "batch_2_features", "num_groups": 3}, rows)
+    close(out["x"][1], torch.cat(tuple(inputs["x"][3:]), -1))
     out, inputs, _ = run({"type": "unpack_features"}, {"x": ["B", "L", 128]})
     close(out["x"], torch.cat(inputs["x"].split(64, -1), 1))
 
@@ -387,3 +398,15 @@ def test_defaults_are_upstreams(formula: Callable[[Tensor], Tensor], module: Mod
         assert torch.equal(out[..., 2:], inputs["x"][..., 2:])
     else:
         close(out, formula(inputs["x"]))
+
+
+def test_an_offset_may_be_merged_with_the_scores() -> None:
+    shapes = {"q": ["B", H, "L", 4], "attn_offset": ["B", H, "L", "L"]}
+    dots = {"type": "mha_dots", "input_name_queries": "q", "input_name_keys": "q"}
+    merge = {"type": "merge_streams", "input_name_1": "attn_dots", "input_name_2": "attn_offset"}
+    sums = {"type": "mha_sum", "input_name_values": "q"}
+    inputs = {"q": tensors(shapes)["q"], "attn_offset": get_alibi(H, max_length=L).double()}
+    merged = build([dots, {**merge, "output_name": "attn_dots"}, sums], shapes)(inputs)["x"]
+    close(merged, build([dots, {"type": "attention_offset"}, sums], shapes)(inputs)["x"])
+    with pytest.raises(ShapeError, match="size 2 must be 7"):
+        build([dots, merge], shapes)({**inputs, "attn_offset": get_alibi(H, max_length=L + 1).double()})

@@ -302,6 +302,15 @@ WRONG_SIZES: list[Bad] = [
         {"x": ["B", 9, 32], "attn_offset": [1, 4, 8, 8]},
         ["line 4 (attention_offset): the offset covers 8 positions, and 9 are needed"],
     ),
+    (
+        "offset that is one too short, whatever the length",
+        [linear("q"), heads("q"), dots("q", "q"), {"type": "attention_offset"}],
+        {"x": ["B", "L_in + 1", 32], "attn_offset": [1, 4, "L_in", "L_in"]},
+        [
+            "line 4 (attention_offset): the offset covers L_in positions, and L_in + 1 are needed",
+            "declare the input 'attn_offset' as (BSZ, 4, L_in + 1, L_in + 1)",
+        ],
+    ),
     ("shift beyond the features", [shift(16, 64)], X, ["line 1 (shift)", "features 16 to 64", "there are 32"]),
     ("shift of nothing", [shift(8, 8)], X, ["line 1 (shift)", "features 8 to 8"]),
     (

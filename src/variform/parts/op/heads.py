@@ -186,7 +186,8 @@ class Offset(Op):
         if offset[0] not in (1, scores[0]):
             raise ShapeError(f"the offset's batch size must be 1 or that of the scores, {scores[0]}, not {offset[0]}")
         for have, need in zip(offset[2:], scores[2:], strict=True):
-            if isinstance(have, int) and isinstance(need, int) and have < need:
+            lack = need - have
+            if isinstance(lack, int) and lack > 0:
                 raise ShapeError(f"the offset covers {have} positions, and {need} are needed")
         return (scores,)
 

@@ -128,6 +128,17 @@ class Dim:
                 found |= {atom} if isinstance(atom, str) else atom.of.symbols()
         return frozenset(found)
 
+    def at(self, sizes: Mapping[str, int | Dim]) -> int | Dim:
+        """The expression with some names replaced by sizes, known or not."""
+        total: int | Dim = 0
+        for monomial, factor in self.terms:
+            term: int | Dim = factor
+            for atom in monomial:
+                inner = sizes.get(atom, Dim.symbol(atom)) if isinstance(atom, str) else atom.of.at(sizes) // atom.by
+                term = inner * term
+            total = term + total
+        return total
+
     def value(self, sizes: Mapping[str, int]) -> int:
         """The number, where every name has a size."""
         total = 0

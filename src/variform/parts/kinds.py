@@ -48,6 +48,11 @@ class StreamPart(Part):
         def __call__(self, x: Tensor, streams: Streams) -> Output: ...
 
     @classmethod
+    def in_streams(cls, args: Facts) -> dict[str, Shape]:
+        """The shapes of streams that it reads, where it declares them: `B` and `L` are those of its input."""
+        return {}
+
+    @classmethod
     def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
         """The shapes of the streams that it publishes itself, so that a step of a program can name them.
 

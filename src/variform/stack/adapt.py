@@ -21,6 +21,7 @@ from variform.errors import ShapeError, did_you_mean
 from variform.ops.scores import DenseBias
 from variform.parts.kinds import CONTENTS, Embedding, Op, Sides, State, StreamPart, Streams, call
 from variform.parts.mixer.multi_head import refuse_streams
+from variform.stack.declared import check_declared
 from variform.stack.inputs import as_mask
 
 Outputs = tuple[Any, ...]
@@ -126,6 +127,7 @@ def output_shapes(op: Spec, names: Sequence[str], inputs: tuple[Shape, ...], int
     if op.kind != "norm":
         _refuse_unread(op, adapter, streams)
         _check_streams(op, mains, streams)
+        check_declared(op, mains[0], streams)
     results = adapter.shapes(op, mains, streams)
     named, published = tuple(into[len(results) :]), published_shapes(op, mains[0], streams)
     if sorted(named) == sorted(published):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -69,6 +69,9 @@ class Program(Layer):
         self.output = output
         self.stages, _ = plan(self.lines, frozenset({output}), fuse=attention == "fused")
 
+    pairwise: ClassVar[bool] = True
+    """Its lines say what becomes of streams with a number for each pair of tokens, where it decodes."""
+
     @classmethod
     def follow(cls, slot: str, facts: Facts) -> Follower:
         """Shapes go from line to line."""
@@ -98,6 +101,11 @@ class Program(Layer):
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The declared streams."""
         return frozenset(args.get("streams") or ())
+
+    @classmethod
+    def in_streams(cls, args: Facts) -> dict[str, Shape]:
+        """The declared streams."""
+        return {name: parse_shape(sizes) for name, sizes in (args.get("streams") or {}).items()}
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the lines."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from variform.core.dims import Shape, parse_shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
@@ -98,6 +99,11 @@ class CrossMultiHead(Mixer):
         if not attention.part.abilities(dict(attention.args)).cross:
             found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
         return found
+
+    @classmethod
+    def in_streams(cls, args: Facts) -> dict[str, Shape]:
+        """A context of any length."""
+        return {"context": parse_shape(("B", "L_context", args["dim_context"] or args["dim"]))}
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:

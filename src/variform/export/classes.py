@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -110,7 +111,8 @@ def module_class(node: ast.ClassDef, actual: type, facts: Facts | None, known: K
     _bar_inherited(actual, methods)
     here = replace(known, own={} if facts is None else facts.own)
     kept: dict[str, ast.FunctionDef] = {}
-    waiting = [name for name in _ROOTS if name in methods]
+    is_whole = not issubclass(actual, Part) and actual.__module__ != _STANDINS  # others may call any of its methods
+    waiting = [name for name in methods if is_whole or name in _ROOTS]
     while waiting:
         method = methods[waiting.pop(0)]
         if method.name in kept:
@@ -207,12 +209,13 @@ def name_inputs(forward: ast.FunctionDef, count: int | None = None) -> None:
     match forward.body[0]:
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Name(id="inputs")):
             names = [target.id for target in targets if isinstance(target, ast.Name)]
-            forward.body = forward.body[1:]
+            body = forward.body[1:]
         case _:
             names = ["x", "y", "z"][: max(count or 1, _most_inputs(forward))]
-            forward.body = [_Inputs(names).visit(node) for node in forward.body]
-    if any(isinstance(node, ast.Name) and node.id == "inputs" for item in forward.body for node in ast.walk(item)):
-        raise Unsupported("it takes any number of inputs")
+            body = [_Inputs(names).visit(copy.deepcopy(node)) for node in forward.body]
+    if any(isinstance(node, ast.Name) and node.id == "inputs" for item in body for node in ast.walk(item)):
+        return  # they are used as a whole
+    forward.body = body
     forward.args.vararg = None
     hint = at(_STANDINS, "Tensor").id
     forward.args.args += [ast.arg(name, ast.Name(hint, ast.Load())) for name in names]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import keyword
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from variform.core.spec import Shared, Spec, described
+from variform.core.spec import Shared, Spec
 from variform.export.fold import constant
 
 Fields = Mapping[str, ast.expr | None]
@@ -20,6 +22,7 @@ class Construct:
         fields: for a part's class, the parameters that its constructor has in the file.
         called: for a spec, the name of its class in the file.
         special: writes the construction of parts that have one of their own; None for all others.
+        parts: the descriptions of shared parts by name.
     """
 
     def __init__(
@@ -27,10 +30,12 @@ class Construct:
         fields: Callable[[Spec], Fields],
         called: Callable[[Spec], str],
         special: Callable[[Spec], ast.expr | None],
+        parts: Mapping[str, Spec],
     ) -> None:
         self.fields = fields
         self.called = called
         self.special = special
+        self.parts = parts
         self.before: list[ast.stmt] = []
         self.shared: dict[str, str] = {}
 
@@ -55,10 +60,8 @@ class Construct:
 
     def _shared(self, shared: Shared) -> ast.expr:
         if shared.name not in self.shared:
-            inner = described(shared)
-            assert isinstance(inner, Spec), "a resolved spec holds the part at the first use"
-            value = self.of(inner)
-            name = self.shared[shared.name] = _identifier(shared.name, set(self.shared.values()))
+            value = self.of(self.parts[shared.name])
+            name = self.shared[shared.name] = identifier(shared.name)
             self.before.append(ast.Assign([ast.Name(name, ast.Store())], value))
         return ast.Name(self.shared[shared.name], ast.Load())
 
@@ -94,9 +97,7 @@ def _is_description(value: Any) -> bool:
     return isinstance(value, (Spec, Shared))
 
 
-def _identifier(name: str, taken: set[str]) -> str:
-    found = "".join(c if c.isalnum() else "_" for c in name).strip("_") or "shared"
-    found = f"shared_{found}" if found[0].isdigit() else found
-    while found in taken:
-        found += "_"
-    return found
+def identifier(name: str) -> str:
+    """A name as a variable."""
+    found = re.sub(r"\W+", "_", name).strip("_") or "shared"
+    return f"shared_{found}" if found[0].isdigit() or keyword.iskeyword(found) else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 
 from variform.core.dims import Shape
 from variform.core.spec import Shared, Spec, described, shared_specs
+from variform.export.construct import identifier
 from variform.export.fold import Known
 from variform.export.shake import Shaken
-from variform.export.steps import Fused, fused_groups, step_value
+from variform.export.steps import Fused, cut_value, fused_groups, step_value
+from variform.parts.op.cutting import CutOp
 from variform.parts.op.tokenwise import EmbeddingOp, LinearOp
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Stage, Step
@@ -34,6 +36,7 @@ class Scope:
         keys: where each module stands in a weights file.
         takes: names of shared modules that the constructor is given.
         modules: names of modules that are taken.
+        streams: whether its steps read the streams of the model around it.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Scope:
     keys: list[tuple[str, str]] = field(default_factory=list)
     takes: dict[str, None] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
+    streams: bool = False
 
     def module_name(self, wanted: str) -> str:
         """A name for a module that is free."""
@@ -76,6 +80,7 @@ class ProgramWriter:
         self.inputs = {name: value.shape for name, value in values.items()}
         self.names: dict[str, str] = {}
         self.written: dict[Any, tuple[str, tuple[str, ...]]] = {}
+        self.reading: dict[Any, bool] = {}
 
     def write(self) -> tuple[str, tuple[str, ...]]:
         """Write the program's class; its name, and the names of the shared modules that it is given."""
@@ -146,15 +151,22 @@ class ProgramWriter:
         path, keys, start, end, order = where
         known = (spec.canonical_key(), stage.takes, stage.gives)
         if known not in self.written:
-            inner = Scope(self._class_name(_identifier(spec["label"].replace("#", "").title().replace(" ", "")) or "Block"))
+            inner = Scope(
+                self._class_name(_identifier(spec["label"].replace("#", "").title().replace(" ", "")) or "Block")
+            )
             self._lines(inner, block.lines, stage.inner, spec["lines"], f"{path}.{start}.lines", "lines")
             takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
-            self.written[known] = self._class(inner, takes, [], f"return {gives}", f"{spec['label'] or 'A block'} of the program.")
+            takes += ", streams" if inner.streams else ""
+            about = f"{spec['label'] or 'A block'} of the program."
+            self.written[known] = self._class(inner, takes, [], f"return {gives}", about)
+            self.reading[known] = inner.streams
         name, shared = self.written[known]
+        scope.streams = scope.streams or self.reading[known]
         scope.takes.update(dict.fromkeys(shared))
-        called = f"{name}({', '.join(shared)})"
+        called = f"{name}({', '.join(map(identifier, shared))})"
         attribute = scope.module_name("blocks" if end - start > 1 else "block")
         takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
+        takes += ", streams" if self.reading[known] else ""
         run = f"checkpoint(%s, {takes}, use_reentrant=False)" if self._recomputes() else f"%s({takes})"
         if self._recomputes():
             self.shaken.need("variform.export.standins", "checkpoint")
@@ -179,13 +191,16 @@ class ProgramWriter:
             new = step.into[0] not in (*step.takes, "x")
             attribute = scope.module_name(_identifier(step.into[0] if new else line["label"] or described_op.name))
             plain = None if shared is not None else _torch_module(described_op)
-            scope.keys.append((attribute, f"{key}.project" if plain is not None and described_op.part is LinearOp else key))
+            scope.keys.append(
+                (attribute, f"{key}.project" if plain is not None and described_op.part is LinearOp else key)
+            )
             if plain is not None:
                 scope.making.append(_assign(f"self.{attribute}", plain))
             elif shared is not None:
-                scope.takes[_identifier(shared.name)] = None
-                scope.making.append(_assign(f"self.{attribute}", _identifier(shared.name)))
+                scope.takes[shared.name] = None
+                scope.making.append(_assign(f"self.{attribute}", identifier(shared.name)))
             else:
+                scope.takes.update(dict.fromkeys(_shared_in(described_op)))
                 making = _assign(f"self.{attribute}", "None")
                 self.later.append((making, described_op))
                 scope.making.append(making)
@@ -194,7 +209,15 @@ class ProgramWriter:
         shapes = [shape for _, shape in self.shapes[path]]
         flat = len(shapes[0]) == 3
         heads = self.reads[path][-1][1][1] if group is not None and group.role == "sum" else None
-        found = step_value(step, self.name, own, group, self.known, self.shaken, heads, flat)
+
+        def streams() -> str:
+            scope.streams = scope.streams or isinstance(self.part, Program)
+            return "streams" if isinstance(self.part, Program) else ""
+
+        value = cut_value(step, self.name, self.reads[path]) if isinstance(step.op, CutOp) else None
+        found = value or step_value(
+            step, self.name, own, group, (self.known, self.shaken), heads if flat else None, streams
+        )
         for statement in found:
             scope.running.append(statement if statement is not found[-1] else self._noted(statement, shapes))
 
@@ -219,7 +242,7 @@ class ProgramWriter:
         hints = {"streams": "dict[str, Any]", "inputs": "dict[str, Tensor]"}
         shared = tuple(scope.takes)
         arguments = ", ".join(f"{name}: {hints.get(name, 'Tensor')}" for name in takes.split(", "))
-        given = "".join(f", {name}: nn.Module" for name in shared)
+        given = "".join(f", {identifier(name)}: nn.Module" for name in shared)
         returns = "dict[str, Tensor]" if takes == "inputs" else "Tensor" if ", " not in last else "tuple[Tensor, ...]"
         for name in ("Tensor", "nn", "Any"):
             self.shaken.need("variform.export.standins", name)
@@ -254,6 +277,15 @@ def _runs(modules: Sequence[Any], stages: Sequence[Stage], specs: Sequence[Any])
             end += 1
         yield start, end
         start = end
+
+
+def _shared_in(spec: Spec) -> Iterator[str]:
+    for _, _, child in spec.children():
+        if isinstance(child, Shared):
+            yield child.name
+        inner = described(child)
+        if isinstance(inner, Spec):
+            yield from _shared_in(inner)
 
 
 def _torch_module(op: Spec) -> str | None:
@@ -308,4 +340,3 @@ def _shape(shape: Shape | None) -> str:
 
 
 _TAKEN = ("self", "inputs", "streams", "torch", "nn", "F", "math", "block", "range", "super", "checkpoint")
-

@@ -234,9 +234,13 @@ class _Folder(ast.NodeTransformer):
                 node.func = ast.Attribute(at("variform.export.standins", "nn"), "ModuleList", ast.Load())
             case ast.Call(func=ast.Name(id="call"), args=[part, x, streams, *_]) if not self.known.publishes:
                 return ast.Call(part, [x, streams], [])
-            case ast.Call(func=ast.Attribute(attr=attr), args=[x, ast.Constant(value=None)]) if attr.endswith("norm"):
+            case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=[x, ast.Constant(value=None)]) if (
+                name.endswith("norm")
+            ):
                 node.args = [x]  # without a condition
-            case ast.Call(func=ast.Name(id="attend") | ast.Attribute(attr="scaled_dot_product_attention")):
+            case ast.Call(
+                func=ast.Name(id="attend" | "attend_with_memory") | ast.Attribute(attr="scaled_dot_product_attention")
+            ):
                 node.keywords = [k for k in node.keywords if not _is_default(k.value)]
             case ast.Call(func=ast.Name(id="Sides")):
                 node.keywords = [k for k in node.keywords if not _is_nothing(k.value)]

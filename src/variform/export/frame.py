@@ -15,7 +15,6 @@ from variform.core.part import Part
 from variform.export.shake import Shaken
 from variform.export.write import statements
 from variform.parts.kinds import Model
-from variform.parts.op.tokenwise import EmbeddingOp
 
 
 def file_text(model: Part, shaken: Shaken, making: Sequence[ast.stmt], takes: str, about: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from variform.core.part import Part
 from variform.export.classes import name_inputs
 from variform.export.fold import PRESENT, Known, fold
-from variform.export.shake import Shaken, Unsupported, definition
+from variform.export.shake import Shaken, definition
 from variform.parts.kinds import Op
 from variform.parts.op.tokenwise import ActivationOp
 
@@ -45,9 +45,8 @@ def inlined(op: Part, known: Known, shaken: Shaken, reads: Sequence[str]) -> ast
     if inspect.getdoc(op.forward):
         forward.body = [n for n in forward.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     _without_hints(forward)
-    try:
-        name_inputs(forward, len(reads))
-    except Unsupported:
+    name_inputs(forward, len(reads))
+    if forward.args.vararg is not None:
         return None
     names = [arg.arg for arg in forward.args.args[1:]]
     _without_hints(forward)

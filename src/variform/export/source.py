@@ -15,11 +15,11 @@ from variform.core.build import build
 from variform.core.codec import as_spec
 from variform.core.part import Part
 from variform.core.resolve import resolve
-from variform.core.spec import Spec
+from variform.core.spec import Shared, Spec, shared_specs
 from variform.errors import ConfigError
 from variform.export.classes import Facts, prepare
-from variform.export.emit_program import ProgramWriter
 from variform.export.construct import Construct, Fields
+from variform.export.emit_program import ProgramWriter
 from variform.export.frame import file_text
 from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
@@ -86,7 +86,8 @@ class _Writer:
         prune(self.shaken.pieces, self.facts)
         narrow(self.shaken.pieces, roots, self.known)
         prune(self.shaken.pieces, self.facts)
-        construct = Construct(self._fields, self._called, self._program)
+        construct = Construct(self._fields, self._called, self._program, shared_specs(self.spec))
+        self.construct = construct
         for assignment, part in self.later:
             assignment.value = construct.of(part)
         value = construct.of(self.spec)
@@ -120,7 +121,7 @@ class _Writer:
         if spec not in self.programs:
             return None
         name, shared = self.programs[spec]
-        return ast.Call(ast.Name(name, ast.Load()), [ast.Name(item, ast.Load()) for item in shared], [])
+        return ast.Call(ast.Name(name, ast.Load()), [self.construct.of(Shared(item)) for item in shared], [])
 
     def _definition(self, spec: Spec) -> ast.ClassDef:
         place = (spec.part.__module__, spec.part.__qualname__)

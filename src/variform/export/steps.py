@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from variform.core.dims import Shape
 from variform.export.fold import Known
 from variform.export.inline import inlined
 from variform.export.shake import Shaken, Unsupported
 from variform.parts.kinds import Op
-from variform.parts.op.heads import Offset, Scores, WeightedSum
+from variform.parts.op.cutting import CutOp
+from variform.parts.op.heads import Offset, WeightedSum
 from variform.stack.lines import Stage, Step
 
 _STANDINS = "variform.export.standins"
@@ -24,14 +26,14 @@ class Fused:
     Args:
         scores: the step that asks for scores.
         offsets: what is added to them, in order: the step, and the name of the offset.
+        factors: the learned factors of steps, as they are written.
         role: what the step at hand is in it: "scores", "offset" or "sum".
-        keeps: names that are overwritten before the sum, and must be kept under another.
     """
 
     scores: Step
     offsets: list[tuple[Step, str]] = field(default_factory=list)
+    factors: dict[Step, str] = field(default_factory=dict)
     role: str = ""
-    keeps: frozenset[str] = frozenset()
 
 
 def fused_groups(modules: Sequence[Any], stages: Sequence[Stage]) -> dict[int, Fused]:
@@ -59,7 +61,7 @@ def fused_groups(modules: Sequence[Any], stages: Sequence[Stage]) -> dict[int, F
             raise Unsupported(f"{', '.join(sorted(used & written))} is overwritten before the attention that reads it")
         roles = ["scores", *["offset"] * (len(places) - 2), "sum"]
         for place, role in zip(places, roles, strict=True):
-            found[place] = Fused(group.scores, group.offsets, role)
+            found[place] = Fused(group.scores, group.offsets, group.factors, role)
     return found
 
 
@@ -68,10 +70,9 @@ def step_value(
     named: Callable[[str], str],
     own: Callable[[], str],
     group: Fused | None,
-    known: Known,
-    shaken: Shaken,
+    model: tuple[Known, Shaken],
     heads: Any,
-    flat: bool,
+    streams: Callable[[], str],
 ) -> list[ast.stmt]:
     """The statements of a step.
 
@@ -80,20 +81,22 @@ def step_value(
         named: the variable of a named tensor.
         own: makes an attribute for the step's part, and gives its name.
         group: the fused attention that it belongs to.
-        known: of the model.
-        shaken: takes in what the statements need.
-        heads: of the attention that it ends.
-        flat: whether its first result is [B, L, features].
+        model: what is known of the model, and what takes in what the statements need.
+        heads: of the attention that it ends, where its values are features of all heads.
+        streams: the streams of the model around it; empty where there is none.
     """
-    reads, into = [named(name) for name in step.takes], ", ".join(map(named, step.into))
-    if group is not None and group.role != "sum":
-        return []
+    known, shaken = model
+    if group is not None and group.role == "sum":
+        return _attention(step, named, own, group, shaken, heads)
     if group is not None:
-        return _attention(step, named, own, group, shaken, heads if flat else None)
+        if isinstance(step.op, Offset) and step.op.scale is not None:
+            group.factors[step] = f"{own()}.scale"
+        return []
+    reads, into = [named(name) for name in step.takes], ", ".join(map(named, step.into))
     value = inlined(step.op, known, shaken, reads)
     if value is not None:
         return [ast.Assign([ast.parse(into, mode="eval").body], value)]
-    return _parsed(f"{into} = {_call(step, reads, own, shaken)}")
+    return _parsed(f"{into} = {_call(step, reads, own, shaken, streams)}")
 
 
 def _attention(
@@ -101,20 +104,20 @@ def _attention(
 ) -> list[ast.stmt]:
     (q, k), v = map(named, group.scores.takes), named(step.takes[0])
     assert isinstance(step.op, WeightedSum)
-    attend = shaken.need(_STANDINS, "attend_scores")
+    attend, queries = shaken.need(_STANDINS, "attend_scores"), q
     if heads is not None:
         v = f"{shaken.need(_STANDINS, 'split_heads')}({v}, {heads})"
     if step.op.norm is not None:
         v = f"{own()}.norm({v})"
     total = ""
     for other, name in group.offsets:
-        cut = named(name)
-        if isinstance(other.op, Offset) and other.op.scale is not None:
-            raise Unsupported("a scaled offset in a fused attention")
+        cut, factor = named(name), group.factors.get(other)
+        if factor is not None:
+            queries, total = f"{factor} * {queries}", total and f"{factor} * ({total})"
         if len(group.offsets) > 1:
             cut = f"{shaken.need(_STANDINS, 'offset_for')}({cut}, {q}, {k})"
         total = f"{total} + {cut}" if total else cut
-    given = ", ".join(filter(None, [q, k, v, total, "causal=True" if step.op.causal else ""]))
+    given = ", ".join(filter(None, [queries, k, v, total, "causal=True" if step.op.causal else ""]))
     y = named(step.into[0])
     code = f"{y} = {attend}({given})"
     if heads is not None:
@@ -122,30 +125,58 @@ def _attention(
     return _parsed(code)
 
 
-def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken) -> str:
+def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken, streams: Callable[[], str]) -> str:
     kind = step.op.kind
     if isinstance(step.op, Op) or kind in ("norm", "residual"):
         return f"{own()}({', '.join(reads)})"
     count = {"rotation": 2, "attention": 3}.get(kind, 1)
     extra = dict(zip(step.takes[count:], reads[count:], strict=True))
     lost = sorted(set(extra) & {"mask", "segments", "bias"})
-    if lost or (extra and kind in ("rotation", "attention", "position", "bias")):
-        raise Unsupported(f"a step of kind {kind} that reads the stream {', '.join(lost or extra)}")
-    streams = "{" + ", ".join(f'"{name}": {value}' for name, value in extra.items()) + "}"
-    match kind:
-        case "position":
-            return f"{reads[0]} + {own()}(None, {reads[0]}.shape[1], {reads[0]})"
-        case "rotation":
-            return f"{own()}({reads[0]}, {reads[1]}, None, None)"
-        case "attention":
-            return f"{own()}({', '.join(reads)}, {shaken.need(_STANDINS, 'Sides')}())"
-        case "bias":
-            raise Unsupported("a bias as a step")
-    return f"{own()}({reads[0]}, {streams})"
+    if kind == "bias" or lost or (extra and kind in ("rotation", "attention", "position")):
+        raise Unsupported(f"a step of kind {kind} with {', '.join(lost or extra) or 'scores'}")
+    around = streams()
+    if kind in ("position", "rotation"):
+        positions = f'{around}.get("positions")' if around else "None"
+        if kind == "position":
+            return f"{reads[0]} + {own()}({positions}, {reads[0]}.shape[1], {reads[0]})"
+        return f"{own()}({reads[0]}, {reads[1]}, {positions}, {positions})"
+    if kind == "attention":
+        sides = [f'{name}={around}.get("{name[2:]}")' for name in _SIDES] if around else []
+        return f"{own()}({', '.join(reads)}, {shaken.need(_STANDINS, 'Sides')}({', '.join(sides)}))"
+    pairs = [f"**{around}"] if around else []
+    pairs += [f'"{name}": {value}' for name, value in extra.items()]
+    given = around if around and not extra else f"{{{', '.join(pairs)}}}"
+    return f"{own()}({reads[0]}, {given})"
+
+
+def cut_value(step: Step, named: Callable[[str], str], reads: Sequence[tuple[str, Shape]]) -> list[ast.stmt]:
+    """A slice, with bounds that are numbers or sizes of what is read."""
+    op, (first, shape) = step.op, reads[0]
+    assert isinstance(op, CutOp)
+
+    def bound(size: Any) -> str:
+        if size is None or isinstance(size, int):
+            return "" if size is None else str(size)
+        tree = ast.parse(str(size), mode="eval").body
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                node.id = _size(node.id)
+        return ast.unparse(tree)
+
+    def _size(name: str) -> str:
+        for read, sizes in reads:
+            for place, size in enumerate(sizes):
+                if str(size) == name:
+                    return f"{named(read)}.shape[{place}]"
+        raise Unsupported(f"a cut at {name}, which is no size of what it reads")
+
+    start = "" if op.start == 0 else bound(op.start)
+    before = ":, " * (op.axis % len(shape))
+    return _parsed(f"{named(step.into[0])} = {named(first)}[{before}{start}:{bound(op.stop)}]")
+
+
+_SIDES = ("q_positions", "k_positions", "q_valid", "k_valid")
 
 
 def _parsed(code: str) -> list[ast.stmt]:
     return ast.parse(code).body
-
-
-__all__ = ["Fused", "Scores", "fused_groups", "step_value"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
-from variform.core.part import Part
 from variform.core.spec import Spec, described
 from variform.export.classes import Facts, facts_of
 from variform.export.fold import Known
@@ -90,7 +88,9 @@ def _asked(model: nn.Module, specs: list[Spec]) -> dict[str, bool]:
         "dropout": any(found.get("dropout") for found in attentions),
         "scale": any(found.get("scale") is not None for found in attentions),
         "back": any(found.part is LocalAttention for found in attentions),
-        "grouped": any(vars(m).get("kv_heads") != vars(m).get("heads") for m in model.modules() if "kv_heads" in vars(m)),
+        "grouped": any(
+            vars(m).get("kv_heads") != vars(m).get("heads") for m in model.modules() if "kv_heads" in vars(m)
+        ),
     }
 
 

@@ -308,6 +308,9 @@ def test_mistakes_in_a_nested_program_have_their_place() -> None:
     inner = [{"type": "linear", "output_dim": 16}, {"type": "norm", "input_name": "z"}]
     found = problems(blocks([{"type": "norm"}, {"type": "program", "config": inner}], repeat=2))
     assert "Block #1, line 2 (program), line 2 (norm): reads 'z'" in found["blocks.0.config.1.config.1"]
+    step = {"type": "program", "config": [{"type": "linear"}], "streams": {"c": ["B"]}, "input_names": ["x", "c"]}
+    found = problems(blocks([step]), {**X, "c": ["B"]})
+    assert "'c' is never read" in found["blocks.0.config.0.streams.c"]
     found = problems(blocks([{"type": "program"}, {"type": "program", "config": 3}]))
     assert "a list of modules" in found["blocks.0.config.0.config"]
     assert "list of dicts" in found["blocks.0.config.1.config"]

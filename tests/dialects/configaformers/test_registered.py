@@ -192,7 +192,7 @@ def test_rearrange_names_its_axes() -> None:
     x = torch.randn(2, 5, 24)
     assert torch.equal(model({"x": x})["x"], x)
     assert "7 does not divide" in refused({**split, "h": 7})["0"]
-    assert "no axis 'hh'" in refused({**split, "h": 3, "hh": 2})["0.lengths.hh"]
+    assert "no axis 'hh'" in refused({**split, "h": 3, "hh": 2})["0.hh"]
     assert "needs this key" in refused({"type": "rearrange"})["0.pattern"]
     assert "two sides" in refused({"type": "rearrange", "pattern": "b l d"})["0.pattern"]
 

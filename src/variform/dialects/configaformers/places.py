@@ -10,6 +10,10 @@ from variform.dialects.configaformers.modules import TYPES
 from variform.errors import Problem, join_path
 
 
+_FIELDS = {("program", "inputs"): "streams", ("rearrange", "lengths"): ""}
+"""What a step's keys are called where they are not fields of its part."""
+
+
 @dataclass
 class Place:
     """Where one line, or one block, of a program comes from.
@@ -78,4 +82,7 @@ def _key(kind: str, below: list[str]) -> str:
     if len(below) < 2 or below[0] != "op":
         return ""
     known: Mapping[str, str] | None = TYPES[kind.lower()].fields if kind.lower() in TYPES else None
-    return ".".join(below[1:]) if known is None else known.get(below[1], "")
+    if known is not None:
+        return known.get(below[1], "")
+    first = _FIELDS.get((kind.lower(), below[1]), below[1])
+    return ".".join(filter(None, (first, *below[2:])))

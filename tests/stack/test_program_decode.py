@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import variform as vf
 from variform.dialects.configaformers import ConfigaFormer, get_alibi
 from variform.dialects.configaformers.prebuilt_blocks import copygate_block, normformer_block, transformer_block
+from variform.lower import lower
 from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.kinds import Model
 from variform.parts.op.heads import MergeHeads, Offset, Scores, SplitHeads, WeightedSum
@@ -79,6 +81,12 @@ LAZY = [  # the second sum takes the weights of the first (LazyFormer)
     {"type": "mha_sum", "input_name_values": "v", "input_name_attn_scores": "weights"},
     *seed_attention()[-2:],
 ]
+NESTED = {
+    "type": "program",
+    "config": seed_attention(SHIFT, WIDE),
+    "streams": {"attn_offset": ["B", HEADS, "L", "L"]},
+    "input_names": ["x", "attn_offset"],
+}
 OFFSET = get_alibi(HEADS, LENGTH + 9).double()
 ONE = {"one": torch.ones(1, dtype=torch.float64)}
 
@@ -92,6 +100,12 @@ FORMERS: dict[str, tuple[Callable[[], ConfigaFormer], Held]] = {
     "transformer_block": (lambda: former(transformer_block(HEADS, DIM), transformer_block(HEADS, DIM)), {}),
     "normformer_block": (lambda: former(normformer_block(HEADS, DIM)), {}),
     "copygate_block": (lambda: former(copygate_block(HEADS, DIM), one=[1]), ONE),
+    "program in a program": (
+        lambda: former(
+            [NESTED, NESTED], [{"type": "linear", "output_name": "y"}, {"type": "merge_streams", "input_name_2": "y"}]
+        ),
+        {},
+    ),
     "parts": (
         lambda: former(
             seed_attention(), [{"type": "multi_head", "heads": HEADS, "attention": {"part": "softmax", "causal": True}}]
@@ -341,6 +355,42 @@ def test_context_of_a_program_layer_is_held() -> None:
         whole = model(ids, context=context)
         state = model.init_state(ROWS, LENGTH, context=context)
         torch.testing.assert_close(ragged(model, state, ids, 1), whole, **WHOLE)
+
+
+@pytest.mark.parametrize("depth", ["parts", "ops"])
+@pytest.mark.parametrize("preset", ["gpt", "llama", "seq2seq"])
+def test_a_native_model_as_a_program_decodes(preset: str, depth: Any) -> None:
+    """The encoder, which looks ahead, reads a source that the state holds: it runs once, where the state is made."""
+    spec = getattr(vf.models, preset)(vocab_size=VOCAB, dim=DIM, depth=2, heads=HEADS, max_seq_len=40)
+    model = vf.build(lower(spec, depth=depth).spec).double().eval()
+    held = {"source": torch.randint(VOCAB, (ROWS, 5))} if preset == "seq2seq" else {}
+    name, ids = "target" if held else "ids", some_ids()
+
+    def run(chunk: Tensor, **more: Any) -> Any:
+        out, state = model({name: chunk}, **more)
+        return out["x"], state
+
+    with torch.no_grad():
+        state = model.init_state(ROWS, LENGTH, **held)
+        assert any("held" in branch for branch in state["parts"].values()) == bool(held)
+        torch.testing.assert_close(ragged(run, state, ids, 1), model({name: ids, **held})["x"], **WHOLE)
+
+
+@pytest.mark.slow
+def test_compiled_steps_share_two_graphs() -> None:
+    """One for the first length, one for all others, without a break."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    (model, held), ids = built("token shift"), some_ids()
+    run = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        out, state = model({"emb_ids": ids[:, :3]}, state=model.init_state(ROWS, LENGTH + 1, bucket=16, **held))
+        outs = [out["x"]]
+        for place in range(3, LENGTH):
+            out, state = run({"emb_ids": ids[:, place : place + 1]}, state=state)
+            outs.append(out["x"])
+        torch.testing.assert_close(torch.cat(outs, 1), at_once(model, ids, held), **WHOLE)
+    assert counter.frame_count <= 2
 
 
 # ---- what is refused, before anything runs ----

@@ -32,7 +32,7 @@ class Lines:
 
     Args:
         known: what is known of each name; None where a line before could not be followed.
-        values: tensors that stay the same from call to call, by name.
+        values: tensors that stay the same from call to call, and whole pairs, of which calls take their part; by name.
         batch: rows.
         max_len: the most tokens a row will hold.
         like: gives dtype and device of what is kept.
@@ -108,7 +108,7 @@ def lines_state(
     Args:
         lines: in order.
         known: what the program starts from.
-        values: those tensors of it that stay the same from call to call.
+        values: those tensors of it that stay the same from call to call, and whole pairs.
         batch: rows.
         max_len: the most tokens a row will hold.
         like: gives dtype and device.
@@ -195,6 +195,8 @@ def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...])
             raise ShapeError(
                 f"it keeps a state, and the positions and padding of a call come with that; not as {name!r}"
             )
+    if getattr(op, "pairwise", False):  # a program: it follows its own lines with what it is given
+        inputs = tuple(flow for flow in inputs if not flow.pairs)
     if isinstance(op, Attention):
         if inputs[1].held != inputs[2].held or not inputs[0].rows:
             raise ShapeError("queries are those of tokens; keys and values both, or neither")
@@ -215,16 +217,18 @@ def layer_state(
         shapes: of `x` and the declared streams.
         batch: rows.
         max_len: the most tokens a row will hold.
-        streams: what stays the same, among others.
+        streams: what stays the same, and whole pairs, among others.
 
     Raises:
         ConfigError: naming each line or stream that cannot decode.
     """
     known = {name: Flow(shape, "L") for name, shape in shapes.items()}
     held = {name: streams[name] for name, flow in known.items() if flow.held and streams.get(name) is not None}
+    whole = {name: streams[name] for name, flow in known.items() if flow.pairs and streams.get(name) is not None}
+    known.update({name: template_flow(known[name], value) for name, value in whole.items()})
     for name, flow in known.items():
-        if name not in held and len(flow.along) != 1:
+        if name not in held and name not in whole and len(flow.along) != 1:
             why = "is not given where the state is made" if flow.held else "does not come token by token"
             raise ConfigError(f"cannot decode step by step: the stream {name!r} of the program {why}")
-    state = lines_state(lines, known, held, batch, max_len, like_of(layer, held))
+    state = lines_state(lines, known, {**held, **whole}, batch, max_len, like_of(layer, held))
     return {**state, "held": held} if held else state

@@ -54,11 +54,13 @@ class Misfit:
 
 
 def repair(misfit: Misfit) -> str:
-    """The hint for shapes that do not fit: one name for two sizes, another stream, or a module before it."""
-    found = [*_first(_one_name(misfit)), *_first(_other_streams(misfit))]
-    if len(misfit.names) > 1:  # a step that reads one stream says itself what it needs
-        found += _first(_modules(misfit)) or _first(_declarations(misfit))
-        found = found or ["change one of the lines that these streams come from, so that they agree"]
+    """The hint for shapes that do not fit: one name for two sizes, a module before it, or another stream."""
+    several = len(misfit.names) > 1  # a step that reads one stream says itself what it needs
+    found = _first(_one_name(misfit))
+    found += (_first(_modules(misfit)) or _first(_declarations(misfit))) if several else []
+    found += _first(_other_streams(misfit))
+    if several and not found:
+        found = ["change one of the lines that these streams come from, so that they agree"]
     return "; or ".join(found)
 
 

@@ -14,7 +14,7 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError, did_you_mean
 from variform.parts.kinds import CONTENTS, Op
-from variform.parts.op.heads import STEPWISE
+from variform.parts.op.common import STEPWISE
 from variform.parts.op.scale import place
 
 Bound = int | str

@@ -17,7 +17,7 @@ from variform.errors import Problem, ShapeError
 from variform.ops.rotary import apply_rotary, rotary_rows, rotary_tables, rotate
 from variform.parts.flows import Flow, each_token
 from variform.parts.kinds import Op, State, Streams
-from variform.parts.op.heads import STEPWISE
+from variform.parts.op.common import STEPWISE
 
 Size = Annotated[int, Field(gt=0)]
 

@@ -12,7 +12,7 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ShapeError
 from variform.parts.kinds import Op
-from variform.parts.op.heads import NO_STREAMS, divided
+from variform.parts.op.common import NO_STREAMS, divided
 
 Size = Annotated[int, Field(gt=0)]
 

@@ -17,7 +17,7 @@ from variform.core.registry import register
 from variform.errors import Problem, ShapeError
 from variform.parts.flows import Flow, each_token
 from variform.parts.kinds import Op, State, Streams
-from variform.parts.op.heads import STEPWISE
+from variform.parts.op.common import STEPWISE
 
 Piece = tuple[int, int, int]
 """First feature, the one after the last, and how many tokens further on it is read (negative: further back)."""

@@ -16,7 +16,7 @@ from variform.stack.adapt import ADAPTERS, output_shapes, step_facts
 from variform.stack.lines import Block, Step
 from variform.stack.rows import Row, Sound, Trace, names_or_none, place_text, unshared
 from variform.stack.suggest import Misfit, missing, repair, replace_contents
-from variform.stack.values import Value, accepted, in_words, written
+from variform.stack.values import Uses, Value, accepted, in_words, written
 
 __all__ = ["LineFollower", "Row", "Trace", "trace_lines", "unshared"]
 
@@ -138,13 +138,15 @@ class LineFollower:
     def _holds(self, index: int, line: Spec, op: Spec, names: tuple[str, ...]) -> bool:
         """Whether what is read holds what the part takes; what does not is reported."""
         trace, wanted = self.trace, accepted(op, names)
-        before = len(self.found)
+        before, where = len(self.found), self._where(index, line)
+        uses = Uses(dict(trace.uses.known))  # of this line: it may read one input twice
         for place, name in enumerate(names):
             value = trace.values[name]
-            if trace.uses.of(value) & wanted[place]:
+            if uses.of(value) & wanted[place]:
+                uses.read(value, wanted[place], where)
                 continue
             shape = shape_text(value.shape or ())
-            message = f"takes {in_words(wanted[place])}, and reads {name!r} {shape}, which {trace.uses.told(value)}"
+            message = f"takes {in_words(wanted[place])}, and reads {name!r} {shape}, which {uses.told(value)}"
             misfit = Misfit(names, trace.values, trace.uses, wanted, lambda shapes: True)
             self._report(index, line, message, replace_contents(misfit, place), field="reads")
         return len(self.found) == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from variform.core.formats import reader_of
 from variform.core.spec import Spec
 from variform.core.text import read_file
 
@@ -27,12 +28,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
 def load_with_length(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Spec, int | None]:
     """The spec that a file describes, and the length it is trained at, if the file says so."""
-    from variform.dialects.configaformers.files import is_program, program_of
     from variform.train.config import is_training, make_config, part_spec
 
     content = read_file(path)
-    if is_program(content):
-        return program_of(content, overrides), None
+    reader = reader_of(content)
+    if reader is not None:
+        return reader(content, overrides), None
     if not is_training(content):
         return part_spec(content, overrides), None
     from variform.train.material import prepare

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from variform.core.change import Difference, diff, override
+from variform.core.formats import reader_of
 from variform.core.part import Part
 from variform.core.plain import from_dict, from_plain, to_dict
 from variform.core.spec import Shared, Spec
@@ -81,7 +82,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
     data = read_file(path)
     if isinstance(data, Mapping) and "part" not in data and "preset" not in data and "model" in data:
         data = data["model"]
-    return override(from_dict(data), overrides)
+    reader = reader_of(data)
+    return override(from_dict(data), overrides) if reader is None else reader(data, overrides)
 
 
 def as_spec(source: Any) -> Spec:

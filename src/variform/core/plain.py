@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from variform.core.fields import MOST_PARTS, Field, field_map, fields_of
+from variform.core.formats import reader_of
 from variform.core.inherit import INHERIT, Inherit, inherit
 from variform.core.registry import lookup, parts, presets
 from variform.core.spec import BROKEN, Shared, Spec, default_of
@@ -43,12 +44,15 @@ def from_dict(data: Mapping[str, Any] | str, *, kinds: tuple[str, ...] = ()) -> 
     """Read a spec from plain data.
 
     Args:
-        data: the plain form; see the module's text.
+        data: the plain form, see the module's text, or a form that a dialect has registered (`core.formats`).
         kinds: the kinds the root may have; any when left out.
 
     Raises:
         ConfigError: all problems at once, each with its path.
     """
+    reader = reader_of(data)
+    if reader is not None and isinstance(data, Mapping):
+        return reader(data, ())
     spec = from_plain(data, kinds)
     if not isinstance(spec, Spec):
         raise ConfigError("the root of a config must be a part, not a shared one")

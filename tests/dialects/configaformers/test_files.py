@@ -11,8 +11,8 @@ import yaml
 import variform as vf
 from variform.cli import main
 from variform.cli.configs import load, load_with_length
+from variform.core.formats import reader_of
 from variform.dialects.configaformers import ConfigaformersError, load_program, program_of, program_spec
-from variform.dialects.configaformers.files import is_program
 
 PROGRAM: dict[str, Any] = {
     "sizes": {"d": 16, "depth": 2},
@@ -87,8 +87,21 @@ def test_wrong_overrides_and_keys_are_told_at_once() -> None:
 
 
 def test_what_is_a_program() -> None:
-    assert is_program(PROGRAM)
-    assert not any(map(is_program, [3, [], {}, {"part": "gpt", "blocks": []}, {"preset": "gpt"}, {"model": PROGRAM}]))
+    assert reader_of(PROGRAM) is program_of
+    for other in (3, [], {}, {"part": "gpt", "blocks": []}, {"preset": "gpt"}, {"model": PROGRAM}):
+        assert reader_of(other) is None
+
+
+def test_the_library_takes_programs_wherever_it_takes_configs(path: Path) -> None:
+    expected = program_of(PROGRAM)
+    assert vf.from_dict(PROGRAM) == vf.load(path) == vf.resolve(PROGRAM) == expected
+    assert vf.load(path, ["sizes.d=24"]) == program_of(PROGRAM, ["sizes.d=24"])
+    assert vf.check(path).ok
+    assert vf.check(PROGRAM).spec == expected
+    assert vf.build(PROGRAM).spec == expected
+    assert vf.describe(path, batch=1, length=4).params == sum(p.numel() for p in vf.build(path).parameters())
+    (problem,) = vf.check({**PROGRAM, "sizes": {}}).problems[:1]
+    assert "'d' is not known" in problem.message
 
 
 @pytest.mark.parametrize("verb", ["check", "describe", "explain"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from variform.core.change import override
+from variform.core.formats import register_format
 from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.core.text import parse_yaml, read_file
@@ -22,13 +23,6 @@ KEYS = ("blocks", "input_streams", "input_shapes", "output_streams", "sizes", "b
 
 FIELDS = ("attention", "executor", "strict")
 """What it may hold beside them: fields of the program itself."""
-
-
-def is_program(content: Any) -> bool:
-    """Whether a file's content is a program rather than a part, a preset or a training config."""
-    if not isinstance(content, Mapping) or {"part", "preset", "shared"} & set(content):
-        return False
-    return "blocks" in content
 
 
 def load_program(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
@@ -47,7 +41,7 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
     Raises:
         ConfigaformersError: all problems at once.
     """
-    if not is_program(content):
+    if "blocks" not in content:
         raise ConfigaformersError(Problem("", "a program is a mapping with the key 'blocks'", content))
     settings = {str(key): copy.deepcopy(value) for key, value in content.items()}
     problems = [
@@ -68,6 +62,9 @@ def program_of(content: Mapping[str, Any], overrides: Iterable[str] = ()) -> Spe
     spec = program_spec(**{key: value for key, value in settings.items() if key in KEYS})
     changes = {key: settings[key] for key in FIELDS if key in settings}
     return within(resolve(override(spec, changes)) if changes else spec, budget)
+
+
+register_format("blocks", program_of)
 
 
 def _put(settings: dict[str, Any], steps: list[str], value: Any) -> list[Problem]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from variform.dialects.configaformers.modules import TYPES
 from variform.errors import Problem, join_path
 
-
 _FIELDS = {("program", "inputs"): "streams", ("rearrange", "lengths"): ""}
 """What a step's keys are called where they are not fields of its part."""
 

@@ -17,7 +17,7 @@ from variform.core.spec import Shared, Spec
 from variform.dialects.configaformers import layer as _program_layer
 from variform.errors import BackendError, ConfigError, ShapeError
 from variform.generate.loop import generate, stream
-from variform.inspect import capture, check, costs, describe, diagram, explain
+from variform.inspect import capture, check, compare, costs, describe, diagram, explain
 from variform.library import load_parts
 from variform.weights import load_model, load_weights, save_weights
 

@@ -62,6 +62,19 @@ def lower(options: Options) -> None:
     print_lowered(_described(options)[0], options)
 
 
+def diff(options: Options) -> None:
+    """Show what two configs or programs have that the other has not, and what that costs."""
+    from variform.cli.configs import load
+    from variform.cli.costing import sizes_from
+    from variform.inspect import compare
+
+    if options.no_costs and options.at:
+        raise ConfigError("sizes say where to give costs: leave out --no-costs or --at", path="--at")
+    at = sizes_from(options.at)
+    found = compare(load(options.before), load(options.after), at, measure=not options.no_costs)
+    show(str(found), found.to_json(), options.json)
+
+
 def explain(options: Options) -> None:
     """Show which attention backends would run, and why the others would not."""
     from variform.inspect import explain as judge
@@ -170,6 +183,15 @@ NUMBER: Any = {"type": float, "metavar": "X"}
 VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
     "check": (check, [*CONFIG, BATCH, SIZES[1], AT, *DECODE, *LIMITS]),
     "describe": (describe, [*CONFIG, BATCH, SIZES[1], COSTS, AT, DIAGRAM]),
+    "diff": (
+        diff,
+        [
+            (("before",), {"metavar": "CONFIG", "help": "a YAML or JSON file"}),
+            (("after",), {"metavar": "CONFIG", "help": "the other one"}),
+            AT,
+            (("--no-costs",), {"action": "store_true", "help": "parts and lines alone"}),
+        ],
+    ),
     "explain": (
         explain,
         [

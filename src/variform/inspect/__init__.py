@@ -2,6 +2,7 @@
 
 from variform.inspect.capture import capture
 from variform.inspect.check import Report, check
+from variform.inspect.compare import Comparison, compare
 from variform.inspect.costing import costs
 from variform.inspect.costs import Costs
 from variform.inspect.describe import Description, Memory, describe
@@ -10,6 +11,7 @@ from variform.inspect.explain import Explanation, explain
 from variform.inspect.rows import Row
 
 __all__ = [
+    "Comparison",
     "Costs",
     "Description",
     "Diagram",
@@ -19,6 +21,7 @@ __all__ = [
     "Row",
     "capture",
     "check",
+    "compare",
     "costs",
     "describe",
     "diagram",

@@ -60,15 +60,24 @@ def costs(
         return costs_of_model(FakeModel(resolved, dtype), resolved, at)
 
 
-def costs_of_model(model: FakeModel, resolved: Spec, at: Mapping[str, int] | None = None) -> Costs:
-    """The costs of a model that was built from stand-ins; see `costs`."""
+def costs_of_model(
+    model: FakeModel, resolved: Spec, at: Mapping[str, int] | None = None, *, decode: bool = True
+) -> Costs:
+    """The costs of a model that was built from stand-ins; see `costs`.
+
+    Args:
+        model: the model.
+        resolved: its spec.
+        at: sizes of the numbers.
+        decode: whether to look at decode state too.
+    """
     rows = model.part.table.rows if isinstance(model.part, ProgramModel) else ()
     sizes = sizes_of(model, rows)
     wanted = None if at is None else asked_sizes(sizes, at)
     runs = Runs(model, sizes)
     here = None if wanted is None else runs.figures(wanted)
     found = survey(runs.figures, sizes, [(wanted, here)] if wanted is not None and here is not None else [])
-    state, state_here, reason = _state(runs, resolved, wanted)
+    state, state_here, reason = _state(runs, resolved, wanted) if decode else (None, None, "not looked at")
     params, weights = params_by_path(model.tree), own_params(model.tree)
     places = []
     for spot in model.tree.walk():

@@ -17,8 +17,9 @@ from variform.parts.kinds import Attention
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead, head_facts
 from variform.parts.op.heads import MergeHeads, SplitHeads
+from variform.parts.op.merging import CopyOp, MergeOp
 from variform.parts.op.scale import DropoutOp
-from variform.parts.op.tokenwise import ActivationOp, CopyOp, EmbeddingOp, LinearOp, MergeOp
+from variform.parts.op.tokenwise import ActivationOp, EmbeddingOp, LinearOp
 
 Streams = Collection[str]
 

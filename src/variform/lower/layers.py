@@ -9,8 +9,8 @@ from variform.errors import ConfigError
 from variform.lower.bodies import OPENERS
 from variform.lower.writer import Place, Writer
 from variform.parts.op.drop_path import DropPathOp
+from variform.parts.op.merging import CopyOp, MergeOp
 from variform.parts.op.scale import DropoutOp
-from variform.parts.op.tokenwise import CopyOp, MergeOp
 from variform.parts.stream_ops.carry import AddStream, Publish
 from variform.stack.adapt import published_shapes
 from variform.stack.stack import LayerStack

@@ -10,7 +10,7 @@ from variform.errors import ConfigError
 from variform.lower.bodies import OPENERS
 from variform.lower.layers import streams_of, whole, write_part, write_stack
 from variform.lower.writer import Place, Writer
-from variform.parts.op.tokenwise import CopyOp
+from variform.parts.op.merging import CopyOp
 from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.positions import CountPositions
 

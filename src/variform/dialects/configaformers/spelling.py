@@ -19,12 +19,13 @@ from variform.parts.norm.clamped import ClampedRMSNorm
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.op.cutting import CatOp, CutOp
 from variform.parts.op.heads import MergeHeads, Offset, Scores, SplitHeads, WeightedSum
+from variform.parts.op.merging import CopyOp, MergeOp
 from variform.parts.op.packing import BatchToFeatures, PackBatch, UnpackBatch, UnpackFeatures
 from variform.parts.op.rotary import Rotary
 from variform.parts.op.sampling import DownSample, UpSample
 from variform.parts.op.scale import DropoutOp, ScaleOp
 from variform.parts.op.shift import ShiftOp
-from variform.parts.op.tokenwise import ActivationOp, CopyOp, EmbeddingOp, LinearOp, MergeOp
+from variform.parts.op.tokenwise import ActivationOp, EmbeddingOp, LinearOp
 from variform.stack.lines import Step
 
 Module = dict[str, Any]

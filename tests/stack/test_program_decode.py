@@ -393,6 +393,18 @@ def test_compiled_steps_share_two_graphs() -> None:
     assert counter.frame_count <= 2
 
 
+def test_example_states_of_programs() -> None:
+    """What figures are made from: the source of an encoder-decoder is held, an offset masks the future."""
+    pair = vf.models.seq2seq(vocab_size=VOCAB, dim=DIM, depth=1, heads=HEADS, max_seq_len=40)
+    state = vf.build(lower(pair).spec).example_state(2, 9)
+    assert list(state["held"]) == ["source"]
+    model, _ = built("demo")
+    assert state["positions"].shape == (2, 10)
+    assert model.example_state(2, 9)["templates"]["attn_offset"].shape == (2, HEADS, 9, 9)
+    with pytest.raises(vf.ConfigError, match="not causal cannot decode"):
+        program(*attention(causal=False)).example_state(2, 9)
+
+
 # ---- what is refused, before anything runs ----
 
 

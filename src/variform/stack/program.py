@@ -277,8 +277,13 @@ class ProgramModel(Model):
 
     def example_state(self, batch: int, max_len: int | None = None) -> State:
         """Empty decode state with example inputs: offsets that mask the future."""
-        held: dict[str, Any] = {} if max_len is None else example_held(self.admission, batch, max_len)
-        return self.init_state(batch, max_len, **held)
+        refused: list[ConfigError] = []
+        for held in example_held(self.admission, batch, max_len or 1):
+            try:
+                return self.init_state(batch, max_len, bucket=0, **held)
+            except ConfigError as error:  # the tokens may come in another input
+                refused.append(error)
+        raise refused[0] if refused else ConfigError("no input of the program has a length")
 
 
 def _layer_shapes(facts: Facts) -> dict[str, Shape]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -145,12 +145,18 @@ def _fitting(name: str, flow: Flow, value: Any, max_len: int, device: torch.devi
     return value[:, :, :max_len, :max_len]
 
 
-def example_held(admission: Admission, batch: int, max_len: int) -> dict[str, Tensor]:
-    """The inputs that a state holds, of the sizes asked for: pairs mask the future."""
-    shapes = admission.shapes
-    second = (shape[1] for shape in shapes.values() if len(shape) > 1)
-    length = next((str(size) for size in second if isinstance(size, Dim)), "")
-    found = {}
+def example_held(admission: Admission, batch: int, max_len: int) -> Iterator[dict[str, Tensor]]:
+    """The inputs that a state may hold, of the sizes asked for, for each input that tokens may come in.
+
+    Pairs mask the future.
+    """
+    second = (shape[1] for shape in admission.shapes.values() if len(shape) > 1)
+    for length in dict.fromkeys(str(size) for size in second if isinstance(size, Dim)):
+        yield _held_beside(admission, length, batch, max_len)
+
+
+def _held_beside(admission: Admission, length: str, batch: int, max_len: int) -> dict[str, Tensor]:
+    shapes, found = admission.shapes, {}
     for name, value in admission.example(batch, max_len).items():
         flow = Flow(shapes[name], length)
         if flow.pairs and value.is_floating_point():

@@ -29,13 +29,17 @@ class LineFollower:
         path: the place of the list of lines.
         block: the heading.
         repeat: which copy of the block.
+        lines: the lines themselves, where they are known from the start.
     """
 
-    def __init__(self, trace: Trace, path: str = "lines", block: str = "", repeat: int = 1) -> None:
+    def __init__(
+        self, trace: Trace, path: str = "lines", block: str = "", repeat: int = 1, lines: tuple[Any, ...] = ()
+    ) -> None:
         self.trace = trace
         self.path = path
         self.block = block
         self.repeat = repeat
+        self.lines = lines
         self.found: list[Problem] = []
         self.current: Spec | None = None
         self.entry: dict[str, Value] | None = None
@@ -58,7 +62,7 @@ class LineFollower:
         unknown = [name for name in dict.fromkeys(names) if name not in values]
         for name in unknown:
             message = f"reads {name!r}, which nothing before it writes"
-            self._report(index, line, message, missing(name, values), field="reads")
+            self._report(index, line, message, self._written_later(index, name) or missing(name, values), "reads")
         if unknown or any(values[name].shape is None for name in names):
             return None
         return self._sizes(index, line, names)
@@ -79,6 +83,13 @@ class LineFollower:
         elif self.entry is not None and self.current is not None:
             self.trace.keep(self.current, line, self.entry, self.trace.rows[self.start :])
 
+    def _written_later(self, index: int, name: str) -> str:
+        for place, child in enumerate(self.lines[index + 1 :], index + 1):
+            line = self._description(child)
+            if line is not None and line.part is Step and name in names_or_none(line.get("into")):
+                return f"{self._where(place, line)} writes it, after this: should it come first?"
+        return ""
+
     def _description(self, child: Any) -> Spec | None:
         if isinstance(child, Shared):
             if child.spec is not None:
@@ -98,7 +109,8 @@ class LineFollower:
             self.sound = sound
             return {"resolved": sound.resolved}
         path = f"{self.path}.{index}.lines"
-        return {"block_follower": LineFollower(self.trace, path, label or self.block, count if label else self.repeat)}
+        heading, copy = label or self.block, count if label else self.repeat
+        return {"block_follower": LineFollower(self.trace, path, heading, copy, block["lines"])}
 
     def _leave_broken(self, index: int, line: Spec) -> None:
         """Lose what depends on a mistake: in a block its own lines have seen to that, unless it was passed over."""
@@ -124,8 +136,8 @@ class LineFollower:
             return None
         if not self._holds(index, line, op, names):
             return None
-        dim = None if op.kind == "embedding" else field_map(op.part).get("dim")
-        if dim is not None and "dim" not in known and isinstance(op.get("dim"), Inherit):
+        dim = None if op.kind == "embedding" or "dim" not in field_map(op.part) else op.get("dim")
+        if "dim" not in known and isinstance(dim, Inherit) and not dim.has_fallback:
             message = f"needs a known number of features, and {names[0]} is {self.trace.values[names[0]]}"
             hint = "the last size must be a number: declare it in the inputs' shapes"
             ids = self.trace.uses.of(self.trace.values[names[0]]) & {"ids"} and len(shapes[0]) == 2

@@ -116,7 +116,10 @@ WRONG_NAMES: list[Bad] = [
         "stream that is written later",
         [{"type": "norm", "input_name": "h"}, linear("h")],
         X,
-        ["line 1 (norm): reads 'h'", "nothing before it writes"],
+        [
+            "line 1 (norm): reads 'h', which nothing before it writes",
+            "Block #1, line 2 (linear) writes it, after this",
+        ],
     ),
     (
         "second of two names",

@@ -272,6 +272,21 @@ GOOD: list[tuple[str, list[Module], dict[str, list[Any]]]] = [
         [{"type": "pack_batch", "group_size": 5}, {"type": "unpack_batch", "num_groups": 2}],
         {"x": ["B", 10, 32]},
     ),
+    (
+        "two rotations with tables of their own",
+        [
+            heads("x"),
+            {"type": "rope", "rotate_dim": 4, "max_length": 16},
+            {"type": "rope", "rotate_dim": 4, "max_length": 32},
+        ],
+        X,
+    ),
+    (
+        "a residual that is shifted and weighted",
+        [KEEP, shift(0, 32), {"type": "scale_dim", "input_name": "residual", "output_name": "residual"}, ADD],
+        X,
+    ),
+    ("a stream of its own", [{"type": "make_stream", "output_name": "y"}, {"type": "norm", "input_name": "y"}], X),
 ]
 
 
@@ -291,6 +306,12 @@ def test_a_block_that_shrinks_its_input_is_printed_copy_by_copy() -> None:
     assert [row.writes[0][1][-1] for row in model.table.rows] == [16, 8, 4, 2]
     assert "x (BSZ, L_in, 4) - Output(s): x (BSZ, L_in, 2)" in str(model.table)
     check_printed_shapes(model, {"BSZ": 2, "L_in": 3})
+
+
+def test_no_copies_of_a_block_are_no_mistake() -> None:
+    blocks = [{"config": [linear("y")], "repeat": 0}, {"config": [linear("x")], "repeat": 1}]
+    model = ConfigaFormer({"blocks": blocks}, X, verbose=False)
+    assert [row.where for row in model.table.rows] == ["Block #2, line 1 (linear)"]
 
 
 def test_an_offset_has_the_name_that_it_is_given() -> None:

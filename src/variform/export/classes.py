@@ -104,7 +104,7 @@ def module_class(node: ast.ClassDef, actual: type, facts: Facts | None, known: K
     """A module's class: what `forward` and the constructor need, with this model's fields folded in."""
     _documented(node)
     parents = [base for base in actual.__mro__[1:] if base.__module__.startswith("torch.")]
-    standard = isinstance(parents[0], type) and parents[0] is nn.Module
+    standard = parents[0] is nn.Module
     node.bases = [ast.Attribute(at(_STANDINS, "nn"), "Module" if standard else parents[0].__name__, ast.Load())]
     node.decorator_list, node.keywords = [], []
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}

@@ -254,7 +254,8 @@ class ProgramWriter:
         node = ast.parse(code).body[0]
         assert isinstance(node, ast.ClassDef)
         init, forward = node.body[-2:]
-        assert isinstance(init, ast.FunctionDef) and isinstance(forward, ast.FunctionDef)
+        assert isinstance(init, ast.FunctionDef)
+        assert isinstance(forward, ast.FunctionDef)
         init.body += scope.making
         forward.body = [*first, *scope.running, *forward.body]
         self.shaken.pieces[("", scope.name)] = node

@@ -205,12 +205,15 @@ class _Folder(ast.NodeTransformer):
                 return ast.Constant(None)
         return node
 
+    def _own(self, name: str) -> ast.expr:
+        return self.visit_Attribute(ast.Attribute(ast.Name("self", ast.Load()), name, ast.Load()))
+
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         self.generic_visit(node)
         match node:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))):
                 if name in self.containers:
-                    return self.visit(ast.Attribute(ast.Name("self", ast.Load()), key, ast.Load()))
+                    return self._own(key)
                 for found, value in zip(*_entries(self.known.tables.get(name)), strict=True):
                     if isinstance(found, ast.Constant) and found.value == key:
                         return value
@@ -221,7 +224,7 @@ class _Folder(ast.NodeTransformer):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="get"), args=[ast.Constant(value=key)]):
                 if name in self.containers:
-                    return self.visit(ast.Attribute(ast.Name("self", ast.Load()), str(key), ast.Load()))
+                    return self._own(str(key))
                 if name == "streams" and key in self.known.absent:
                     return ast.Constant(None)
             case ast.Call(func=ast.Name(id="isinstance"), args=[_, ast.Name(id="tuple")]) if not self.known.publishes:

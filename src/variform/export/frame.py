@@ -83,6 +83,7 @@ def _example(model: Part) -> list[str]:
     """A run of the file itself: random inputs, and the shapes that come out."""
     assert isinstance(model, Model)
     longest = getattr(model, "max_seq_len", None)
+    args: tuple[Any, ...]
     args, more = model.example_inputs(2, min(16, longest or 16))
     sizes = _vocabularies(model)
     lines = ['if __name__ == "__main__":', "    model = make_model()"]

@@ -15,11 +15,25 @@ _MISSING = object()
 
 def narrow(pieces: Mapping[Place, ast.stmt], roots: Iterable[ast.AST], known: Known) -> None:
     """Fold parameters that every call of a function leaves alone, or gives the same constant; in place."""
-    nodes = [*pieces.values(), *roots]
     functions = [node for node in pieces.values() if isinstance(node, ast.FunctionDef)]
-    changed = True
-    while changed:
-        changed = any([_narrowed(function, nodes, known) for function in functions])
+    while True:
+        used = _uses([*pieces.values(), *roots], {function.name for function in functions})
+        # What one function loses may be seen by the others a round later: calls that are gone only hold back.
+        if not [function for function in functions if _narrowed(function, used[function.name], known)]:
+            return
+
+
+def _uses(nodes: Iterable[ast.AST], names: set[str]) -> dict[str, tuple[list[ast.Call], int]]:
+    """For each function its calls, and how often its name stands anywhere."""
+    calls: dict[str, list[ast.Call]] = {name: [] for name in names}
+    counts = dict.fromkeys(names, 0)
+    for node in nodes:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in names:
+                calls[inner.func.id].append(inner)
+            elif isinstance(inner, ast.Name) and inner.id in names:
+                counts[inner.id] += 1
+    return {name: (calls[name], counts[name]) for name in names}
 
 
 def reached(pieces: dict[Place, ast.stmt], roots: Iterable[ast.AST]) -> None:
@@ -43,19 +57,15 @@ def _name(node: ast.stmt) -> str:
     return ""
 
 
-def _narrowed(function: ast.FunctionDef, nodes: Iterable[ast.AST], known: Known) -> bool:
+def _narrowed(function: ast.FunctionDef, used: tuple[list[ast.Call], int], known: Known) -> bool:
     """Narrow one function; whether it changed."""
-    calls, others = [], 0
-    for node in nodes:
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == function.name:
-                calls.append(inner)
-            others += isinstance(inner, ast.Name) and inner.id == function.name
+    calls, names = used
     starred = any(isinstance(arg, ast.Starred) for call in calls for arg in call.args)
-    if not calls or others > len(calls) or starred or any(k.arg is None for call in calls for k in call.keywords):
+    if not calls or names > len(calls) or any(k.arg is None for call in calls for k in call.keywords):
         return False
     args = function.args
-    for place, arg in [*enumerate(args.args), *((None, arg) for arg in args.kwonlyargs)]:
+    positional = [] if starred else list(enumerate(args.args))
+    for place, arg in [*positional, *((None, arg) for arg in args.kwonlyargs)]:
         value = _same([_given(call, place, arg.arg, _default(args, arg)) for call in calls])
         if value is _MISSING:
             continue

@@ -55,7 +55,11 @@ def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> None:
     reset = methods.get("reset_parameters")
     if reset is not None and all(isinstance(item, ast.Pass) for item in reset.body):
         node.body.remove(reset)
-        init.body = [item for item in init.body if "self.reset_parameters()" not in ast.unparse(item)]
+        for method in methods.values():
+            method.body = [item for item in method.body if ast.unparse(item) != "self.reset_parameters()"]
+    again = methods.get("_apply")
+    if again is not None and "self.reset_parameters()" not in ast.unparse(again):
+        node.body = [item for item in node.body if item is not again]  # it has nothing to compute anew
     if len(init.body) == 1 and not init.args.args[1:] and "super().__init__()" in ast.unparse(init.body[0]):
         node.body.remove(init)
 

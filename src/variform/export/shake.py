@@ -93,9 +93,11 @@ class Shaken:
         if place not in self.pieces:
             self._bar(place)
             self.pieces[place] = node  # a definition may need itself
-            written = self.link(self.prepare(copy.deepcopy(node), place), place[0])
+            try:
+                written = self.link(self.prepare(copy.deepcopy(node), place), place[0])
+            finally:
+                del self.pieces[place]  # what it needs stands before it
             _rename(written, called)
-            del self.pieces[place]  # what it needs stands before it
             self.pieces[place] = written
         return called
 
@@ -106,7 +108,9 @@ class Shaken:
             called = self.need(module, name)
             if called != name:
                 renamed[name] = called
-        return _Renamer(renamed).visit(node) if renamed else node  # type: ignore[no-any-return]
+        if renamed:
+            _Renamer(renamed).visit(node)
+        return node
 
     def _called(self, place: Place) -> str:
         name, count = place[1], 1

@@ -25,7 +25,7 @@ from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, survey
-from variform.parts.kinds import Embedding, StreamPart
+from variform.parts.kinds import Attention, Embedding, StreamPart
 from variform.stack.program import Program, ProgramModel
 
 
@@ -109,6 +109,7 @@ class _Writer:
                         writer = ProgramWriter(part, shaken, self.known, self.later)  # type: ignore[arg-type]
                         self.programs[spec] = writer.write()
                 else:
+                    _check_backend(spec)
                     shaken.need(spec.part.__module__, spec.part.__qualname__)
             except Unsupported as error:
                 problems.append((path, f"{spec.kind} {spec.name!r}: {error}"))
@@ -147,6 +148,12 @@ class _Writer:
         forward = _method(self._definition(spec).body, "forward")
         results = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)]
         return any(isinstance(inner, ast.Tuple) for value in results for inner in _results(value))
+
+
+def _check_backend(spec: Spec) -> None:
+    backend = spec.get("backend")
+    if issubclass(spec.part, Attention) and backend not in (None, "auto", "sdpa"):
+        raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
 
 
 def _about(spec: Spec) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +39,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-@dataclass
-class Sides:
+class Sides(NamedTuple):
     """What attention knows beside q, k and v: positions, valid keys, and biases of the scores."""
 
     q_positions: Tensor | None = None
@@ -156,8 +154,7 @@ def attend_with_memory(
     return attend(q, k, v, mask, dropout=dropout, scale=scale)
 
 
-@dataclass
-class Alibi:
+class Alibi(NamedTuple):
     """Attention with linear biases (Press et al. 2021, arXiv:2108.12409): S -= slope_h * |q - k|."""
 
     slopes: Tensor
@@ -166,8 +163,7 @@ class Alibi:
         return self.slopes[:, None, None] * -relative(q_pos, k_pos).abs()
 
 
-@dataclass
-class BucketBias:
+class BucketBias(NamedTuple):
     """Learned bias per bucket of relative distance (T5, arXiv:1910.10683): S += table[bucket(k - q), h]."""
 
     table: Tensor
@@ -176,7 +172,8 @@ class BucketBias:
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         bucket = t5_bucket(relative(q_pos, k_pos), self.bidirectional, self.table.shape[0], self.max_distance)
-        return self.table[bucket[:, 0]].permute(0, 3, 1, 2)
+        rows: Tensor = self.table[bucket[:, 0]].permute(0, 3, 1, 2)
+        return rows
 
 
 def relative(q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -284,9 +281,9 @@ def call(part: nn.Module, x: Tensor, streams: Streams, slot: str, published: dic
     return out[0]
 
 
-def published(out: Any, streams: Streams) -> tuple[Tensor, Streams]:
+def published(out: Any, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
     """The main result of a part, and the streams with what it published beside it."""
-    return (out[0], {**streams, **out[1]}) if isinstance(out, tuple) else (out, streams)
+    return (out[0], {**streams, **out[1]}) if isinstance(out, tuple) else (out, dict(streams))
 
 
 class Transformer(nn.Module):
@@ -319,7 +316,7 @@ class Transformer(nn.Module):
         if self.max_seq_len is not None and not inputs.dim() == 4 and inputs.shape[1] > self.max_seq_len:
             raise ValueError(f"the model takes at most {self.max_seq_len} tokens, not {inputs.shape[1]}")
         positions = None if valid is None or inputs.dim() == 4 else (valid.long().cumsum(1) - 1).clamp(min=0)
-        streams = {
+        streams: dict[str, Any] = {
             "positions": positions,
             "valid": valid,
             "context": context,

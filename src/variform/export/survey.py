@@ -106,7 +106,8 @@ def _images(model: nn.Module) -> bool | None:
 def _activations() -> ast.Dict:
     module = "variform.parts.activation"
     node = definition((module, "ACTIVATIONS"))
-    assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    assert isinstance(node, ast.AnnAssign)
+    assert isinstance(node.value, ast.Dict)
     values: list[ast.expr] = []
     for value in node.value.values:
         match value:

@@ -1,0 +1,235 @@
+"""Standalone files: bit-equal to the model, formatted, and honest about what has none."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import variform as vf
+from tests.dialects.configaformers.programs import demo
+from tests.export.standalone import compare
+from variform.cli import main
+from variform.dialects.configaformers.model_builder import ConfigaFormer
+from variform.export import convert_weights, to_file, to_source
+from variform.parts.attention.softmax import SoftmaxAttention
+from variform.parts.kinds import FeedForward, Streams
+from variform.testing import Case, samples_of
+from variform.testing.hosts import Setting
+
+SIZES: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4}
+TEXT: dict[str, Any] = {"vocab_size": 11, "max_seq_len": 24, **SIZES}
+SMALL: dict[str, Any] = {"dim": 24, "heads": 3, "depth": 3, "vocab": 17, "rotate_dim": 8}
+
+
+def program(**options: Any) -> vf.Spec:
+    return ConfigaFormer(**demo(**SMALL), verbose=False, **options).spec
+
+
+def shared_program() -> vf.Spec:
+    """Two steps with one linear map, in a block that stands three times, and sizes computed with."""
+    step = {"part": "step", "op": vf.Shared("map", vf.from_dict({"part": "op/linear", "dim": 16}))}
+    half = {"part": "step", "op": {"part": "op/cut", "start": "L//2", "axis": 1}, "into": ["late"]}
+    gone = {"part": "step", "op": {"part": "op/cut", "start": -2, "axis": -1}, "reads": ["late"], "into": ["late"]}
+    norm = {"part": "step", "op": "rms_norm"}
+    blocks = [{"part": "block", "lines": [step, norm, step], "label": "twice"}] * 3
+    found: vf.Spec = vf.from_dict(
+        {
+            "part": "model/program",
+            "lines": [*blocks, half, gone],
+            "inputs": {"x": ["B", "L", 16]},
+            "outputs": ["x", "late"],
+        }
+    )
+    return found
+
+
+MODELS = {
+    "gpt": lambda: vf.models.gpt(**TEXT),
+    "gpt_tied": lambda: vf.models.gpt(**TEXT, tie=True, bias=True, dropout=0.1, kv_heads=2, init_std=None),
+    "llama": lambda: vf.models.llama(**TEXT, kv_heads=2),
+    "mistral": lambda: vf.models.llama(**{**TEXT, "max_seq_len": None}, window=3, rope_layout="interleaved"),
+    "bert": lambda: vf.models.bert(**TEXT),
+    "bert_classes": lambda: vf.models.bert(**TEXT, classes=3, dropout=0.1),
+    "vit": lambda: vf.models.vit(image_size=16, patch_size=4, classes=5, drop_path=0.1, **SIZES),
+    "vit_mean": lambda: vf.models.vit(image_size=16, patch_size=8, pool="mean", **SIZES),
+    "seq2seq": lambda: vf.models.seq2seq(**TEXT),
+    "seq2seq_tied": lambda: vf.models.seq2seq(**TEXT, tie=True),
+    "demo": program,
+    "demo_literal": lambda: program(attention="literal"),
+    "shared_program": shared_program,
+}
+
+
+QUICK = ("gpt_tied", "mistral", "seq2seq_tied", "vit", "demo", "shared_program")
+
+
+def test_models_are_bit_equal(tmp_path: Path) -> None:
+    compare({name: MODELS[name]() for name in QUICK}, tmp_path)
+
+
+@pytest.mark.slow
+def test_more_models_are_bit_equal(tmp_path: Path) -> None:
+    compare({name: make() for name, make in MODELS.items() if name not in QUICK}, tmp_path)
+
+
+def hosted(part: type[vf.Part]) -> dict[str, vf.Spec]:
+    """The models that the contract suite puts around the instances of a part."""
+    found = {}
+    for number, sample in enumerate(samples_of(part)):
+        case = Case(sample)
+        found[f"{part.kind}_{part.name}_{number}"] = case.host(case.setting())
+    return found
+
+
+NO_HOST = {"op/count_positions", "op/drop_path", "op/rearrange", "op/unembed"}
+"""Ops that the suite checks without a model around them."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_registered_part_is_bit_equal(tmp_path: Path) -> None:
+    specs: dict[str, vf.Spec] = {}
+    for (kind, name), part in vf.parts().items():
+        if part.__module__.startswith("variform.") and f"{kind}/{name}" not in NO_HOST:
+            specs.update(hosted(part))
+    assert len(specs) > 80
+    compare(specs, tmp_path)
+
+
+def test_files_are_formatted_and_import_torch_alone(tmp_path: Path) -> None:
+    for name in QUICK:
+        text = to_source(MODELS[name]())
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
+        assert "torch" in imported
+        assert imported <= {"torch", *sys.stdlib_module_names}
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+    assert ruff is not None
+    config = Path(__file__).parents[2] / "pyproject.toml"
+    for command in (["format", "--check", "--diff"], ["check"]):
+        done = subprocess.run([ruff, *command, "--config", config, tmp_path], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_keys_are_those_of_the_model() -> None:
+    model = vf.build(MODELS["gpt_tied"]())
+    assert list(standalone(model).state_dict()) == list(model.state_dict())
+
+
+def standalone(model: Any) -> Any:
+    names: dict[str, Any] = {"__name__": "standalone"}
+    exec(to_source(model), names)
+    found = names["make_model"]()
+    names["load_weights"](found, model.state_dict())
+    return found
+
+
+def test_shared_modules_stay_shared() -> None:
+    found = standalone(vf.build(MODELS["gpt_tied"]()))
+    assert found.head.embedding is found.embedding
+    found = standalone(vf.build(shared_program()))
+    assert found.blocks[0].map is found.blocks[2].map_2 if hasattr(found.blocks[0], "map") else True
+    assert len(list(found.parameters())) == len(list(vf.build(shared_program()).parameters()))
+
+
+def test_wrong_weights_are_refused() -> None:
+    model = vf.build(program())
+    names: dict[str, Any] = {"__name__": "standalone"}
+    exec(to_source(model), names)
+    weights = dict(model.state_dict())
+    found = names["make_model"]()
+    with pytest.raises(KeyError, match="no weights of these names"):
+        names["load_weights"](found, {**weights, "lines.9.op.weight": torch.zeros(1)})
+    weights.popitem()
+    with pytest.raises(KeyError):
+        names["load_weights"](found, weights)
+
+
+def test_training_starts_as_the_model_does() -> None:
+    spec = MODELS["gpt"]()
+    names: dict[str, Any] = {"__name__": "standalone"}
+    exec(to_source(spec), names)
+    ours, theirs = vf.build(spec), names["make_model"]()
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert abs(float(a.std()) - float(b.std())) < 0.3 * max(float(a.std()), 1e-3), name
+
+
+def test_repeats_are_folded() -> None:
+    deep = to_source(vf.models.gpt(**{**TEXT, "depth": 48}))
+    assert "for _ in range(48)" in deep
+    assert abs(len(deep) - len(to_source(vf.models.gpt(**TEXT)))) < 100
+
+
+class Opaque(FeedForward):
+    """A part that works with what stays behind."""
+
+    def __init__(self, dim: int = vf.INHERIT) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Ask the registry."""
+        return x * len(vf.parts("norm"))
+
+
+def test_parts_without_a_standalone_form_are_named_all_at_once() -> None:
+    vf.register("opaque")(Opaque)
+    try:
+        spec = vf.models.gpt(**TEXT)
+        for layer in (0, 1):
+            spec = vf.override(spec, [f"stacks.0.layers.{layer}.sublayers.1.body={{part: opaque}}"])
+        with pytest.raises(vf.ConfigError) as caught:
+            to_source(spec)
+    finally:
+        from variform.core.registry import unregister
+
+        unregister("feedforward", "opaque")
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == [f"stacks.0.layers.{layer}.sublayers.1.body" for layer in (0, 1)]
+    assert "'opaque'" in str(caught.value)
+
+
+def test_a_backend_asked_for_by_name_is_not_replaced() -> None:
+    spec = vf.override(vf.models.gpt(**TEXT), ["stacks.0.layers.0.sublayers.0.body.attention.backend=reference"])
+    with pytest.raises(vf.ConfigError, match="reference"):
+        to_source(spec)
+
+
+def test_a_part_of_a_user_is_exported() -> None:
+    case = Case(samples_of(SoftmaxAttention)[0])
+    assert "class SoftmaxAttention" in to_source(case.host(Setting()))
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "model.json"
+    spec = vf.models.gpt(**TEXT, tie=True)
+    vf.save(spec, config)
+    model = vf.build(spec)
+    vf.save_weights(model, tmp_path / "saved.safetensors")
+    out, new = tmp_path / "model.py", tmp_path / "new.safetensors"
+    command = ["export", str(config), str(out), "--weights", str(tmp_path / "saved.safetensors"), str(new), "--json"]
+    assert main(command) == 0
+    assert '"lines"' in capsys.readouterr().out
+    from safetensors.torch import load_file
+
+    names: dict[str, Any] = {"__name__": "standalone"}
+    exec(out.read_text(encoding="utf-8"), names)
+    found = names["make_model"]()
+    found.load_state_dict(load_file(new), strict=True)
+    ids = torch.randint(11, (2, 5))
+    assert torch.equal(found.eval()(ids), model.eval()(ids))
+    assert main(["export", str(config), str(tmp_path / "model.txt")]) == 2
+    assert "ends in .py" in capsys.readouterr().err
+
+
+def test_wrong_endings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(vf.ConfigError, match=r"ends in \.py"):
+        to_file(vf.models.gpt(**TEXT), tmp_path / "model.pt")
+    with pytest.raises(vf.ConfigError, match=r"ends in \.safetensors"):
+        convert_weights(vf.models.gpt(**TEXT), tmp_path / "a.safetensors", tmp_path / "b.pt")

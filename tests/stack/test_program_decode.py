@@ -423,20 +423,26 @@ def refusal(model: Any, *, max_len: int = 8, **held: Any) -> str:
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
-        (attention(causal=False), "lines.8: weighted_sum: .*a program that is not causal cannot decode"),
-        ([step({"part": "down_sample", "stride": 2})], "down_sample: .*has no decode state"),
+        (attention(causal=False), "lines.8: line 9 .weighted_sum.: .*a program that is not causal cannot decode"),
+        (
+            [step({"part": "down_sample", "stride": 2})],
+            "lines.1.op: line 2 .down_sample.: cannot decode step by step: op 'down_sample' has no decode state",
+        ),
         ([step({"part": "cut", "start": 0, "stop": 4})], r"'cut' makes \(B, 4, 16\): its result is not token by token"),
-        ([step(ShiftOp.spec(pieces=[(0, 16, 1)]))], "shift: .*has no decode state"),
+        ([step(ShiftOp.spec(pieces=[(0, 16, 1)]))], "line 2 .shift.: .*has no decode state"),
         (
             [step({"part": "multi_head", "heads": 4, "attention": {"part": "softmax", "causal": False}})],
-            "multi_head: .*is not causal",
+            "line 2 .multi_head.: .*is not causal",
         ),
-        ([step(Rotary.spec(features=2)), step(LinearOp.spec())], "linear: .*counted from the end of the sequence"),
+        (
+            [step(Rotary.spec(features=2)), step(LinearOp.spec())],
+            "line 3 .linear.: .*counted from the end of the sequence",
+        ),
         (
             [*attention(rotary=True)[:7], *attention()[6:]],
-            "scores: .*queries and keys are not rotated alike",
+            "line 9 .scores.: .*queries and keys are not rotated alike",
         ),
-        (attention(rotary=True), "rotary: .*table of 2048 rows, and max_len is 4000"),
+        (attention(rotary=True), "line 8 .rotary.: .*table of 2048 rows, and max_len is 4000"),
     ],
     ids=["bidirectional", "down", "cut", "ahead", "native", "rotated", "one side", "table"],
 )
@@ -449,7 +455,7 @@ def test_all_lines_that_cannot_decode_are_named_at_once() -> None:
     down = step({"part": "down_sample", "stride": 2}, "x", "y")
     with pytest.raises(vf.ConfigError) as error:
         program(down, *attention(causal=False)).init_state(2, 8)
-    assert [problem.path for problem in error.value.problems] == ["lines.1", "lines.9"]
+    assert [problem.path for problem in error.value.problems] == ["lines.1.op", "lines.9"]
 
 
 def test_an_offset_that_does_not_mask_the_future_is_refused() -> None:
@@ -518,6 +524,8 @@ def test_a_named_offset_of_fixed_size_cannot_be_cut() -> None:
 
 
 def test_blocks_and_labels_are_in_the_message() -> None:
-    spec = Block.spec(lines=[Step.spec(op=WeightedSum.spec(causal=False), reads=("v", "s"), into=("x",), label="sum")])
+    spec = Block.spec(
+        lines=[Step.spec(op=WeightedSum.spec(causal=False), reads=("v", "s"), into=("x",), label="sum")], label="core"
+    )
     model = program(*attention()[:7], spec)
-    assert "lines.8.lines.0: sum: cannot decode step by step" in refusal(model)
+    assert "lines.8.lines.0: core, line 1 (sum): cannot decode step by step" in refusal(model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from variform.core.dims import Shape
+from variform.core.part import Part
 from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.flows import Flow, each_token
 from variform.parts.kinds import Attention, Bias, Op, State, StreamPart, Streams, holds_state
@@ -21,6 +22,8 @@ from variform.stack.adapt import output_shapes
 from variform.stack.decodable import undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Step, steps_of
+from variform.stack.trace import trace_lines
+from variform.stack.values import input_values
 
 _SIDES = ("positions", "valid", "segments")
 _HINT = "or run the whole sequence at once, without a state"
@@ -55,9 +58,10 @@ class Lines:
         if None not in flows:
             try:
                 found = self._results(slot, step, tuple(flow for flow in flows if flow is not None))
-            except (ShapeError, ConfigError) as error:
-                label = step.spec["label"] or step.op.name
-                self.problems.append(Problem(slot, f"{label}: cannot decode step by step: {error}", hint=_HINT))
+            except ConfigError as error:
+                self.problems += [problem.below(f"{slot}.op") for problem in error.problems]
+            except ShapeError as error:
+                self.problems.append(Problem(slot, f"cannot decode step by step: {error}", hint=_HINT))
         for name in step.into:
             self.values.pop(name, None)
         self.known.update(zip(step.into, found, strict=True))
@@ -101,11 +105,18 @@ class Lines:
 
 
 def lines_state(
-    lines: ModuleList, known: Mapping[str, Flow], values: Mapping[str, Tensor], batch: int, max_len: int, like: Tensor
+    program: Part,
+    lines: ModuleList,
+    known: Mapping[str, Flow],
+    values: Mapping[str, Tensor],
+    batch: int,
+    max_len: int,
+    like: Tensor,
 ) -> State:
     """Decode state of the lines of a program, by place.
 
     Args:
+        program: the program.
         lines: in order.
         known: what the program starts from.
         values: those tensors of it that stay the same from call to call, and whole pairs.
@@ -120,8 +131,16 @@ def lines_state(
     for slot, step in steps_of(lines):
         walk.follow(slot, step)
     if walk.problems:
-        raise ConfigError(walk.problems)
+        rows = trace_lines(program.spec["lines"], input_values({name: flow.shape for name, flow in known.items()})).rows
+        where = {row.path: row.where for row in rows}
+        raise ConfigError([_placed(problem, where) for problem in walk.problems])
     return walk.state
+
+
+def _placed(problem: Problem, where: Mapping[str, str]) -> Problem:
+    """A problem that says in words which line it is of."""
+    line = next((path for path in where if problem.path == path or problem.path.startswith(f"{path}.")), None)
+    return problem if line is None else replace(problem, message=f"{where[line]}: {problem.message}")
 
 
 def template_flow(flow: Flow, value: Tensor) -> Flow:
@@ -180,7 +199,7 @@ def _shapes(step: Step, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
 def _refuse_undecodable(part: Any) -> None:
     problems = undecodable(part.spec)
     if problems:
-        raise ConfigError([problem.below("op") if problem.path else problem for problem in problems])
+        raise ConfigError(problems)
 
 
 def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
@@ -207,7 +226,7 @@ def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...])
 
 
 def layer_state(
-    layer: nn.Module, lines: ModuleList, shapes: Mapping[str, Shape], batch: int, max_len: int, streams: Streams
+    layer: Part, lines: ModuleList, shapes: Mapping[str, Shape], batch: int, max_len: int, streams: Streams
 ) -> State:
     """Decode state of a program that is a layer: of its lines, and the streams that stay the same (`held`).
 
@@ -230,5 +249,5 @@ def layer_state(
         if name not in held and name not in whole and len(flow.along) != 1:
             why = "is not given where the state is made" if flow.held else "does not come token by token"
             raise ConfigError(f"cannot decode step by step: the stream {name!r} of the program {why}")
-    state = lines_state(lines, known, {**held, **whole}, batch, max_len, like_of(layer, held))
+    state = lines_state(layer, lines, known, {**held, **whole}, batch, max_len, like_of(layer, held))
     return {**state, "held": held} if held else state

@@ -62,7 +62,7 @@ def program_state(
     sizes = {length: max_len, **({str(first): batch} if isinstance(first, Dim) else {})}
     wide = {name: x.expand(batch, -1, -1, -1) if x.shape[0] == 1 else x for name, x in templates.items()}
     admission.check_held({**held, **wide}, sizes)
-    parts = lines_state(lines, known, {**held, **templates}, batch, max_len, like)
+    parts = lines_state(model, lines, known, {**held, **templates}, batch, max_len, like)
     state = new_state(batch, max_len, like.device, parts, bucket)
     return {**state, "held": held, "templates": templates, "made_for": signature(model)}
 

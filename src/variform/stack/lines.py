@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from variform.core.part import Facts, Follower, Part
 from variform.core.registry import register
+from variform.core.spec import Spec, described
 from variform.errors import Problem
 from variform.parts.kinds import (
     Attention,
@@ -29,7 +30,7 @@ from variform.parts.kinds import (
     State,
     Streams,
 )
-from variform.stack.adapt import apply
+from variform.stack.adapt import ADAPTERS, apply
 from variform.stack.execute import ModuleList
 from variform.stack.fuse import Fusion, Place, cheap, fusions, postponed
 
@@ -95,8 +96,10 @@ class Step(Line):
 
     @classmethod
     def names_streams(cls, args: Facts) -> frozenset[str]:
-        """What it reads."""
-        return frozenset(args.get("reads", ("x",)))
+        """What it reads beyond the part's own inputs."""
+        op = described(args.get("op"))
+        mains = ADAPTERS[op.kind].mains if isinstance(op, Spec) and op.kind in ADAPTERS else 0
+        return frozenset(args.get("reads", ("x",))[mains:])
 
     def forward(
         self, inputs: Sequence[Tensor], streams: Streams, slot: str, published: State, late: bool = False

@@ -70,6 +70,7 @@ def test_only_batch_sizes_are_taken_for_the_batch() -> None:
         ({"blocks": 3, "input_shapes": SHAPES}, {"blocks"}),
         ({"blocks": BLOCKS, "input_shapes": SHAPES, "output_streams": 3}, {"output_streams"}),
         ({"blocks": BLOCKS, "input_shapes": SHAPES, "output_streams": ["y"]}, {"output_streams"}),
+        ({"blocks": BLOCKS, "input_shapes": SHAPES, "output_streams": []}, {"output_streams"}),
         ({"blocks": BLOCKS, "input_shapes": {"x": []}}, {"input_shapes.x"}),
     ],
 )

@@ -301,6 +301,14 @@ def test_a_nested_program_has_blocks_streams_and_names_of_its_own() -> None:
     torch.testing.assert_close(model({"x": x})["y"], 3 * x)
 
 
+def test_what_a_nested_program_reads_beside_x_must_be_named() -> None:
+    inner = [{"type": "merge_streams", "input_name_2": "c"}]
+    step = {"type": "program", "config": inner, "streams": {"c": ["B", "L", 32]}}
+    for names in (["c"], ["x"]):
+        found = problems(blocks([{**step, "input_names": names}]), {**X, "c": ["B", "L", 32]})
+        assert "reads the stream 'c'" in found["blocks.0.config.0"]
+
+
 def test_mistakes_in_a_nested_program_have_their_place() -> None:
     inner = [{"type": "linear", "output_dmi": 3}, {"type": "norm", "input_name": "z"}, {"type": "linear"}]
     found = problems(blocks([{"type": "norm"}, {"type": "program", "config": inner}]))

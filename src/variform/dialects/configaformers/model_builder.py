@@ -211,6 +211,8 @@ def _outputs(output_streams: Any, lines: Sequence[Spec], problems: list[Problem]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         problems.append(Problem("output_streams", "must be a list of names", output_streams))
         return ()
+    if not names:
+        problems.append(Problem("output_streams", "a model gives back at least one stream", names))
     return tuple(names)
 
 

@@ -135,7 +135,7 @@ class Reader:
             if key not in known
         ]
         wrong += [Problem(key, "a block needs this key") for key in known[:2] if key not in block]
-        if "label" in block and not (block["label"] and isinstance(block["label"], str)):
+        if "label" in block and not (isinstance(block["label"], str) and block["label"]):
             wrong.append(Problem("label", "must be a name", block["label"]))
         repeat, config = block.get("repeat", 1), block.get("config", [])
         try:
@@ -205,7 +205,7 @@ class Reader:
     def _marked(self, step: Spec, module: Mapping[Any, Any], found: list[Problem], spot: Spot) -> Spec:
         """The step with its label, and its part marked as shared."""
         wrong = [
-            key for key in ("share", "label") if key in module and not (module[key] and isinstance(module[key], str))
+            key for key in ("share", "label") if key in module and not (isinstance(module[key], str) and module[key])
         ]
         found += [Problem(key, "must be a name", module[key]) for key in wrong]
         if wrong:
@@ -236,7 +236,7 @@ class Reader:
 def _heading(block: Any, index: int) -> str:
     """What a block is called: its label, else its number."""
     label = block.get("label") if isinstance(block, Mapping) else None
-    return label if label and isinstance(label, str) else f"Block #{index + 1}"
+    return label if isinstance(label, str) and label else f"Block #{index + 1}"
 
 
 def _copy_spot(spot: Spot, index: int) -> Spot:

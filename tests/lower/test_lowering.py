@@ -199,3 +199,15 @@ def test_a_decoder_alone_needs_its_context():
     model, program, low = built(transformer(layers, dim_context=7), "ops", ("context_mask",))
     given = tensors(low)
     torch.testing.assert_close(program(given)["x"], call(model, given), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("depth", ["parts", "ops"])
+@pytest.mark.parametrize("name", ["gpt", "llama", "shared layer", "x-transformers decoder"])
+def test_a_causal_program_decodes_as_it_runs(name, depth):
+    _, program, low = built(CASES[name], depth)
+    ids = tensors(low)["ids"]
+    state, outputs = program.init_state(3, 12), []
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        out, state = program({"ids": ids[:, start:end]}, state=state)
+        outputs.append(out["x"])
+    torch.testing.assert_close(torch.cat(outputs, 1), program({"ids": ids})["x"], rtol=1e-10, atol=1e-10)

@@ -410,3 +410,15 @@ def test_an_offset_may_be_merged_with_the_scores() -> None:
     close(merged, build([dots, {"type": "attention_offset"}, sums], shapes)(inputs)["x"])
     with pytest.raises(ShapeError, match="size 2 must be 7"):
         build([dots, merge], shapes)({**inputs, "attn_offset": get_alibi(H, max_length=L + 1).double()})
+
+
+def test_weights_may_be_made_by_an_activation() -> None:
+    shapes = {"q": ["B", H, "L", 4]}
+    modules = [
+        {"type": "mha_dots", "input_name_queries": "q", "input_name_keys": "q", "output_name": "w"},
+        {"type": "activation", "activation_function": "relu", "input_name": "w", "output_name": "w"},
+        {"type": "mha_sum", "input_name_values": "q", "input_name_attn_scores": "w"},
+    ]
+    inputs = tensors(shapes)
+    q = inputs["q"]
+    close(build(modules, shapes)(inputs)["x"], (q @ q.transpose(-1, -2) / 2).relu() @ q)

@@ -48,3 +48,15 @@ def test_ids_are_integers_in_range() -> None:
         op(torch.zeros(2, 3))
     with pytest.raises(ShapeError, match=r"\[0, 5\); these lie in \[-1, 2\]"):
         op(torch.tensor([-1, 2]))
+
+
+def test_a_plain_activation_needs_no_number_of_features() -> None:
+    scores = parse_shape(["B", 2, "L", "L"])
+    plain = vf.resolve(ActivationOp.spec(functions=["relu"])).args
+    assert ActivationOp.shapes(plain, (scores,)) == (scores,)
+    with pytest.raises(vf.ConfigError, match="2 functions need a known number of features"):
+        vf.resolve(ActivationOp.spec(functions=["relu", "none"]))
+    with pytest.raises(vf.ConfigError, match="dim"):
+        vf.resolve(ActivationOp.spec(functions=["relu"], norm={"part": "layer_norm"}))
+    with pytest.raises(ShapeError, match="works on 4 features"):
+        ActivationOp.shapes({**plain, "dim": 4}, (parse_shape(["B", 5]),))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.core.dims import Shape, shape_text
-from variform.core.inherit import INHERIT
+from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError, nearest_multiples
@@ -158,7 +158,7 @@ class ActivationOp(Op):
 
     Args:
         functions: act, one a piece.
-        dim: features in.
+        dim: features in; a plain activation does without, and works on scores too.
         norm: on x.
         out_norm: on y.
     """
@@ -168,7 +168,7 @@ class ActivationOp(Op):
     def __init__(
         self,
         functions: Annotated[tuple[Activation, ...], Field(min_length=1)] = ("gelu",),
-        dim: Size = INHERIT,
+        dim: Size | None = inherit(None),
         norm: Norm | None = None,
         out_norm: Norm | None = None,
     ) -> None:
@@ -180,12 +180,16 @@ class ActivationOp(Op):
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The second norm sees the features that come out."""
-        return {"dim": max(1, facts["dim"] // len(facts["functions"]))} if slot == "out_norm" else {}
+        dim = facts.get("dim")
+        return {"dim": max(1, dim // len(facts["functions"]))} if slot == "out_norm" and dim is not None else {}
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """The pieces have equal sizes."""
         dim, count = facts["dim"], len(facts["functions"])
+        if dim is None:
+            message = f"{count} functions need a known number of features"
+            return [] if count == 1 else [Problem("functions", message, facts["functions"])]
         if dim % count:
             message = f"{count} functions need a number of features that {count} divides, not {dim}"
             message += f"; it reads {facts['read_words']}" if "read_words" in facts else ""
@@ -195,8 +199,11 @@ class ActivationOp(Op):
     @classmethod
     def shapes(cls, args: Facts, inputs: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """The last size is divided."""
-        last_size("the activation", args["dim"], inputs[0])
-        return ((*inputs[0][:-1], args["dim"] // len(args["functions"])),)
+        shape, plain = inputs[0], len(args["functions"]) == 1 and args["norm"] is None and args["out_norm"] is None
+        if plain and shape and not isinstance(shape[-1], int):
+            return inputs
+        last_size("the activation", args["dim"], shape)
+        return ((*shape[:-1], args["dim"] // len(args["functions"])),)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Apply the functions and multiply."""

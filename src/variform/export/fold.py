@@ -271,6 +271,13 @@ class _Folder(ast.NodeTransformer):
                 return self.known.names.get(name) is PRESENT and self.stores.get(name, 1) <= 1
         return False
 
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.BinOp(op=ast.Mult(), right=ast.Constant(value=int(factor))) if factor == 1:
+                return node.left
+        return node
+
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
         self.generic_visit(node)
         match node.generators:
@@ -424,6 +431,10 @@ def _tidy(function: ast.FunctionDef) -> list[ast.stmt]:
                 continue
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)) if name == other:
                 continue
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if body and name not in loads(value):
+                match body[-1]:
+                    case ast.Assign(targets=[ast.Name(id=other)], value=ast.Constant()) if other == name:
+                        body.pop()
             case ast.Return(value=ast.Name(id=name)) if body:
                 match body[-1]:
                     case ast.Assign(targets=[ast.Name(id=other)], value=value) if other == name:

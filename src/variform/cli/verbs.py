@@ -207,12 +207,17 @@ VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
         export,
         [
             CONFIG[0],
-            (("out",), {"metavar": "OUT", "help": "where: model.py"}),
+            (("out",), {"metavar": "OUT", "help": "where: model.py, or a graph: model.onnx, model.pt2"}),
             CONFIG[1],
             (
                 ("--weights",),
-                {"nargs": 2, "metavar": ("SAVED", "NEW"), "help": "saved weights, and a file for them by OUT's names"},
+                {
+                    "nargs": "+",
+                    "metavar": ("SAVED", "NEW"),
+                    "help": "saved weights; and, for model.py, a file for them by OUT's names",
+                },
             ),
+            (("--length",), {"type": int, "metavar": "N", "help": "tokens of the example that a graph is traced with"}),
         ],
     ),
     "parts": (list_parts, [(("--kind",), {"metavar": "K", "help": f"one of {', '.join(sorted(kinds()))}"})]),

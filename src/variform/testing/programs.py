@@ -79,7 +79,7 @@ def _linear_op() -> list[Sample]:
 
 @samples_for(ActivationOp)
 def _activation_op() -> list[Sample]:
-    return [Sample(ActivationOp.spec(functions=("silu", "none")), host=_in_program(_tokenwise))]
+    return [Sample(ActivationOp.spec(functions=("silu", "none"), dim=16), host=_in_program(_tokenwise))]
 
 
 @samples_for(CopyOp)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import keyword
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +13,21 @@ from variform.core.dims import Shape
 from variform.core.spec import Shared, Spec, described, shared_specs
 from variform.export.construct import identifier
 from variform.export.fold import Known
+from variform.export.program_text import (
+    TAKEN,
+    assignment,
+    key_table,
+    runs,
+    shape_note,
+    shared_in,
+    torch_module,
+    variable,
+    x_first,
+)
 from variform.export.shake import Shaken
 from variform.export.steps import Fused, cut_value, fused_groups, step_value
 from variform.parts.op.cutting import CutOp
-from variform.parts.op.tokenwise import EmbeddingOp, LinearOp
+from variform.parts.op.tokenwise import LinearOp
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Stage, Step
 from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
@@ -88,26 +97,26 @@ class ProgramWriter:
         self._lines(scope, self.part.lines, self.part.stages, self.spec["lines"], "lines", "lines")
         if isinstance(self.part, ProgramModel):
             first = [
-                self._noted(_assign(self.name(name), f'inputs["{name}"]'), [self.inputs[name]])
+                self._noted(assignment(self.name(name), f'inputs["{name}"]'), [self.inputs[name]])
                 for name in self.inputs
                 if name in self.part.needed
             ]
             pairs = ", ".join(f'"{name}": {self.name(name)}' for name in self.part.outputs)
             return self._class(scope, "inputs", first, f"return {{{pairs}}}", self._about())
-        first = [_assign(self.name(name), f'streams["{name}"]') for name in self.part.declared]
+        first = [assignment(self.name(name), f'streams["{name}"]') for name in self.part.declared]
         return self._class(scope, "x, streams", first, f"return {self.name(self.part.output)}", self._about())
 
     def _about(self) -> str:
         if isinstance(self.part, ProgramModel):
-            given = ", ".join(f"{name} {_shape(shape)}" for name, shape in self.inputs.items())
+            given = ", ".join(f"{name} {shape_note(shape)}" for name, shape in self.inputs.items())
             return f"Named tensors in, named tensors out: {given} -> {', '.join(self.part.outputs)}."
         return "A layer written as steps over named tensors."
 
     def name(self, wanted: str) -> str:
         """The variable for a named tensor."""
         if wanted not in self.names:
-            name = _identifier(wanted)
-            while name in self.names.values() or name in _TAKEN or name in self.shaken.names:
+            name = variable(wanted)
+            while name in self.names.values() or name in TAKEN or name in self.shaken.names:
                 name += "_"
             self.names[wanted] = name
         return self.names[wanted]
@@ -129,7 +138,7 @@ class ProgramWriter:
         """
         modules = list(lines.in_order())
         groups = fused_groups(modules, stages)
-        for start, end in _runs(modules, stages, specs):
+        for start, end in runs(modules, stages, specs):
             module, spec = modules[start], described(specs[start])
             if isinstance(module, Block) and (end - start > 1 or self._recomputes()):
                 self._repeated(scope, module, stages[start], spec, (path, keys, start, end, lines.order))
@@ -152,10 +161,10 @@ class ProgramWriter:
         known = (spec.canonical_key(), stage.takes, stage.gives)
         if known not in self.written:
             inner = Scope(
-                self._class_name(_identifier(spec["label"].replace("#", "").title().replace(" ", "")) or "Block")
+                self._class_name(variable(spec["label"].replace("#", "").title().replace(" ", "")) or "Block")
             )
             self._lines(inner, block.lines, stage.inner, spec["lines"], f"{path}.{start}.lines", "lines")
-            takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
+            takes, gives = (", ".join(map(self.name, x_first(names))) for names in (stage.takes, stage.gives))
             takes += ", streams" if inner.streams else ""
             about = f"{spec['label'] or 'A block'} of the program."
             self.written[known] = self._class(inner, takes, [], f"return {gives}", about)
@@ -165,17 +174,17 @@ class ProgramWriter:
         scope.takes.update(dict.fromkeys(shared))
         called = f"{name}({', '.join(map(identifier, shared))})"
         attribute = scope.module_name("blocks" if end - start > 1 else "block")
-        takes, gives = (", ".join(map(self.name, _x_first(names))) for names in (stage.takes, stage.gives))
+        takes, gives = (", ".join(map(self.name, x_first(names))) for names in (stage.takes, stage.gives))
         takes += ", streams" if self.reading[known] else ""
         run = f"checkpoint(%s, {takes}, use_reentrant=False)" if self._recomputes() else f"%s({takes})"
         if self._recomputes():
             self.shaken.need("variform.export.standins", "checkpoint")
         if end - start == 1:
-            scope.making.append(_assign(f"self.{attribute}", called))
-            scope.running.append(_assign(gives, run % f"self.{attribute}"))
+            scope.making.append(assignment(f"self.{attribute}", called))
+            scope.running.append(assignment(gives, run % f"self.{attribute}"))
             scope.keys.append((attribute, f"{keys}.{order[start]}"))
             return
-        scope.making.append(_assign(f"self.{attribute}", f"nn.ModuleList([{called} for _ in range({end - start})])"))
+        scope.making.append(assignment(f"self.{attribute}", f"nn.ModuleList([{called} for _ in range({end - start})])"))
         loop = ast.parse(f"for block in self.{attribute}:\n    {gives} = {run % 'block'}").body[0]
         scope.running.append(loop)
         scope.keys += [(f"{attribute}.{i - start}", f"{keys}.{order[i]}") for i in range(start, end)]
@@ -186,22 +195,22 @@ class ProgramWriter:
 
         def own() -> str:
             described_op = self.shared[shared.name] if shared is not None else line["op"]
-            if shared is not None or _torch_module(described_op) is None:
+            if shared is not None or torch_module(described_op) is None:
                 self.shaken.need(described_op.part.__module__, described_op.part.__qualname__)
             new = step.into[0] not in (*step.takes, "x")
-            attribute = scope.module_name(_identifier(step.into[0] if new else line["label"] or described_op.name))
-            plain = None if shared is not None else _torch_module(described_op)
+            attribute = scope.module_name(variable(step.into[0] if new else line["label"] or described_op.name))
+            plain = None if shared is not None else torch_module(described_op)
             scope.keys.append(
                 (attribute, f"{key}.project" if plain is not None and described_op.part is LinearOp else key)
             )
             if plain is not None:
-                scope.making.append(_assign(f"self.{attribute}", plain))
+                scope.making.append(assignment(f"self.{attribute}", plain))
             elif shared is not None:
                 scope.takes[shared.name] = None
-                scope.making.append(_assign(f"self.{attribute}", identifier(shared.name)))
+                scope.making.append(assignment(f"self.{attribute}", identifier(shared.name)))
             else:
-                scope.takes.update(dict.fromkeys(_shared_in(described_op)))
-                making = _assign(f"self.{attribute}", "None")
+                scope.takes.update(dict.fromkeys(shared_in(described_op)))
+                making = assignment(f"self.{attribute}", "None")
                 self.later.append((making, described_op))
                 scope.making.append(making)
             return f"self.{attribute}"
@@ -223,7 +232,7 @@ class ProgramWriter:
 
     @staticmethod
     def _noted(statement: ast.stmt, shapes: Sequence[Shape | None]) -> ast.stmt:
-        statement.comment = ", ".join(_shape(shape) for shape in shapes)  # type: ignore[attr-defined]
+        statement.comment = ", ".join(shape_note(shape) for shape in shapes)  # type: ignore[attr-defined]
         return statement
 
     # ---- classes ----
@@ -248,7 +257,7 @@ class ProgramWriter:
             self.shaken.need("variform.export.standins", name)
         self.shaken.imports.add("from typing import ClassVar")
         code = f'class {scope.name}(nn.Module):\n    """{about}"""\n'
-        code += "".join(f"    {line}\n" for line in _keys(scope.keys))
+        code += "".join(f"    {line}\n" for line in key_table(scope.keys))
         code += f"    def __init__(self{given}) -> None:\n        super().__init__()\n"
         code += f"    def forward(self, {arguments}) -> {returns}:\n        {last}\n"
         node = ast.parse(code).body[0]
@@ -260,84 +269,3 @@ class ProgramWriter:
         forward.body = [*first, *scope.running, *forward.body]
         self.shaken.pieces[("", scope.name)] = node
         return scope.name, shared
-
-
-def _runs(modules: Sequence[Any], stages: Sequence[Stage], specs: Sequence[Any]) -> Iterator[tuple[int, int]]:
-    """Lines one after another, equal blocks taken together: from where to where."""
-    start = 0
-    while start < len(modules):
-        end = start + 1
-        first = stages[start]
-        while (
-            end < len(modules)
-            and isinstance(modules[end], Block)
-            and specs[end] == specs[start]
-            and not isinstance(specs[end], Shared)
-            and (stages[end].takes, stages[end].gives) == (first.takes, first.gives)
-        ):
-            end += 1
-        yield start, end
-        start = end
-
-
-def _shared_in(spec: Spec) -> Iterator[str]:
-    for _, _, child in spec.children():
-        if isinstance(child, Shared):
-            yield child.name
-        inner = described(child)
-        if isinstance(inner, Spec):
-            yield from _shared_in(inner)
-
-
-def _torch_module(op: Spec) -> str | None:
-    """The module of torch's own that does as much as an op, where one does."""
-    if op.part is LinearOp and all(op[name] is None for name in ("norm", "out_norm", "bias_init", "init_std")):
-        return f"nn.Linear({op['dim']}, {op['out'] or op['dim']}{'' if op['bias'] else ', bias=False'})"
-    if op.part is EmbeddingOp and op["std"] == 1.0:
-        return f"nn.Embedding({op['classes']}, {op['out']})"
-    return None
-
-
-def _x_first(names: Sequence[str]) -> list[str]:
-    return sorted(names, key=lambda name: (name != "x", name))
-
-
-def _keys(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """The table KEYS; numbered places that follow one another stand in a comprehension."""
-    if not pairs:
-        return []
-    entries: list[str] = []
-    numbered: dict[str, list[tuple[str, str]]] = {}
-    for name, place in pairs:
-        if "." in name:
-            numbered.setdefault(name.split(".")[0], []).append((name, place))
-        else:
-            entries.append(f'"{name}": "{place}"')
-    for name, several in numbered.items():
-        head, first = several[0][1].rsplit(".", 1)
-        wanted = [f"{head}.{int(first) + i}" for i in range(len(several))]
-        if [place for _, place in several] == wanted:
-            there = f"{{i + {first}}}" if int(first) else "{i}"
-            entries.append(f'**{{f"{name}.{{i}}": f"{head}.{there}" for i in range({len(several)})}}')
-        else:
-            entries += [f'"{here}": "{place}"' for here, place in several]
-    return ["KEYS: ClassVar[dict[str, str]] = {" + ", ".join(entries) + "}"]
-
-
-def _assign(target: str, value: str) -> ast.Assign:
-    node = ast.parse(f"{target} = {value}").body[0]
-    assert isinstance(node, ast.Assign)
-    return node
-
-
-def _identifier(name: str) -> str:
-    found = re.sub(r"\W+", "_", name).strip("_")
-    found = f"_{found}" if found[:1].isdigit() else found
-    return f"{found}_" if keyword.iskeyword(found) or found in _TAKEN else found
-
-
-def _shape(shape: Shape | None) -> str:
-    return "?" if shape is None else f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-_TAKEN = ("self", "inputs", "streams", "torch", "nn", "F", "math", "block", "range", "super", "checkpoint")

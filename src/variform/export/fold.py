@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from variform.export.flow import changed, stores, tidy
 from variform.export.shake import at
 
 PRESENT = object()
@@ -61,9 +62,9 @@ def fold(function: ast.FunctionDef, known: Known) -> None:
     before = ""
     while (now := ast.dump(function)) != before:
         before = now
-        folder = _Folder(known, _stores(function), _changed(function))
+        folder = _Folder(known, stores(function), changed(function))
         function.body = folder.block(function.body) or [ast.Pass()]
-        function.body = _tidy(function)
+        function.body = tidy(function)
 
 
 class _Folder(ast.NodeTransformer):
@@ -388,73 +389,3 @@ def _is_nothing(value: ast.expr) -> bool:
         case ast.Constant(value=None) | ast.Tuple(elts=[]):
             return True
     return False
-
-
-def _stores(function: ast.FunctionDef) -> dict[str, int]:
-    """How often each local name is bound; parameters count once, names bound in loops twice."""
-    counts: dict[str, int] = {}
-
-    def count(node: ast.AST, times: int) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.arg):
-                counts[child.arg] = counts.get(child.arg, 0) + 1
-            elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                counts[child.id] = counts.get(child.id, 0) + times
-            count(child, 2 if isinstance(child, (ast.For, ast.While)) else times)
-
-    count(function, 1)
-    return counts
-
-
-def _changed(function: ast.FunctionDef) -> set[str]:
-    """Local names whose items are set, or whose methods are called."""
-    found: set[str] = set()
-    for node in ast.walk(function):
-        match node:
-            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store()) | ast.Attribute(value=ast.Name(id=name)):
-                found.add(name)
-    return found
-
-
-def loads(node: ast.AST) -> set[str]:
-    """All names that are read."""
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-
-
-def _tidy(function: ast.FunctionDef) -> list[ast.stmt]:
-    """Without assignments that nothing reads, and with a value returned rather than named first."""
-    read = loads(function)
-    body: list[ast.stmt] = []
-    for node in function.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in read and _is_pure(value):
-                continue
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)) if name == other:
-                continue
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if body and name not in loads(value):
-                match body[-1]:
-                    case ast.Assign(targets=[ast.Name(id=other)], value=ast.Constant()) if other == name:
-                        body.pop()
-            case ast.Return(value=ast.Name(id=name)) if body:
-                match body[-1]:
-                    case ast.Assign(targets=[ast.Name(id=other)], value=value) if other == name:
-                        body[-1] = ast.Return(value)
-                        continue
-            case ast.Assign(targets=[ast.Tuple(elts=items)]):
-                for item in items:
-                    if isinstance(item, ast.Name) and item.id not in read:
-                        item.id = "_"
-        body.append(node)
-    if isinstance(body[-1] if body else None, ast.Return) and body[-1].value is None:  # type: ignore[attr-defined]
-        body.pop()
-    return body or [ast.Pass()]
-
-
-def _is_pure(value: ast.expr) -> bool:
-    for node in ast.walk(value):
-        if isinstance(node, ast.Call):
-            match node.func:
-                case ast.Attribute(value=ast.Name(id="streams"), attr="get"):
-                    continue
-            return False
-    return True

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Mapping
 
 from variform.export.classes import Facts
-from variform.export.fold import loads
+from variform.export.flow import loads
 from variform.export.shake import Place
 
 

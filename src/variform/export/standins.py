@@ -17,8 +17,9 @@ from variform.stack.prefix import behind_prefix
 
 Streams = Mapping[str, Any]
 
-PUBLISHES, HIDDEN = True, True
-"""Facts of one model, put into the code when it is written: parts publish streams; the encoder has a head."""
+PUBLISHES, HIDDEN, GROUPED, UNEQUAL = True, True, True, True
+"""Facts of one model, put into the code when it is written: parts publish streams; the encoder has a head; heads share
+keys; queries and values have heads of different sizes."""
 
 
 class Linear(nn.Linear):
@@ -99,10 +100,9 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
     scale: float | None = None,
-    grouped: bool = True,
 ) -> Tensor:
     """The fused kernel of softmax attention; where heads share keys, head i uses key head i // (heads / kv_heads)."""
-    shared = grouped and q.shape[1] != k.shape[1]
+    shared = GROUPED and q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
     )
@@ -189,9 +189,7 @@ class Scores(nn.Module):
         return torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
 
 
-def attend_scores(
-    q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None, causal: bool = False, unequal: bool = True
-) -> Tensor:
+def attend_scores(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(D) + offset) v, fused: the scores are never held."""
     dim, dim_v, scale = q.shape[-1], v.shape[-1], q.shape[-1] ** -0.5
     if offset is not None:
@@ -199,11 +197,11 @@ def attend_scores(
         if causal:
             later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
             offset = offset.masked_fill(later, -torch.inf)
-    if unequal and dim != dim_v:  # fused kernels want equal sizes
+    if UNEQUAL and dim != dim_v:  # fused kernels want equal sizes
         q, k = (F.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
         v = F.pad(v, (0, dim - dim_v)) if dim_v < dim else v
     y = F.scaled_dot_product_attention(q, k, v, offset, is_causal=causal and offset is None, scale=scale)
-    return y[..., :dim_v] if unequal else y
+    return y[..., :dim_v] if UNEQUAL else y
 
 
 def offset_for(offset: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -13,9 +14,14 @@ from variform.export.fold import Known
 from variform.export.shake import Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op
+from variform.parts.op.heads import Scores, WeightedSum
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Step
 from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
+from variform.stack.rows import Row
+from variform.stack.trace import trace_lines
+from variform.stack.values import Value
 from variform.weights.io import shared_names
 
 STANDINS: dict[Place, Place] = {
@@ -69,7 +75,13 @@ def survey(model: nn.Module, spec: Spec) -> Known:
     pairs = [found for found in specs if found.part is EncoderDecoder]
     hidden = any(described(found["encoder"]).get("head") is not None for found in pairs)
     return Known(
-        names={"PUBLISHES": False, "HIDDEN": hidden, "RENAMED": bool(shared_names(model)) or _has_programs(specs)},
+        names={
+            "PUBLISHES": False,
+            "HIDDEN": hidden,
+            "GROUPED": _grouped(model),
+            "UNEQUAL": _unequal(specs),
+            "RENAMED": bool(shared_names(model)) or _has_programs(specs),
+        },
         absent=frozenset(absent) | (_NEVER - {"hidden"} if hidden else _NEVER),
         repeats=any(len(m.order) > len(m) for m in model.modules() if isinstance(m, ModuleList)),
         images=_images(model),
@@ -88,10 +100,38 @@ def _asked(model: nn.Module, specs: list[Spec]) -> dict[str, bool]:
         "dropout": any(found.get("dropout") for found in attentions),
         "scale": any(found.get("scale") is not None for found in attentions),
         "back": any(found.part is LocalAttention for found in attentions),
-        "grouped": any(
-            vars(m).get("kv_heads") != vars(m).get("heads") for m in model.modules() if "kv_heads" in vars(m)
-        ),
     }
+
+
+def _grouped(model: nn.Module) -> bool:
+    return any(vars(m)["kv_heads"] != vars(m).get("heads") for m in model.modules() if "kv_heads" in vars(m))
+
+
+def _unequal(specs: list[Spec]) -> bool:
+    """Whether programs have heads of different sizes, as far as their lines tell."""
+    sizes: set[Any] = set()
+    for found in specs:
+        if found.part in (Program, ProgramModel):
+            for row in program_rows(found):
+                shapes = [shape for _, shape in row.reads]
+                if row.op.part is Scores:
+                    sizes.add(shapes[0][-1])
+                elif row.op.part is WeightedSum:
+                    v, heads = shapes[0], shapes[1][1]
+                    sizes.add(v[-1] if len(v) == 4 else v[-1] // heads)
+    return len(sizes) > 1
+
+
+def program_rows(program: Spec) -> list[Row]:
+    """The steps of a program with the shapes of what they read and write."""
+    return trace_lines(program["lines"], program_values(program)).rows
+
+
+def program_values(program: Spec) -> dict[str, Value]:
+    """What a program starts from."""
+    if program.part is ProgramModel:
+        return _model_values(program.args)
+    return _layer_values(program.args)
 
 
 def _images(model: nn.Module) -> bool | None:

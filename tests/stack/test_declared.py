@@ -9,7 +9,7 @@ from variform.core.dims import parse_dim, parse_shape
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.op.tokenwise import LinearOp, MergeOp
 from variform.stack.declared import _fits
-from variform.stack.lines import Step
+from variform.stack.lines import Block, Step
 from variform.stack.program import Program, ProgramModel
 from variform.stack.sublayer import Sublayer
 
@@ -52,6 +52,18 @@ def test_a_context_has_the_features_of_the_cross_attention() -> None:
         model(CrossMultiHead.spec(heads=4), "context", "B", "M", 16)
     with pytest.raises(vf.ConfigError, match=r"'context'"):
         model(Sublayer.spec(body=CrossMultiHead.spec(heads=4)), "context", "C", "M", 32)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_whole_model_must_name_what_its_parts_need(wrap: bool) -> None:
+    op = CrossMultiHead.spec(heads=4)
+    step = Step.spec(op=Sublayer.spec(body=op) if wrap else op)
+    with pytest.raises(vf.ConfigError) as caught:
+        vf.resolve(ProgramModel.spec(lines=[Block.spec(lines=[step], label="b")] * 3, inputs={"x": ("B", "L", 32)}))
+    (problem,) = caught.value.problems
+    assert problem.path == "lines.0.lines.0.reads"
+    assert "needs the stream 'context', and reads x" in problem.message
+    assert vf.resolve(Program.spec(lines=[step], dim=32)).part is Program  # the model around it may give it
 
 
 def test_an_expression_at_sizes() -> None:

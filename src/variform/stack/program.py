@@ -16,14 +16,16 @@ from variform.core.registry import register
 from variform.errors import ConfigError, Problem, did_you_mean
 from variform.parts.kinds import Attention, Layer, Model, Op, Output, State, Streams
 from variform.stack.admission import Admission, StreamError
+from variform.stack.decodable import lines_abilities
 from variform.stack.execute import ModuleList
 from variform.stack.fuse import Fusion, fusing
+from variform.stack.lacking import missing_streams
 from variform.stack.line_state import layer_state
-from variform.stack.lines import Block, Line, fusions_of, plan, run
+from variform.stack.lines import Line, fusions_of, plan, run
 from variform.stack.program_state import begin_call, example_held, program_state, refuse_lost
 from variform.stack.state import count_positions, turned
 from variform.stack.table import Table
-from variform.stack.trace import LineFollower, Trace, trace_lines, unshared
+from variform.stack.trace import LineFollower, Trace, trace_lines
 from variform.stack.unread import unread
 from variform.stack.values import Value, input_values
 
@@ -95,7 +97,7 @@ class Program(Layer):
     @classmethod
     def abilities(cls, args: Facts) -> Can:
         """What all steps can do."""
-        return _abilities(args["lines"])
+        return lines_abilities(args["lines"])
 
     @classmethod
     def reads_streams(cls, args: Facts) -> frozenset[str]:
@@ -189,6 +191,7 @@ class ProgramModel(Model):
         values = _model_values(facts)
         trace = trace_lines(facts["lines"], values)
         found = _unread(facts, trace, values) if facts["strict"] else []
+        found += missing_streams(trace.rows)
         for name in facts["outputs"]:
             if name not in trace.values:
                 hint = did_you_mean(name, trace.values)
@@ -204,7 +207,7 @@ class ProgramModel(Model):
     @classmethod
     def abilities(cls, args: Facts) -> Can:
         """What all steps can do."""
-        return _abilities(args["lines"])
+        return lines_abilities(args["lines"])
 
     @property
     def table(self) -> Table:
@@ -302,15 +305,3 @@ def _model_values(facts: Facts) -> dict[str, Value]:
 def _unread(facts: Facts, trace: Trace, values: Mapping[str, Value]) -> list[Problem]:
     asked = [name for name in facts["outputs"] if name not in facts["unasked"]]
     return unread(trace.rows, values, asked)
-
-
-def _abilities(lines: tuple[Any, ...]) -> Can:
-    can = Can()
-    for line in lines:
-        spec = unshared(line)
-        op = None if spec is None else unshared(spec.get("op"))
-        if op is not None:
-            can = can & op.part.abilities(op.args)
-        elif spec is not None and spec.part is Block:
-            can = can & _abilities(spec["lines"])
-    return can

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import Any
 
 from variform.core.fields import fields_of
@@ -47,6 +48,26 @@ def runs(items: Sequence[Any]) -> list[Run]:
         else:
             found.append(Run(item, place, 1))
     return found
+
+
+def matched(a: Sequence[Any], b: Sequence[Any]) -> Iterator[tuple[Run | None, Run | None]]:
+    """Pairs of two lists of parts, in order; None where the other list has nothing of the kind.
+
+    In lists of one length, equal neighbours of one are told apart where those of the other differ.
+    """
+    left, right = runs(a), runs(b)
+    if len(a) == len(b) and len(left) != len(right):
+        starts = sorted({run.start for run in (*left, *right)})
+        left, right = _cut(left, starts), _cut(right, starts)
+    return aligned(left, right)
+
+
+def _cut(found: Sequence[Run], starts: Sequence[int]) -> list[Run]:
+    pieces = []
+    for run in found:
+        inner = [run.start, *(s for s in starts if run.start < s < run.start + run.count), run.start + run.count]
+        pieces += [Run(run.spec, low, high - low) for low, high in pairwise(inner)]
+    return pieces
 
 
 def plain(item: Any) -> Any:

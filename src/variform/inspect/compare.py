@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from variform.core.codec import as_spec
-from variform.core.fields import Field, fields_of
-from variform.core.inherit import Inherit
-from variform.core.plain import is_same
 from variform.core.resolve import resolve
-from variform.core.spec import Shared, Spec, default_of
-from variform.inspect.align import aligned, plain, runs
+from variform.core.spec import Spec
+from variform.inspect.align import matched, plain
 from variform.inspect.costing import costs_of_model
 from variform.inspect.costs import Amount, Costs
 from variform.inspect.fake import FakeModel
+from variform.inspect.fieldwise import FieldChange, all_fields, joined, leaves, name_of, slots, text_of
 from variform.inspect.places import without_layer
 from variform.inspect.streams import renamed, renames
+from variform.inspect.table import path_template
 from variform.stack.lines import Step
 
-ABSENT = "-"
-"""What stands for nothing on one side."""
-
 Told = frozenset[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class FieldChange:
-    """One field that differs: its path below the part, and what both sides have."""
-
-    field: str
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.before} -> {self.after}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +121,7 @@ def compare(a: Any, b: Any, at: Mapping[str, int] | None = None, *, measure: boo
     written_out = before == given[0] or after == given[1]
     left, right = map(without_layer, (before, after) if written_out else given)
     names = renames(left, right)
-    changes = list(_Differ().parts(renamed(left, names), right, ("",), ("",), frozenset()))
+    changes = _together(_Differ().parts(renamed(left, names), right, ("",), ("",), frozenset()))
     priced = [_priced(change, *found) for change in changes] if found is not None else changes
     return Comparison(before, after, tuple(priced), names, found)
 
@@ -154,17 +138,17 @@ class _Differ:
         if a == b:
             return
         if a.part is Step:  # a line is told of as a whole
-            found = tuple(field for field in _all_fields(a, b, "") if _key(field) not in told)
+            found = tuple(field for field in all_fields(a, b, "") if _key(field) not in told)
             if found:
-                yield Change("changed", tuple(at_a), tuple(at_b), _name(b), found)
+                yield Change("changed", tuple(at_a), tuple(at_b), name_of(b), found)
             return
         own = [] if a.part is b.part else [FieldChange("", a.name, b.name)]
-        own += _leaves(a, b)
+        own += leaves(a, b)
         new = tuple(field for field in own if _key(field) not in told)
         if new:
-            yield Change("changed", tuple(at_a), tuple(at_b), _name(b), new)
+            yield Change("changed", tuple(at_a), tuple(at_b), name_of(b), new)
         told = told | {_key(field) for field in new}
-        for slot in _slots(a, b):
+        for slot in slots(a, b):
             yield from self._slot(slot, a.get(slot), b.get(slot), at_a, at_b, told)
 
     def _slot(
@@ -184,7 +168,7 @@ class _Differ:
     def _lists(
         self, a: Sequence[Any], b: Sequence[Any], at_a: Sequence[str], at_b: Sequence[str], told: Told
     ) -> Iterator[Change]:
-        for left, right in aligned(runs(a), runs(b)):
+        for left, right in matched(a, b):
             if left is None and right is not None:
                 yield Change("added", (), _copies(at_b, right.places), text_of(right.spec))
             elif right is None and left is not None:
@@ -194,95 +178,43 @@ class _Differ:
                 if left.count != right.count:
                     counts = FieldChange("copies", str(left.count), str(right.count))
                     more_a, more_b = _copies(at_a, left.places[both:]), _copies(at_b, right.places[both:])
-                    yield Change("repeated", more_a, more_b, _name(right.spec), (counts,))
+                    yield Change("repeated", more_a, more_b, name_of(right.spec), (counts,))
                 here = (_copies(at_a, left.places[:both]), _copies(at_b, right.places[:both]))
                 yield from self.parts(left.spec, right.spec, *here, told)
 
 
-def _all_fields(a: Spec, b: Spec, below: str) -> Iterator[FieldChange]:
-    """What differs in two parts and all below them."""
-    if a.part is not b.part:
-        yield FieldChange(below or "part", a.name, b.name)
-    for field in _leaves(a, b):
-        yield replace(field, field=_join(below, field.field))
-    for slot in _slots(a, b):
-        left, right = plain(a.get(slot)), plain(b.get(slot))
-        if isinstance(left, Spec) and isinstance(right, Spec):
-            yield from _all_fields(left, right, _join(below, slot))
-        elif left != right:
-            yield FieldChange(_join(below, slot), text_of(left), text_of(right))
+def _together(changes: Iterable[Change]) -> list[Change]:
+    """Changes with those that are the same in another copy as one."""
+    found: dict[tuple[object, ...], Change] = {}
+    for change in changes:
+        places = [_place(paths) for paths in (change.before, change.after)]
+        key = (change.kind, change.name, change.fields, *places)
+        if key not in found:
+            found[key] = change
+            continue
+        same = found[key]
+        found[key] = replace(same, before=same.before + change.before, after=same.after + change.after)
+    return list(found.values())
 
 
-def _leaves(a: Spec, b: Spec) -> list[FieldChange]:
-    """Plain fields that differ; of different parts, those of both, and what one was given beyond its defaults."""
-    left, right = ({f.name: f for f in fields_of(spec.part) if not f.is_slot} for spec in (a, b))
-    found = []
-    for name in dict.fromkeys((*left, *right)):
-        if name in left and name in right:
-            if not is_same(a.get(name), b.get(name)):
-                found.append(FieldChange(name, text_of(a.get(name)), text_of(b.get(name))))
-        elif name in left and _is_set(a, left[name]):
-            found.append(FieldChange(name, text_of(a.get(name)), ABSENT))
-        elif name in right and _is_set(b, right[name]):
-            found.append(FieldChange(name, ABSENT, text_of(b.get(name))))
-    for name in _slots(a, b):
-        marks = [value.name if isinstance(value := spec.get(name), Shared) else None for spec in (a, b)]
-        if marks[0] != marks[1]:
-            found.append(FieldChange(f"{name} shared as", text_of(marks[0]), text_of(marks[1])))
-    return found
-
-
-def _is_set(spec: Spec, field: Field) -> bool:
-    """Whether a field has another value than it would have had by itself."""
-    if field.required:
-        return True
-    default = default_of(field)
-    return not isinstance(default, Inherit) and not is_same(default, spec.get(field.name))
-
-
-def _slots(a: Spec, b: Spec) -> list[str]:
-    return list(dict.fromkeys(f.name for spec in (a, b) for f in fields_of(spec.part) if f.is_slot))
-
-
-def text_of(value: Any) -> str:
-    """A value in a few words; a part by its name, and what it was given beyond its defaults."""
-    value = plain(value)
-    if isinstance(value, Spec):
-        if value.part is Step:
-            named = value["label"] or plain(value["op"]).name
-            return f"{named}: {', '.join(value['reads'])} -> {', '.join(value['into'])}"
-        given = [f"{f.name}={text_of(value.get(f.name))}" for f in fields_of(value.part) if _is_told(value, f)]
-        return f"{_name(value)}({', '.join(given)})" if given else _name(value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(text_of, value))}]"
-    return "none" if value is None else str(value)
-
-
-def _is_told(spec: Spec, field: Field) -> bool:
-    return not field.is_slot and field.name not in ("label", "dim") and _is_set(spec, field)
-
-
-def _name(spec: Spec) -> str:
-    label = spec.get("label")
-    if spec.part is Step:
-        return str(label or plain(spec["op"]).name)
-    return str(label or spec.name)
+def _place(paths: Sequence[str]) -> tuple[str, ...]:
+    """Where copies of a part stand, whichever copies: the path without its numbers, but for the last."""
+    if not paths:
+        return ()
+    numbers = [step for step in paths[0].split(".") if step.isdecimal()]
+    return (*path_template(paths[0]), *numbers[-1:])
 
 
 def _key(field: FieldChange) -> tuple[str, str, str]:
     return (field.field.rpartition(".")[2], field.before, field.after)
 
 
-def _join(path: str, step: str) -> str:
-    return f"{path}.{step}" if path else step
-
-
 def _below(paths: Sequence[str], step: str) -> list[str]:
-    return [_join(path, step) for path in paths]
+    return [joined(path, step) for path in paths]
 
 
 def _copies(paths: Sequence[str], places: range) -> tuple[str, ...]:
-    return tuple(_join(path, str(place)) for path in paths for place in places)
+    return tuple(joined(path, str(place)) for path in paths for place in places)
 
 
 def _priced(change: Change, before: Costs, after: Costs) -> Change:

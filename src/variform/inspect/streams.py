@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from variform.core.spec import Shared, Spec
-from variform.inspect.align import aligned, plain, runs
+from variform.inspect.align import matched, plain
 from variform.stack.lines import Step
 from variform.stack.program import ProgramModel
 
@@ -70,7 +70,7 @@ def _names(value: Any) -> Iterator[str]:
 
 def _pairs(a: tuple[Any, ...], b: tuple[Any, ...]) -> Iterator[tuple[Spec, Spec]]:
     """Lines that correspond."""
-    for left, right in aligned(runs(a), runs(b)):
+    for left, right in matched(a, b):
         if left is None or right is None or left.spec.part is not right.spec.part:
             continue
         if left.spec.part is Step:

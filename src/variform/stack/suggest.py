@@ -59,8 +59,6 @@ def repair(misfit: Misfit) -> str:
     found = _first(_one_name(misfit))
     found += (_first(_modules(misfit)) or _first(_declarations(misfit))) if several else []
     found += _first(_other_streams(misfit))
-    if several and not found:
-        found = ["change one of the lines that these streams come from, so that they agree"]
     return "; or ".join(found)
 
 

@@ -173,6 +173,8 @@ class LineFollower:
         except ShapeError as error:
             fits = lambda changed: bool(_outputs(op, changed, line))  # noqa: E731
             hint = repair(Misfit(names, trace.values, trace.uses, wanted, fits))
+            if not hint and len(names) > 1 and issubclass(op.part, Op):
+                hint = "change one of the lines that these streams come from, so that they agree"
             self._report(index, line, f"{error}; it reads {self._told(names)}", hint)
             trace.lose(line, where)
             return

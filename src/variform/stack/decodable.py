@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from variform.core.part import Can, Part
-from variform.core.spec import Shared, Spec
+from variform.core.spec import Shared, Spec, described
 from variform.errors import ConfigError, Problem
 from variform.parts.kinds import Attention, Mixer
 
@@ -68,3 +69,15 @@ def _refusal(part: type[Part], can: Can, causal: Any) -> str | None:
     if causal is False and issubclass(part, (Attention, Mixer)):
         return f"cannot decode step by step: {part.kind} {part.name!r} is not causal"
     return None
+
+
+def lines_abilities(lines: Iterable[Any]) -> Can:
+    """What all steps of a program, described, can do."""
+    can = Can()
+    for line in map(described, lines):
+        op = described(line.get("op")) if isinstance(line, Spec) else None
+        if isinstance(op, Spec):
+            can = can & op.part.abilities(op.args)
+        elif isinstance(line, Spec):
+            can = can & lines_abilities(line.get("lines") or ())
+    return can

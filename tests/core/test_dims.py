@@ -121,7 +121,7 @@ GRID += [{"B": b, "L": 7} for b in range(1, 600)] + [{"B": 5, "L": length} for l
 GRID += [{"B": 997 * i % 1021, "L": 541 * i % 1031} for i in range(1, 300)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(expressions(), expressions())
 def test_equality_is_that_of_the_values(text: str, other: str) -> None:
     a, b = parse_dim(text), parse_dim(other)
@@ -135,7 +135,7 @@ def test_equality_is_that_of_the_values(text: str, other: str) -> None:
         assert values[0] != values[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(expressions(), expressions(), st.integers(1, 6), st.integers(1, 6), st.integers(-4, 4))
 def test_equal_forms_are_found_equal(text: str, other: str, by: int, again: int, plus: int) -> None:
     pairs = [
@@ -150,7 +150,7 @@ def test_equal_forms_are_found_equal(text: str, other: str, by: int, again: int,
         assert hash(a) == hash(b)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(expressions())
 def test_an_expression_reads_back_as_it_prints(text: str) -> None:
     dim = parse_dim(text)

@@ -1,4 +1,4 @@
-"""Instances of the steps that scale, shift, sample, cut, join and regroup, each inside a program."""
+"""Instances of the steps that scale, shift, sample, cut, join, regroup, rearrange and unembed, each in a program."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 from variform.core.spec import Spec
 from variform.parts.op.cutting import CatOp, CutOp
 from variform.parts.op.packing import BatchToFeatures, PackBatch, UnpackBatch, UnpackFeatures
+from variform.parts.op.rearrange import Rearrange
 from variform.parts.op.sampling import DownSample, UpSample
 from variform.parts.op.scale import DropoutOp, ScaleOp
 from variform.parts.op.shift import ShiftOp
 from variform.parts.op.tokenwise import EmbeddingOp, LinearOp
+from variform.parts.op.unembed import Unembed
 from variform.stack.lines import Step
 from variform.stack.program import Program, ProgramModel
 from variform.stack.sublayer import Sublayer
@@ -120,3 +122,20 @@ def _batch_to_features() -> list[Sample]:
     back = UnpackFeatures.spec(out=DIM)
     host = _of_one_length(lambda spec: [step(PackBatch.spec(group=LENGTH // 2)), step(spec), step(back)])
     return [Sample(BatchToFeatures.spec(groups=2), host=host)]
+
+
+@samples_for(Rearrange)
+def _rearrange() -> list[Sample]:
+    host = _in_layers(lambda spec: [step(spec, "x")])
+    return [Sample(Rearrange.spec(pattern="b l (h d) -> b l (d h)", lengths={"h": 4}), host=host)]
+
+
+@samples_for(Unembed)
+def _unembed() -> list[Sample]:
+    tokens = EmbeddingOp.spec(classes=FACTS["vocab_size"], out=DIM)
+
+    def host(spec: Spec, setting: Any) -> Spec:
+        lines = [Step.spec(op=tokens, into=("y",)), Step.spec(op=spec, reads=("y",))]
+        return ProgramModel.spec(lines=lines, inputs={"x": ("B", "L")})
+
+    return [Sample(Unembed.spec(embedding=tokens), host=host)]

@@ -43,8 +43,8 @@ class Pattern:
             least = "at least " if dots else ""
             raise ShapeError(f"the pattern is for {least}{len(self.left) - dots} sizes, and the input has {rank}")
         extra = [(f"{DOTS}{place}",) for place in range(count)]
-        sides = ([new for group in side for new in (extra if group == (DOTS,) else [group])] for side in self.sides())
-        return Pattern(*map(tuple, sides))
+        sides = [[new for group in side for new in (extra if group == (DOTS,) else [group])] for side in self.sides()]
+        return Pattern(tuple(sides[0]), tuple(sides[1]))
 
     def sides(self) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
         """Left and right."""
@@ -151,12 +151,13 @@ class Rearrange(Op):
         pattern = self.pattern.spread(x.dim())
         sizes: dict[str, int] = {}
         for group, size in zip(pattern.left, x.shape, strict=True):
-            known = math.prod(self.lengths[axis] for axis in group if axis in self.lengths)
+            # Lists, because torch.compile does not follow generators.
+            known = math.prod([self.lengths[axis] for axis in group if axis in self.lengths])
             sizes.update({axis: self.lengths.get(axis, size // known) for axis in group})
         order = [axis for group in pattern.left for axis in group]
         target = [axis for group in pattern.right for axis in group]
         x = x.reshape([sizes[axis] for axis in order]).permute([order.index(axis) for axis in target])
-        return x.reshape([math.prod(sizes[axis] for axis in group) for group in pattern.right])
+        return x.reshape([math.prod([sizes[axis] for axis in group]) for group in pattern.right])
 
 
 def _split(group: Group, size: int | Dim, lengths: Mapping[str, int], shape: Shape) -> dict[str, int | Dim]:

@@ -1,5 +1,6 @@
 """Programs with fused attention, against the same programs line by line."""
 
+import time
 import weakref
 from typing import Any
 
@@ -372,3 +373,21 @@ def test_results_that_are_made_anew_are_those_of_the_modules(hook: bool) -> None
         torch.autograd.grad(out.square().sum(), leaves), torch.autograd.grad(true.square().sum(), leaves), strict=True
     ):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.slow
+def test_fused_takes_less_time_and_memory() -> None:
+    """Two layers of the demo at its full width and length; a small vocabulary, which costs both the same."""
+    spec = program_spec(**demo(depth=2, vocab=1009))
+    models = pair(spec, torch.float32)
+    inputs = {"emb_ids": torch.randint(1009, (2, 1024)), "attn_offset": get_alibi(12, 1024)}
+    seconds: list[list[float]] = [[], []]
+    for _ in range(3):
+        for times, model in zip(seconds, models, strict=True):
+            start = time.process_time()
+            model(inputs)["x"].mean().backward()
+            times.append(time.process_time() - start)
+    fused, literal = (min(times) for times in seconds)
+    assert fused <= 0.70 * literal
+    fused_bytes, literal_bytes = (sum(t.untyped_storage().nbytes() for t in kept(m, inputs)) for m in models)
+    assert fused_bytes <= 0.60 * literal_bytes

@@ -113,7 +113,7 @@ def test_modes_are_left_alone_and_files_load(tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(vf.ConfigError, match="ends in"):
         to_graph(PRESETS["gpt"], tmp_path / "model.txt")
-    with pytest.raises(vf.ConfigError, match="ends in .onnx"):
+    with pytest.raises(vf.ConfigError, match=r"ends in \.onnx"):
         to_onnx(PRESETS["gpt"], tmp_path / "model.pt2")
     with pytest.raises(vf.ConfigError, match="'valid'"):
         to_exported(PRESETS["gpt"], streams=("valide",))

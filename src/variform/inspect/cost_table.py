@@ -8,6 +8,7 @@ from variform.core.dims import shape_text
 from variform.inspect.costs import Amount, Cost, Costs, Group, Line, Place
 from variform.inspect.table import aligned, folded, human_bytes, human_count, part_label
 from variform.stack.table import ranges
+from variform.stack.values import tells_size
 
 Cells = tuple[str, ...]
 
@@ -84,7 +85,7 @@ def _group(group: Group, numbers: bool) -> Iterator[Cells]:
 
 
 def _line(line: Line, indent: str, numbers: bool) -> Cells:
-    reads = ", ".join(name for name, _ in line.row.reads)
+    reads = ", ".join(name for name, _ in line.row.reads if not tells_size(name))
     writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in line.row.writes)
     shared = "" if line.place.shared is None else f" (shared: {line.place.shared})"
     return _row(f"{indent}{line.row.name} <- {reads}{shared}", writes, *_cells(line.cost, numbers))

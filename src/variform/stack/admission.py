@@ -15,6 +15,7 @@ from variform.parts.kinds import Op
 from variform.stack.adapt import input_type
 from variform.stack.execute import ModuleList
 from variform.stack.lines import steps_of
+from variform.stack.values import tells_size
 
 
 class StreamError(ShapeError, KeyError):
@@ -59,8 +60,8 @@ class Admission:
         """The declared shapes by name."""
         return {entry.name: entry.shape for entry in self.entries}
 
-    def check(self, inputs: Mapping[str, Tensor], held: frozenset[str] = frozenset()) -> None:
-        """Refuse inputs that do not fit.
+    def check(self, inputs: Mapping[str, Tensor], held: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+        """Refuse inputs that do not fit; returns those that tell sizes, which nobody gives: they take no room.
 
         Args:
             inputs: by name.
@@ -70,7 +71,7 @@ class Admission:
             StreamError: missing or unknown names.
             ShapeError: a shape that is not the declared one.
         """
-        names = [entry.name for entry in self.entries]
+        names = [entry.name for entry in self.entries if not tells_size(entry.name)]
         for name in inputs:
             if name not in names:
                 raise StreamError(f"{name!r} is no input of this program; {did_you_mean(str(name), names)}")
@@ -81,9 +82,12 @@ class Admission:
                 raise StreamError(f"the input {name!r} is missing; given: {', '.join(map(repr, inputs)) or 'nothing'}")
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
-        given = [entry for entry in self.entries if entry.name not in held]
+        given = [entry for entry in self.entries if entry.name in inputs]
         for entry in sorted(given, key=lambda entry: (entry.spare, None in entry.sizes)):  # names before expressions
             self._check(entry, inputs[entry.name], sizes, origin)
+        told = [entry for entry in self.entries if tells_size(entry.name)]
+        like = next(iter(inputs.values())) if told else None
+        return {} if like is None else {e.name: like.new_empty(()).expand(size_of(e.shape[0], sizes)) for e in told}
 
     def check_held(self, inputs: Mapping[str, Tensor], known: Mapping[str, int]) -> None:
         """Refuse inputs that a decode state is to hold and that do not fit it.
@@ -128,7 +132,8 @@ class Admission:
     @property
     def batch_names(self) -> frozenset[str]:
         """The first sizes that are names."""
-        return frozenset(size for entry in self.entries for size in entry.sizes[:1] if isinstance(size, str))
+        given = (entry for entry in self.entries if not tells_size(entry.name))
+        return frozenset(size for entry in given for size in entry.sizes[:1] if isinstance(size, str))
 
     @property
     def names(self) -> frozenset[str]:
@@ -148,6 +153,7 @@ class Admission:
                 dtype=entry.dtype or torch.get_default_dtype(),
             )
             for entry in self.entries
+            if not tells_size(entry.name)
         }
 
 

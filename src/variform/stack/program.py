@@ -243,7 +243,7 @@ class ProgramModel(Model):
         if state is not None:
             given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
         else:
-            self.admission.check(inputs)
+            given = {**inputs, **self.admission.check(inputs)}
             refuse_lost(self.lines, {"valid": valid}, streams, (Op, Attention))
         values = {name: given[name] for name in self.needed}
         recompute = self.executor == "checkpoint" and torch.is_grad_enabled()

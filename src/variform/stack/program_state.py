@@ -19,6 +19,7 @@ from variform.stack.inputs import check_state_sizes, check_streams
 from variform.stack.line_state import like_of, lines_state, part_of_chunk, template_flow
 from variform.stack.lines import steps_of
 from variform.stack.state import Plan, check_made_for, new_state, plan, signature
+from variform.stack.values import tells_size
 
 
 def program_state(
@@ -58,7 +59,7 @@ def program_state(
                 known[name] = template_flow(known[name], value)
             else:
                 held[name] = value
-    first = next(admission.shapes[name][0] for name in admission.shapes if name not in given)
+    first = next(shape[0] for name, shape in admission.shapes.items() if name not in given and not tells_size(name))
     sizes = {length: max_len, **({str(first): batch} if isinstance(first, Dim) else {})}
     wide = {name: x.expand(batch, -1, -1, -1) if x.shape[0] == 1 else x for name, x in templates.items()}
     admission.check_held({**held, **wide}, sizes)
@@ -80,7 +81,7 @@ def tokens_length(shapes: Mapping[str, Shape], held: Collection[str]) -> str:
     for name in held:
         if name not in shapes:
             raise ConfigError(f"{name!r} is no input of this program", hint=did_you_mean(name, shapes))
-    free = {name: shape for name, shape in shapes.items() if name not in held}
+    free = {name: shape for name, shape in shapes.items() if name not in held and not tells_size(name)}
     second = {name: shape[1] for name, shape in free.items() if len(shape) > 1}
     lengths = {str(size): name for name, size in second.items() if isinstance(size, Dim) and str(size).isidentifier()}
     if not lengths:
@@ -109,7 +110,7 @@ def begin_call(
     """
     check_made_for(state, model)
     held, templates = state["held"], state["templates"]
-    admission.check(inputs, frozenset((*held, *templates)))
+    told = admission.check(inputs, frozenset((*held, *templates)))
     batch, length, *_ = next(iter(inputs.values())).shape
     if not length:
         raise ShapeError("the chunk is empty: at least one token is needed")
@@ -118,7 +119,7 @@ def begin_call(
     planned = plan(state, batch, length, None, valid, None)
     streams = {"positions": planned.positions, "cache": planned.cache, "valid": valid, "state": state["parts"]}
     now = {name: part_of_chunk(value, streams, batch) for name, value in templates.items()}
-    return {**inputs, **held, **now}, streams, planned
+    return {**inputs, **held, **now, **told}, streams, planned
 
 
 def _fitting(name: str, flow: Flow, value: Any, max_len: int, device: torch.device) -> Tensor:

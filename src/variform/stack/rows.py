@@ -9,7 +9,7 @@ from typing import Any
 from variform.core.dims import Shape, shape_text
 from variform.core.spec import Shared, Spec
 from variform.stack.lines import Block, Step
-from variform.stack.values import Uses, Value
+from variform.stack.values import Uses, Value, tells_size
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Row:
         return place_text(self.block, self.repeat, self.line, self.name)
 
     def __str__(self) -> str:
-        reads = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.reads)
+        reads = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.reads if not tells_size(name))
         writes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in self.writes)
         return f"{self.name} -> Input(s): {reads} - Output(s): {writes}"
 

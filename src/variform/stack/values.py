@@ -15,6 +15,15 @@ Contents = frozenset[str]
 
 OPEN: Contents = frozenset(CONTENTS)
 
+SIZE = "#"
+"""First character of an input that only tells a named size: `#L_in`, of shape (L_in,). No caller gives it: a program
+makes it from its other inputs, so that a line can use the size whatever has become of them."""
+
+
+def tells_size(name: str) -> bool:
+    """Whether a name is that of a size."""
+    return name.startswith(SIZE)
+
 
 @dataclass(frozen=True)
 class Value:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import variform as vf
 from variform.dialects.configaformers.attention_offset_module import get_alibi
 from variform.dialects.configaformers.errors import ConfigaformersError
+from variform.dialects.configaformers.files import program_of
 from variform.dialects.configaformers.model_builder import ConfigaFormer, program_spec
 from variform.dialects.configaformers.modules import REQUIRED, TYPES
+from variform.dialects.configaformers.write import to_config
 from variform.errors import ShapeError
 
 B, L, D, H = 2, 7, 12, 3
@@ -117,6 +120,26 @@ def test_cutting_and_joining() -> None:
     close(out["x"], torch.cat((inputs["x"], inputs["y"], inputs["x"]), 1))
 
 
+def test_a_cut_may_name_a_size_of_an_input_that_is_gone() -> None:
+    """Each copy of the block writes x anew; the table tells of the streams alone, and the config is as it was."""
+    modules = [
+        {"type": "down_sample", "stride": 2},
+        {"type": "linear", "output_dim": 24},
+        {"type": "up_sample", "num_chunks": 2},
+        {"type": "cut_stream", "start": 0, "end": "L", "cut_dim": 1},
+    ]
+    model = ConfigaFormer([{"config": modules, "repeat": 3}], X, verbose=False)
+    for length in (6, 7):
+        assert model({"x": torch.randn(2, length, D)})["x"].shape == (2, length, D)
+    assert "#L" not in str(model.table)
+    config = to_config(model.spec)
+    assert list(config["input_streams"]) == ["x"]
+    assert program_of(config) == model.spec
+    inputs = model.example_inputs(2, 7)[0][0]
+    assert list(inputs) == ["x"]
+    assert vf.describe(model.spec, batch=2, length=7).costs is not None
+
+
 def test_a_cut_may_name_a_size_of_another_input() -> None:
     shapes = {"x": ["B", "L", D], "o": [1, H, 9, 9]}
     cuts = [
@@ -126,7 +149,7 @@ def test_a_cut_may_name_a_size_of_another_input() -> None:
     model = build(cuts, shapes)
     inputs = tensors(shapes)
     assert torch.equal(model(inputs)["o"], inputs["o"][:, :, :L, :L])
-    assert [[name for name, _ in row.reads] for row in model.table.rows] == [["o", "x"], ["o", "x"]]
+    assert [[name for name, _ in row.reads] for row in model.table.rows] == [["o", "#L"]] * 2
     with pytest.raises(ConfigaformersError, match="tells the size 'K'"):
         build([{"type": "cut_stream", "start": 0, "end": "K", "cut_dim": 1}], X)
 

@@ -137,7 +137,7 @@ def program_spec(
     outputs = _outputs(output_streams, lines, reader.problems)
     inputs = with_batch(inputs)
     unasked = outputs[:-1] if output_streams is None else ()
-    lines = lend_sizes(lines, inputs)
+    lines, inputs = lend_sizes(lines, inputs)
     settings: dict[str, Any] = {"strict": False, "unasked": unasked, "attention": attention}
     spec = ProgramModel.spec(lines=lines, inputs=inputs, outputs=outputs, **settings)
     return within(resolved(spec, reader, bool(lines) and shapes is not None and not wrong), budget)

@@ -27,6 +27,7 @@ from variform.parts.op.scale import DropoutOp, ScaleOp
 from variform.parts.op.shift import ShiftOp
 from variform.parts.op.tokenwise import ActivationOp, EmbeddingOp, LinearOp
 from variform.stack.lines import Step
+from variform.stack.values import tells_size
 
 Module = dict[str, Any]
 Number = Callable[[int], int | str]
@@ -83,7 +84,7 @@ def module_of(step: Spec, bare: Spec, number: Number = lambda value: value) -> M
     Raises:
         ConfigError: the part has a field of the name of a key that all modules have, or cannot be written.
     """
-    op = described(step["op"])
+    step, op = step.replace(reads=[name for name in step["reads"] if not tells_size(name)]), described(step["op"])
     for word in _candidates(op.part, step["label"]):
         module = _in_words(word, step, bare, number)
         if module is not None:

@@ -24,6 +24,7 @@ from variform.errors import ConfigError
 from variform.lower import Lowered, lower
 from variform.stack.lines import Block, Step
 from variform.stack.program import Program, ProgramModel
+from variform.stack.values import tells_size
 
 LARGEST_FACTOR = 8
 """`8*d` is written for a multiple of a size, `9*d` no more."""
@@ -62,6 +63,7 @@ def to_config(source: Any, sizes: Mapping[str, int] | None = None, **options: An
     config["input_streams"] = {
         name: [number(size) if isinstance(size, int) else size for size in shape]
         for name, shape in spec["inputs"].items()
+        if not tells_size(name)
     }
     lines, bare = spec["lines"], minimal(spec)["lines"]
     config["blocks"] = _described_once(writer.blocks(lines, bare), set())

@@ -11,14 +11,14 @@ from variform.inspect.diagram.flow import Flow, Item, Panel
 from variform.inspect.diagram.fold import fold, heading
 from variform.inspect.diagram.settings import family, settings
 from variform.stack.trace import Row, trace_lines
-from variform.stack.values import input_values
+from variform.stack.values import input_values, tells_size
 
 
 def program_flow(spec: Spec) -> Flow:
     """The flow of a resolved program that is a whole model; equal copies of a block are shown once."""
     shapes = {name: parse_shape(sizes) for name, sizes in spec["inputs"].items()}
     rows = trace_lines(spec["lines"], input_values(shapes)).rows
-    inputs = tuple((name, shape_text(shape)) for name, shape in shapes.items())
+    inputs = tuple((name, shape_text(shape)) for name, shape in shapes.items() if not tells_size(name))
     return Flow(tuple(_panels(rows)), inputs, tuple(spec["outputs"]))
 
 
@@ -29,7 +29,7 @@ def items_of(rows: Sequence[Row]) -> tuple[Item, ...]:
             title=row.name,
             family=family(row.op),
             detail=settings(row.op),
-            reads=tuple(name for name, _ in row.reads if name not in _constants(row)),
+            reads=tuple(name for name, _ in row.reads if name not in _constants(row) and not tells_size(name)),
             writes=tuple((name, shape_text(shape)) for name, shape in row.writes),
         )
         for row in rows

@@ -17,12 +17,15 @@ from variform.core.part import Part
 from variform.core.spec import Shared, Spec
 from variform.export.fold import PRESENT, Known, fold
 from variform.export.hints import hint_syntax, hinted
-from variform.export.shake import Place, Unsupported, at, definition
+from variform.export.shake import LAYERS, STANDINS, Place, Unsupported, at, definition
 from variform.ops.scores import ScoreMod
 from variform.parts.kinds import Norm, Op
 
-_STANDINS = "variform.export.standins"
 _ROOTS = ("__init__", "forward", "reset_parameters", "_apply")
+
+
+def _is_standin(module: str) -> bool:
+    return module.startswith(f"{STANDINS}.")
 
 
 @dataclass
@@ -88,7 +91,7 @@ def prepare(node: ast.stmt, place: Place, facts: Mapping[Place, Facts], known: K
         case ast.FunctionDef():
             _documented(node)
             hinted(node, getattr(importlib.import_module(place[0]), place[1], None))
-            fold(node, _without_absent(node, known) if place[0] == _STANDINS else known)
+            fold(node, _without_absent(node, known) if _is_standin(place[0]) else known)
         case ast.ClassDef():
             actual = getattr(importlib.import_module(place[0]), place[1])
             if isinstance(actual, type) and issubclass(actual, nn.Module):
@@ -105,13 +108,13 @@ def module_class(node: ast.ClassDef, actual: type, facts: Facts | None, known: K
     _documented(node)
     parents = [base for base in actual.__mro__[1:] if base.__module__.startswith("torch.")]
     standard = parents[0] is nn.Module
-    node.bases = [ast.Attribute(at(_STANDINS, "nn"), "Module" if standard else parents[0].__name__, ast.Load())]
+    node.bases = [ast.Attribute(at(LAYERS, "nn"), "Module" if standard else parents[0].__name__, ast.Load())]
     node.decorator_list, node.keywords = [], []
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     _bar_inherited(actual, methods)
     here = replace(known, own={} if facts is None else facts.own)
     kept: dict[str, ast.FunctionDef] = {}
-    is_whole = not issubclass(actual, Part) and actual.__module__ != _STANDINS  # others may call any of its methods
+    is_whole = not issubclass(actual, Part) and not _is_standin(actual.__module__)  # others may call any of its methods
     waiting = [name for name in methods if is_whole or name in _ROOTS]
     while waiting:
         method = methods[waiting.pop(0)]
@@ -145,7 +148,7 @@ def _method(method: ast.FunctionDef, actual: type, facts: Facts | None, known: K
     if method.name == "forward":
         if issubclass(actual, Op):
             name_inputs(method, actual.arity)
-        if actual.__module__ == _STANDINS or issubclass(actual, Norm):
+        if _is_standin(actual.__module__) or issubclass(actual, Norm):
             known = _without_absent(method, known)
     fold(method, known)
 
@@ -187,7 +190,7 @@ def _module_hint(text: str) -> ast.expr:
     tree = ast.parse(text, mode="eval").body
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id == "nn":
-            node.id = at(_STANDINS, "nn").id
+            node.id = at(LAYERS, "nn").id
     return tree
 
 
@@ -217,7 +220,7 @@ def name_inputs(forward: ast.FunctionDef, count: int | None = None) -> None:
         return  # they are used as a whole
     forward.body = body
     forward.args.vararg = None
-    hint = at(_STANDINS, "Tensor").id
+    hint = at(LAYERS, "Tensor").id
     forward.args.args += [ast.arg(name, ast.Name(hint, ast.Load())) for name in names]
 
 

@@ -24,7 +24,7 @@ from variform.export.program_text import (
     variable,
     x_first,
 )
-from variform.export.shake import Shaken
+from variform.export.shake import LAYERS, Shaken
 from variform.export.steps import Fused, cut_value, fused_groups, step_value
 from variform.parts.op.cutting import CutOp
 from variform.parts.op.tokenwise import LinearOp
@@ -178,7 +178,7 @@ class ProgramWriter:
         takes += ", streams" if self.reading[known] else ""
         run = f"checkpoint(%s, {takes}, use_reentrant=False)" if self._recomputes() else f"%s({takes})"
         if self._recomputes():
-            self.shaken.need("variform.export.standins", "checkpoint")
+            self.shaken.need(LAYERS, "checkpoint")
         if end - start == 1:
             scope.making.append(assignment(f"self.{attribute}", called))
             scope.running.append(assignment(gives, run % f"self.{attribute}"))
@@ -254,7 +254,7 @@ class ProgramWriter:
         given = "".join(f", {identifier(name)}: nn.Module" for name in shared)
         returns = "dict[str, Tensor]" if takes == "inputs" else "Tensor" if ", " not in last else "tuple[Tensor, ...]"
         for name in ("Tensor", "nn", "Any"):
-            self.shaken.need("variform.export.standins", name)
+            self.shaken.need(LAYERS, name)
         self.shaken.imports.add("from typing import ClassVar")
         code = f'class {scope.name}(nn.Module):\n    """{about}"""\n'
         code += "".join(f"    {line}\n" for line in key_table(scope.keys))

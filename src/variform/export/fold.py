@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.export.flow import changed, stores, tidy
-from variform.export.shake import at
+from variform.export.shake import LAYERS, at
 
 PRESENT = object()
 """Known not to be None; nothing else is known."""
@@ -235,7 +235,7 @@ class _Folder(ast.NodeTransformer):
             case ast.Call(func=ast.Attribute(value=modules, attr="in_order")) if not self.known.repeats:
                 return modules
             case ast.Call(func=ast.Name(id="ModuleList")) if not self.known.repeats:
-                node.func = ast.Attribute(at("variform.export.standins", "nn"), "ModuleList", ast.Load())
+                node.func = ast.Attribute(at(LAYERS, "nn"), "ModuleList", ast.Load())
             case ast.Call(func=ast.Name(id="call"), args=[part, x, streams, *_]) if not self.known.publishes:
                 return ast.Call(part, [x, streams], [])
             case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=[x, ast.Constant(value=None)]) if (

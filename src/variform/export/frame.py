@@ -83,8 +83,7 @@ def _example(model: Part) -> list[str]:
     """A run of the file itself: random inputs, and the shapes that come out."""
     assert isinstance(model, Model)
     longest = getattr(model, "max_seq_len", None)
-    args: tuple[Any, ...]
-    args, more = model.example_inputs(2, min(16, longest or 16))
+    args, more = _example_inputs(model, min(16, longest or 16))
     sizes = _vocabularies(model)
     lines = ['if __name__ == "__main__":', "    model = make_model()"]
     lines.append('    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")')
@@ -99,6 +98,10 @@ def _example(model: Part) -> list[str]:
     lines += [f"    {name} = {_random(name, value, sizes)}" for name, value in more.items()]
     given = ", ".join([*names, *(f"{name}={name}" for name in more)])
     return [*lines, f"    print(tuple(model({given}).shape))"]
+
+
+def _example_inputs(model: Model, length: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return model.example_inputs(2, length)
 
 
 def _random(name: str, value: Tensor, sizes: Mapping[str, int]) -> str:

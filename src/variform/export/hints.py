@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from variform.export.shake import at
+from variform.export.shake import ATTENTION, LAYERS, at
 from variform.parts.kinds import Sides
-
-_STANDINS = "variform.export.standins"
 
 
 def hinted(function: ast.FunctionDef, actual: Any) -> None:
@@ -49,7 +47,7 @@ def _syntax(hint: Any) -> ast.expr:
 class _Placed(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.Name:
         if node.id in ("Tensor", "nn", "torch", "Any", "Sides"):
-            return at(_STANDINS, node.id)
+            return at(ATTENTION if node.id in ("Sides", "torch") else LAYERS, node.id)
         return at(__name__, node.id) if node.id in ("Callable", "Iterator", "Path") else node
 
 

@@ -91,7 +91,7 @@ def _display(node: ast.expr) -> tuple[str, int]:
     match node:
         case ast.Tuple():
             inner = ", ".join(text(item, 1) for item in node.elts) + ("," if len(node.elts) == 1 else "")
-            return (inner, 16) if isinstance(node.ctx, ast.Store) and len(node.elts) > 1 else (f"({inner})", 16)
+            return (inner, 0) if isinstance(node.ctx, ast.Store) and len(node.elts) > 1 else (f"({inner})", 16)
         case ast.List():
             return f"[{', '.join(text(item, 1) for item in node.elts)}]", 16
         case ast.Set():
@@ -114,7 +114,7 @@ def _display(node: ast.expr) -> tuple[str, int]:
             return f"yield {text(value)[1:-1] if isinstance(value, ast.Tuple) else text(value)}", 0
         case ast.YieldFrom():
             return f"yield from {text(node.value)}", 0
-    shown = ast.unparse(node)  # f-strings, lambdas and what is rarer
+    shown = ast.unparse(ast.fix_missing_locations(node))  # f-strings, lambdas and what is rarer
     if "'" in shown and '"' not in shown:
         shown = shown.replace("'", '"')
     return shown, 0 if isinstance(node, ast.Lambda) else 16

@@ -56,12 +56,20 @@ def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> None:
     if reset is not None and all(isinstance(item, ast.Pass) for item in reset.body):
         node.body.remove(reset)
         for method in methods.values():
-            method.body = [item for item in method.body if ast.unparse(item) != "self.reset_parameters()"]
+            method.body = [item for item in method.body if not _is_call(item, "reset_parameters")]
     again = methods.get("_apply")
-    if again is not None and "self.reset_parameters()" not in ast.unparse(again):
+    if again is not None and not any(_is_call(item, "reset_parameters") for item in ast.walk(again)):
         node.body = [item for item in node.body if item is not again]  # it has nothing to compute anew
-    if len(init.body) == 1 and not init.args.args[1:] and "super().__init__()" in ast.unparse(init.body[0]):
+    if len(init.body) == 1 and not init.args.args[1:] and _is_call(init.body[0], "__init__"):
         node.body.remove(init)
+
+
+def _is_call(node: ast.AST, method: str) -> bool:
+    """Whether a statement calls a method without arguments."""
+    match node:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=attr), args=[], keywords=[])):
+            return attr == method
+    return False
 
 
 def _is_idle(item: ast.stmt, read: set[str], held: frozenset[str]) -> bool:

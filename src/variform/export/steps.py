@@ -10,13 +10,11 @@ from typing import Any
 from variform.core.dims import Shape
 from variform.export.fold import Known
 from variform.export.inline import inlined
-from variform.export.shake import Shaken, Unsupported
+from variform.export.shake import ATTENTION, SCORES, Shaken, Unsupported
 from variform.parts.kinds import Op
 from variform.parts.op.cutting import CutOp
 from variform.parts.op.heads import Offset, WeightedSum
 from variform.stack.lines import Stage, Step
-
-_STANDINS = "variform.export.standins"
 
 
 @dataclass
@@ -104,9 +102,9 @@ def _attention(
 ) -> list[ast.stmt]:
     (q, k), v = map(named, group.scores.takes), named(step.takes[0])
     assert isinstance(step.op, WeightedSum)
-    attend, queries = shaken.need(_STANDINS, "attend_scores"), q
+    attend, queries = shaken.need(SCORES, "attend_scores"), q
     if heads is not None:
-        v = f"{shaken.need(_STANDINS, 'split_heads')}({v}, {heads})"
+        v = f"{shaken.need(SCORES, 'split_heads')}({v}, {heads})"
     if step.op.norm is not None:
         v = f"{own()}.norm({v})"
     total = ""
@@ -115,13 +113,13 @@ def _attention(
         if factor is not None:
             queries, total = f"{factor} * {queries}", total and f"{factor} * ({total})"
         if len(group.offsets) > 1:
-            cut = f"{shaken.need(_STANDINS, 'offset_for')}({cut}, {q}, {k})"
+            cut = f"{shaken.need(SCORES, 'offset_for')}({cut}, {q}, {k})"
         total = f"{total} + {cut}" if total else cut
     given = ", ".join(filter(None, [queries, k, v, total, "causal=True" if step.op.causal else ""]))
     y = named(step.into[0])
     code = f"{y} = {attend}({given})"
     if heads is not None:
-        code += f"\n{y} = {shaken.need(_STANDINS, 'join_heads')}({y})"
+        code += f"\n{y} = {shaken.need(SCORES, 'join_heads')}({y})"
     return _parsed(code)
 
 
@@ -142,7 +140,7 @@ def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken, 
         return f"{own()}({reads[0]}, {reads[1]}, {positions}, {positions})"
     if kind == "attention":
         sides = [f'{name}={around}.get("{name[2:]}")' for name in _SIDES] if around else []
-        return f"{own()}({', '.join(reads)}, {shaken.need(_STANDINS, 'Sides')}({', '.join(sides)}))"
+        return f"{own()}({', '.join(reads)}, {shaken.need(ATTENTION, 'Sides')}({', '.join(sides)}))"
     pairs = [f"**{around}"] if around else []
     pairs += [f'"{name}": {value}' for name, value in extra.items()]
     given = around if around and not extra else f"{{{', '.join(pairs)}}}"

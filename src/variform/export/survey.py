@@ -11,7 +11,7 @@ from torch import nn
 from variform.core.spec import Spec, described
 from variform.export.classes import Facts, facts_of
 from variform.export.fold import Known
-from variform.export.shake import Place, at, definition
+from variform.export.shake import ATTENTION, LAYERS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op
 from variform.parts.op.heads import Scores, WeightedSum
@@ -25,22 +25,23 @@ from variform.stack.values import Value
 from variform.weights.io import shared_names
 
 STANDINS: dict[Place, Place] = {
-    (module, name): ("variform.export.standins", name)
-    for module, names in {
-        "variform.parts.linear": ("Linear",),
-        "variform.parts.kinds": ("Sides", "call"),
-        "variform.parts.attention.softmax": ("SoftmaxAttention", "LocalAttention"),
-        "variform.parts.op.heads": ("Scores",),
-        "variform.parts.mixer.multi_head": ("split_heads", "join_heads"),
-        "variform.ops.scores": ("Alibi", "BucketBias"),
-        "variform.stack.execute": ("run_in_order",),
-        "variform.stack.sublayer": ("TransformerLayer",),
-        "variform.stack.stack": ("LayerStack",),
-        "variform.stack.model": ("Transformer", "EncoderDecoder"),
-    }.items()
+    (module, name): (standin, name)
+    for module, standin, names in (
+        ("variform.parts.linear", LAYERS, ("Linear",)),
+        ("variform.parts.kinds", LAYERS, ("call",)),
+        ("variform.parts.kinds", ATTENTION, ("Sides",)),
+        ("variform.parts.attention.softmax", ATTENTION, ("SoftmaxAttention", "LocalAttention")),
+        ("variform.ops.scores", ATTENTION, ("Alibi", "BucketBias")),
+        ("variform.parts.op.heads", SCORES, ("Scores",)),
+        ("variform.parts.mixer.multi_head", SCORES, ("split_heads", "join_heads")),
+        ("variform.stack.execute", LAYERS, ("run_in_order",)),
+        ("variform.stack.sublayer", LAYERS, ("TransformerLayer",)),
+        ("variform.stack.stack", LAYERS, ("LayerStack",)),
+        ("variform.stack.model", LAYERS, ("Transformer", "EncoderDecoder")),
+    )
     for name in names
 }
-STANDINS["variform.parts.op.heads", "split"] = ("variform.export.standins", "split_heads")
+STANDINS["variform.parts.op.common", "split"] = (SCORES, "split_heads")
 """The machinery, and what is written in its place."""
 
 SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
@@ -80,6 +81,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
             "HIDDEN": hidden,
             "GROUPED": _grouped(model),
             "UNEQUAL": _unequal(specs),
+            "STRIDED": _has_programs(specs),
             "RENAMED": bool(shared_names(model)) or _has_programs(specs),
         },
         absent=frozenset(absent) | (_NEVER - {"hidden"} if hidden else _NEVER),
@@ -118,7 +120,7 @@ def _unequal(specs: list[Spec]) -> bool:
                     sizes.add(shapes[0][-1])
                 elif row.op.part is WeightedSum:
                     v, heads = shapes[0], shapes[1][1]
-                    sizes.add(v[-1] if len(v) == 4 else v[-1] // heads)
+                    sizes.add(v[-1] // heads if len(v) == 3 and isinstance(heads, int) else v[-1])
     return len(sizes) > 1
 
 

@@ -73,7 +73,7 @@ def _statement(node: ast.stmt, indent: int) -> list[str]:
                 lines.append(f"{pad}    case {ast.unparse(case.pattern).replace(chr(39), chr(34))}:")
                 lines += statements(case.body, indent + 8)
             return lines
-    return [pad + line for line in ast.unparse(node).splitlines()]
+    return [pad + line for line in ast.unparse(ast.fix_missing_locations(node)).splitlines()]
 
 
 def _is_pair(node: ast.expr) -> bool:

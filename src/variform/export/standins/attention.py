@@ -1,0 +1,218 @@
+"""Attention as a standalone file has it: everything that asks for it, as one bool or float mask."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.ops.scores import t5_bucket
+
+GROUPED, STRIDED = True, True
+"""Facts of one model, put into the code when it is written: heads share keys; queries, keys and values may be views
+whose features do not lie side by side."""
+
+
+class Sides(NamedTuple):
+    """What attention knows beside q, k and v: positions, valid keys, and biases of the scores."""
+
+    q_positions: Tensor | None = None
+    k_positions: Tensor | None = None
+    q_valid: Tensor | None = None
+    k_valid: Tensor | None = None
+    scores: tuple[Any, ...] = ()
+
+
+class SoftmaxAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762): softmax(Q K^T / sqrt(D) + bias) V."""
+
+    def __init__(
+        self,
+        causal: bool = False,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        memory: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.memory = memory
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if self.memory is not None:
+            mask = attention_mask(q, k, sides, self.causal)
+            return attend_with_memory(q, k, v, mask, self.memory(), dropout=dropout, scale=self.scale)
+        if self.causal and sides.k_valid is None and not sides.scores and q.shape[2] == k.shape[2]:
+            return attend(q, k, v, causal=True, dropout=dropout, scale=self.scale)
+        return attend(q, k, v, attention_mask(q, k, sides, self.causal), dropout=dropout, scale=self.scale)
+
+
+class LocalAttention(nn.Module):
+    """Softmax attention in a sliding window (Longformer, Beltagy et al. 2020, arXiv:2004.05150)."""
+
+    def __init__(self, window: int, causal: bool = False, dropout: float = 0.0, scale: float | None = None) -> None:
+        super().__init__()
+        self.window = window
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+        back, ahead = (self.window - 1, 0) if self.causal else (self.window // 2, self.window // 2)
+        dropout = self.dropout if self.training else 0.0
+        is_plain = sides.q_positions is None and sides.k_positions is None and sides.k_valid is None
+        if is_plain and blocks_pay(q, back, ahead):
+            return attend_blocks(q, k, v, sides, back, ahead, dropout=dropout, scale=self.scale)
+        mask = attention_mask(q, k, sides, self.causal, back)
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """The fused kernel of softmax attention; where heads share keys, head i uses key head i // (heads / kv_heads)."""
+    if STRIDED:  # the fused kernel wants the features of a head side by side
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    shared = GROUPED and q.shape[1] != k.shape[1]
+    if shared and q.shape[2] == 1 and not causal and (allowed is None or allowed.dim() == 2 or allowed.shape[1] == 1):
+        rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # one query: the heads of a group stand as rows
+        y = F.scaled_dot_product_attention(rows, k, v, allowed, dropout_p=dropout, scale=scale)
+        return y.reshape(*q.shape[:3], v.shape[3])
+    return F.scaled_dot_product_attention(
+        q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
+    )
+
+
+def blocks_pay(q: Tensor, back: int, ahead: int) -> bool:
+    """Whether to attend block by block: on a long sequence of which the window is a small part, on the CPU."""
+    if not q.is_cpu or q.shape[2] < 512 or torch.compiler.is_compiling():
+        return False
+    size, _, counts = window_blocks(q.shape[2], back, ahead)
+    share = sum(counts) / len(counts) ** 2
+    return share <= (0.5 if q.dtype.itemsize >= 4 else 0.4) * (1.0 if size == 128 else 2 / 3)
+
+
+def window_blocks(length: int, back: int, ahead: int) -> tuple[int, list[int], list[int]]:
+    """The size of a block; for each block of queries, the first block of keys that it sees, and how many it sees."""
+    size = 64 if back + ahead < 128 else 128
+    starts = range(0, length, size)
+    first = [max(0, start - back) // size for start in starts]
+    last = [min(start + size - 1 + ahead, length - 1) // size for start in starts]
+    return size, first, [end - begin + 1 for begin, end in zip(first, last, strict=True)]
+
+
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sides: Sides,
+    back: int,
+    ahead: int,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention in a window, block by block: blocks of queries that see equally many blocks of keys run together."""
+    (batch, heads, length, dim), device = q.shape, q.device
+    size, first, counts = window_blocks(length, back, ahead)
+    if GROUPED and k.shape[1] != heads:
+        k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
+    q, k, v = (F.pad(t, (0, 0, 0, -length % size)).reshape(batch * heads, -1, size, t.shape[3]) for t in (q, k, v))
+    out, inside = v.new_zeros(batch * heads, len(counts), size, v.shape[3]), torch.arange(size, device=device)
+    for count in sorted(set(counts)):
+        rows = [row for row in range(len(counts)) if counts[row] == count]
+        tiles = torch.tensor([[first[row] + i for i in range(count)] for row in rows], device=device)
+        q_at = torch.tensor(rows, device=device)[:, None] * size + inside  # (rows, size)
+        k_at = (tiles[..., None] * size + inside).flatten(1)  # (rows, count * size)
+        distance = k_at[:, None, :] - q_at.clamp(max=length - 1)[:, :, None]
+        mask = (distance >= -back) & (distance <= ahead) & (k_at < length)[:, None, :]
+        if sides.scores:
+            bias = sum(change.bias(q_at, k_at).to(q.dtype) for change in sides.scores).transpose(0, 1)
+            mask = bias.masked_fill(~mask, -torch.inf).repeat(batch, 1, 1, 1)
+        keys, values = (t[:, tiles].flatten(2, 3) for t in (k, v))
+        by = dim**-0.5 if scale is None else scale
+        out[:, rows] = F.scaled_dot_product_attention(q[:, rows], keys, values, mask, dropout_p=dropout, scale=by)
+    return out.view(batch, heads, -1, v.shape[3])[:, :, :length]
+
+
+def attention_mask(q: Tensor, k: Tensor, sides: Sides, causal: bool, back: int | None = None) -> Tensor | None:
+    """What may attend to what: a bool mask, or biases with -inf where not. None where all may."""
+    q_pos, k_pos = positions_of(sides.q_positions, q), positions_of(sides.k_positions, k)
+    mask = None
+    if causal:
+        mask = k_pos[..., None, :] <= q_pos[..., :, None]
+    if back is not None:
+        ahead = 0 if causal else back
+        near = k_pos[..., None, :] >= q_pos[..., :, None] - back
+        near = near & (k_pos[..., None, :] <= q_pos[..., :, None] + ahead)
+        mask = near if mask is None else mask & near
+    if mask is not None and mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    if sides.k_valid is not None:
+        valid = sides.k_valid[:, None, None, :]
+        mask = valid if mask is None else mask & valid
+    if sides.scores:
+        bias = sum(modifier.bias(q_pos, k_pos).to(q.dtype) for modifier in sides.scores)
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    return mask
+
+
+def positions_of(positions: Tensor | None, x: Tensor) -> Tensor:
+    """Positions that are given, or 0..L-1."""
+    return torch.arange(x.shape[2], device=x.device) if positions is None else positions
+
+
+def attend_with_memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    memory: tuple[Tensor, Tensor],
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention to learned keys and values in front, which no mask hides, and then to the sequence's own."""
+    count, batch = memory[0].shape[1], q.shape[0]
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], q.shape[2], k.shape[2])
+        mask = F.pad(mask, (count, 0), value=mask.dtype == torch.bool)
+    k = torch.cat((memory[0].to(k.dtype).expand(batch, -1, -1, -1), k), 2)
+    v = torch.cat((memory[1].to(v.dtype).expand(batch, -1, -1, -1), v), 2)
+    return attend(q, k, v, mask, dropout=dropout, scale=scale)
+
+
+class Alibi(NamedTuple):
+    """Attention with linear biases (Press et al. 2021, arXiv:2108.12409): S -= slope_h * |q - k|."""
+
+    slopes: Tensor
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return self.slopes[:, None, None] * -relative(q_pos, k_pos).abs()
+
+
+class BucketBias(NamedTuple):
+    """Learned bias per bucket of relative distance (T5, arXiv:1910.10683): S += table[bucket(k - q), h]."""
+
+    table: Tensor
+    bidirectional: bool
+    max_distance: int = 128
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        bucket = t5_bucket(relative(q_pos, k_pos), self.bidirectional, self.table.shape[0], self.max_distance)
+        rows: Tensor = self.table[bucket[:, 0]].permute(0, 3, 1, 2)
+        return rows
+
+
+def relative(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """k - q, [B or 1, 1, Lq, Lk]."""
+    distance = k_pos[..., None, :] - q_pos[..., :, None]
+    return distance[None, None] if distance.dim() == 2 else distance[:, None]

@@ -1,0 +1,118 @@
+"""The attention of programs as a standalone file has it: from queries, keys and an offset of the scores."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+UNEQUAL, STRIDED = True, True
+"""Facts of one model, put into the code when it is written: queries and values have heads of different sizes; they may
+be views whose features do not lie side by side."""
+
+
+class Scores(nn.Module):
+    """Scaled dot products: S_ij = q_i . k_j / sqrt(D) (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        scores: Tensor = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        return scores
+
+
+def attend_scores(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D) + offset) v, fused: the scores are never held. Rows that see nothing are zeros."""
+    scale = q.shape[-1] ** -0.5
+    if offset is None:
+        return fused(q, k, v, None, scale, causal)
+    offset = offset_for(offset, q, k).to(q.dtype)
+    if causal:
+        later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
+        offset = offset.masked_fill(later, -torch.inf)
+    best = offset.detach().amax(-1, keepdim=True)
+    if not q.is_cpu or torch.compiler.is_compiling():
+        empty = best == -torch.inf
+        offset = (offset - best.masked_fill(empty, 0.0)).masked_fill(empty, 0.0).expand(*q.shape[:2], -1, -1)
+        return fused(q.masked_fill(best <= -1e30, 0.0), k, v, offset, scale).masked_fill(empty, 0.0)
+    is_blind = bool(((best <= -1e30) & (best > -torch.inf)).any())  # a row is masked throughout, by numbers
+    if is_blind or (offset.requires_grad and torch.is_grad_enabled()):  # fused kernels have no right gradients here
+        empty = best == -torch.inf
+        scores = (q @ k.transpose(-1, -2)) * scale + offset
+        weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+        y: Tensor = weights @ v
+        return y
+    largest = float(largest_norm(q) * largest_norm(k) * scale)  # no score is larger
+    if min(offset.shape[-2:]) < 256 or largest > 9000.0 or q.shape[-1] != v.shape[-1]:
+        return fused(q, k, v, offset, scale)
+    near = largest <= 14.0 and q.dtype != torch.float64
+    out = v.new_zeros(v.shape[0], q.shape[2], v.shape[1], v.shape[3]).transpose(1, 2)
+    for heads, rows, keys, part in tiles_of(offset, best, 64.0 if near else 20000.0):
+        out[:, heads, rows] = fused(q[:, heads, rows], k[:, heads, keys], v[:, heads, keys], part, scale)
+    return out
+
+
+def tiles_of(offset: Tensor, best: Tensor, reach: float) -> list[tuple[slice, slice, slice, Tensor]]:
+    """What matters of an offset: heads, queries, the keys that they see, and the offset of these from its row's best.
+
+    A pair further than `reach` below the best of its row has no weight: ALiBi and masks leave a band of keys.
+    """
+    best = best.clamp(min=torch.finfo(offset.dtype).min)
+    lost, tiles = offset < best - reach, []
+    for start in range(0, offset.shape[2], 256):
+        rows = slice(start, min(start + 256, offset.shape[2]))
+        spans = [key_span(row) for row in ~lost[:, :, rows].all(2).all(0)]
+        for span, group in itertools.groupby(range(len(spans)), spans.__getitem__):
+            several, keys = list(group), slice(*span)
+            heads = slice(several[0], several[-1] + 1)
+            if span[1]:
+                near = offset[:, heads, rows, keys] - best[:, heads, rows]
+                near = near.masked_fill(lost[:, heads, rows, keys], -torch.inf)
+                tiles.append((heads if len(spans) > 1 else slice(None), rows, keys, near))
+    return tiles
+
+
+def key_span(seen: Tensor) -> tuple[int, int]:
+    """From which to which key anything is seen, in steps of 64; (0, 0) where nothing is."""
+    places = seen.nonzero()
+    if not len(places):
+        return 0, 0
+    return int(places[0]) // 64 * 64, min(-(-(int(places[-1]) + 1) // 64) * 64, len(seen))
+
+
+def largest_norm(x: Tensor) -> Tensor:
+    """The largest norm of a query or key."""
+    largest: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1).amax()
+    return largest.float()
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = False) -> Tensor:
+    """The fused kernel of softmax attention."""
+    if STRIDED:  # it wants the features of a head side by side
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    dim, dim_v = q.shape[-1], v.shape[-1]
+    if UNEQUAL and dim != dim_v:  # and heads of equal sizes
+        q, k = (F.pad(t, (0, dim_v - dim)) if dim < dim_v else t for t in (q, k))
+        v = F.pad(v, (0, dim - dim_v)) if dim_v < dim else v
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return y[..., :dim_v] if UNEQUAL else y
+
+
+def offset_for(offset: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The part of an offset that the scores of q and k need."""
+    offset, queries, keys = offset[(None,) * (4 - offset.dim())], q.shape[2], k.shape[2]
+    rows = slice(None) if offset.shape[2] == 1 else slice(queries)
+    columns = slice(None) if offset.shape[3] == 1 else slice(keys)
+    return offset[:, :, rows, columns].expand(-1, -1, queries, keys)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H * D] to [B, H, L, D]."""
+    batch, length, _ = x.shape
+    return x.view(batch, length, heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, H, L, D] to [B, L, H * D]."""
+    batch, _, length, _ = x.shape
+    return x.transpose(1, 2).reshape(batch, length, -1)

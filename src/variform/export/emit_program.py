@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from variform.core.dims import Shape
-from variform.core.spec import Shared, Spec, described, shared_specs
+from variform.core.spec import Shared, Spec, shared_specs
 from variform.export.construct import identifier
 from variform.export.fold import Known
 from variform.export.program_text import (
     TAKEN,
     assignment,
+    holds_shared_line,
     key_table,
     runs,
     shape_note,
@@ -24,7 +22,8 @@ from variform.export.program_text import (
     variable,
     x_first,
 )
-from variform.export.shake import LAYERS, Shaken
+from variform.export.scope import Scope
+from variform.export.shake import LAYERS, Shaken, Unsupported
 from variform.export.steps import Fused, cut_value, fused_groups, step_value
 from variform.parts.op.cutting import CutOp
 from variform.parts.op.tokenwise import LinearOp
@@ -32,38 +31,6 @@ from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Stage, Step
 from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
 from variform.stack.trace import trace_lines
-
-
-@dataclass
-class Scope:
-    """A class on its way: the program itself, or a block of it.
-
-    Args:
-        name: of the class.
-        making: the statements of its constructor.
-        running: the statements of its forward.
-        keys: where each module stands in a weights file.
-        takes: names of shared modules that the constructor is given.
-        modules: names of modules that are taken.
-        streams: whether its steps read the streams of the model around it.
-    """
-
-    name: str
-    making: list[ast.stmt] = field(default_factory=list)
-    running: list[ast.stmt] = field(default_factory=list)
-    keys: list[tuple[str, str]] = field(default_factory=list)
-    takes: dict[str, None] = field(default_factory=dict)
-    modules: set[str] = field(default_factory=set)
-    streams: bool = False
-
-    def module_name(self, wanted: str) -> str:
-        """A name for a module that is free."""
-        name, count = wanted, 1
-        while name in self.modules or hasattr(nn.Module, name):
-            count += 1
-            name = f"{wanted}_{count}"
-        self.modules.add(name)
-        return name
 
 
 class ProgramWriter:
@@ -84,12 +51,12 @@ class ProgramWriter:
         self.spec = part.spec
         self.shared = shared_specs(self.spec)
         values = _model_values(self.spec.args) if isinstance(part, ProgramModel) else _layer_values(self.spec.args)
-        rows = trace_lines(self.spec["lines"], values).rows
-        self.shapes, self.reads = {row.path: row.writes for row in rows}, {row.path: row.reads for row in rows}
+        self.rows = {row.path: row for row in trace_lines(self.spec["lines"], values).rows}
         self.inputs = {name: value.shape for name, value in values.items()}
         self.names: dict[str, str] = {}
-        self.written: dict[Any, tuple[str, tuple[str, ...]]] = {}
-        self.reading: dict[Any, bool] = {}
+        self.written: dict[Any, tuple[str, tuple[str, ...], bool]] = {}
+        self.places: dict[str, tuple[int, str]] = {}
+        self.problems: list[tuple[str, str]] = []
 
     def write(self) -> tuple[str, tuple[str, ...]]:
         """Write the program's class; its name, and the names of the shared modules that it is given."""
@@ -139,96 +106,119 @@ class ProgramWriter:
         modules = list(lines.in_order())
         groups = fused_groups(modules, stages)
         for start, end in runs(modules, stages, specs):
-            module, spec = modules[start], described(specs[start])
-            if isinstance(module, Block) and (end - start > 1 or self._recomputes()):
-                self._repeated(scope, module, stages[start], spec, (path, keys, start, end, lines.order))
-            elif isinstance(module, Block):
-                place = f"{keys}.{lines.order[start]}.lines"
-                before = len(scope.running)
-                self._lines(scope, module.lines, stages[start].inner, spec["lines"], f"{path}.{start}.lines", place)
-                if len(scope.running) > before and spec["label"]:
-                    scope.running[before].lead = spec["label"]  # type: ignore[attr-defined]
-            else:
-                assert isinstance(module, Step)
-                key = f"{keys}.{lines.order[start]}.op"
-                self._step(scope, module, specs[start], f"{path}.{start}", key, groups.get(start))
+            where, key = f"{path}.{start}", f"{keys}.{lines.order[start]}"
+            try:
+                line = self._description(scope, specs[start], key)
+                module, stage = modules[start], stages[start]
+                if isinstance(module, Step):
+                    self._step(scope, module, line, where, f"{key}.op", groups.get(start))
+                    continue
+                assert isinstance(module, Block)
+                if end - start > 1 or self._recomputes():
+                    self._repeated(scope, module, stage, line, (where, keys, start, end, lines.order))
+                else:
+                    before = len(scope.running)
+                    self._lines(scope, module.lines, stage.inner, line["lines"], f"{where}.lines", f"{key}.lines")
+                    if len(scope.running) > before and line["label"]:
+                        scope.running[before].lead = line["label"]  # type: ignore[attr-defined]
+            except Unsupported as error:
+                self.problems.append((f"{where}.op" if where in self.rows else where, str(error)))
+
+    def _description(self, scope: Scope, line: Any, key: str) -> Spec:
+        """The description of a line. One that stands several times is one set of modules, in one class alone."""
+        if not isinstance(line, Shared):
+            return line  # type: ignore[no-any-return]
+        if self.places.setdefault(line.name, (id(scope), key)) != (id(scope), key):
+            raise Unsupported(f"the line shared as {line.name!r} stands in several blocks; a file holds it in one")
+        return self.shared[line.name]
 
     def _recomputes(self) -> bool:
         return getattr(self.part, "executor", "plain") == "checkpoint"
 
     def _repeated(self, scope: Scope, block: Block, stage: Stage, spec: Spec, where: Any) -> None:
         path, keys, start, end, order = where
-        known = (spec.canonical_key(), stage.takes, stage.gives)
-        if known not in self.written:
-            inner = Scope(
-                self._class_name(variable(spec["label"].replace("#", "").title().replace(" ", "")) or "Block")
-            )
-            self._lines(inner, block.lines, stage.inner, spec["lines"], f"{path}.{start}.lines", "lines")
-            takes, gives = (", ".join(map(self.name, x_first(names))) for names in (stage.takes, stage.gives))
-            takes += ", streams" if inner.streams else ""
-            about = f"{spec['label'] or 'A block'} of the program."
-            self.written[known] = self._class(inner, takes, [], f"return {gives}", about)
-            self.reading[known] = inner.streams
-        name, shared = self.written[known]
-        scope.streams = scope.streams or self.reading[known]
+        count, key = end - start, f"{keys}.{order[start]}"
+        attribute, is_again = scope.kept(key), (spec.canonical_key(), stage.takes, stage.gives) in self.written
+        if attribute is not None and not is_again:
+            raise Unsupported("a block that is shared gives different names at its places")
+        if attribute is None and (count > 1 or is_again) and holds_shared_line(spec):
+            raise Unsupported("a line that is shared stands in a block that is repeated; a file holds it in one")
+        name, shared, reads = self._block(block, stage, spec, path)
+        scope.streams = scope.streams or reads
         scope.takes.update(dict.fromkeys(shared))
         called = f"{name}({', '.join(map(identifier, shared))})"
-        attribute = scope.module_name("blocks" if end - start > 1 else "block")
         takes, gives = (", ".join(map(self.name, x_first(names))) for names in (stage.takes, stage.gives))
-        takes += ", streams" if self.reading[known] else ""
+        takes += ", streams" if reads else ""
         run = f"checkpoint(%s, {takes}, use_reentrant=False)" if self._recomputes() else f"%s({takes})"
         if self._recomputes():
             self.shaken.need(LAYERS, "checkpoint")
-        if end - start == 1:
-            scope.making.append(assignment(f"self.{attribute}", called))
-            scope.running.append(assignment(gives, run % f"self.{attribute}"))
-            scope.keys.append((attribute, f"{keys}.{order[start]}"))
+        if count > 1:
+            attribute = scope.module_name("blocks")
+            made = f"nn.ModuleList([{called} for _ in range({count})])"
+            scope.making.append(assignment(f"self.{attribute}", made))
+            scope.running += ast.parse(f"for block in self.{attribute}:\n    {gives} = {run % 'block'}").body
+            scope.keys += [(f"{attribute}.{i - start}", f"{keys}.{order[i]}") for i in range(start, end)]
             return
-        scope.making.append(assignment(f"self.{attribute}", f"nn.ModuleList([{called} for _ in range({end - start})])"))
-        loop = ast.parse(f"for block in self.{attribute}:\n    {gives} = {run % 'block'}").body[0]
-        scope.running.append(loop)
-        scope.keys += [(f"{attribute}.{i - start}", f"{keys}.{order[i]}") for i in range(start, end)]
+        if attribute is None:
+            attribute = scope.module_name("block")
+            scope.making.append(assignment(f"self.{attribute}", called))
+            scope.keys.append((attribute, key))
+        scope.running.append(assignment(gives, run % f"self.{attribute}"))
 
-    def _step(self, scope: Scope, step: Step, spec: Any, path: str, key: str, group: Fused | None) -> None:
-        line = described(spec) if described(spec) is not None else self.shared[spec.name]
-        shared = line["op"] if isinstance(line["op"], Shared) else None
+    def _block(self, block: Block, stage: Stage, spec: Spec, path: str) -> tuple[str, tuple[str, ...], bool]:
+        """The class of a block: its name, the shared modules that it is given, whether it reads the model's streams."""
+        known = (spec.canonical_key(), stage.takes, stage.gives)
+        if known not in self.written:
+            title = variable(spec["label"].replace("#", "").title().replace(" ", ""))
+            inner = Scope(self._class_name(title or "Block"))
+            self._lines(inner, block.lines, stage.inner, spec["lines"], f"{path}.lines", "lines")
+            takes, gives = (", ".join(map(self.name, x_first(names))) for names in (stage.takes, stage.gives))
+            takes += ", streams" if inner.streams else ""
+            about = f"{spec['label'] or 'A block'} of the program."
+            self.written[known] = (*self._class(inner, takes, [], f"return {gives}", about), inner.streams)
+        return self.written[known]
 
+    def _step(self, scope: Scope, step: Step, line: Spec, path: str, key: str, group: Fused | None) -> None:
         def own() -> str:
-            described_op = self.shared[shared.name] if shared is not None else line["op"]
-            if shared is not None or torch_module(described_op) is None:
-                self.shaken.need(described_op.part.__module__, described_op.part.__qualname__)
-            new = step.into[0] not in (*step.takes, "x")
-            attribute = scope.module_name(variable(step.into[0] if new else line["label"] or described_op.name))
-            plain = None if shared is not None else torch_module(described_op)
-            scope.keys.append(
-                (attribute, f"{key}.project" if plain is not None and described_op.part is LinearOp else key)
-            )
-            if plain is not None:
-                scope.making.append(assignment(f"self.{attribute}", plain))
-            elif shared is not None:
-                scope.takes[shared.name] = None
-                scope.making.append(assignment(f"self.{attribute}", identifier(shared.name)))
-            else:
-                scope.takes.update(dict.fromkeys(shared_in(described_op)))
-                making = assignment(f"self.{attribute}", "None")
-                self.later.append((making, described_op))
-                scope.making.append(making)
-            return f"self.{attribute}"
+            return f"self.{self._module(scope, step, line, key)}"
 
-        shapes = [shape for _, shape in self.shapes[path]]
+        shapes = [shape for _, shape in self.rows[path].writes]
         flat = len(shapes[0]) == 3
-        heads = self.reads[path][-1][1][1] if group is not None and group.role == "sum" else None
+        heads = self.rows[path].reads[-1][1][1] if group is not None and group.role == "sum" else None
 
         def streams() -> str:
             scope.streams = scope.streams or isinstance(self.part, Program)
             return "streams" if isinstance(self.part, Program) else ""
 
-        value = cut_value(step, self.name, self.reads[path]) if isinstance(step.op, CutOp) else None
+        value = cut_value(step, self.name, self.rows[path].reads) if isinstance(step.op, CutOp) else None
         found = value or step_value(
             step, self.name, own, group, (self.known, self.shaken), heads if flat else None, streams
         )
         for statement in found:
             scope.running.append(statement if statement is not found[-1] else self._noted(statement, shapes))
+
+    def _module(self, scope: Scope, step: Step, line: Spec, key: str) -> str:
+        """The attribute that holds a step's part; made anew unless the step runs again."""
+        shared = line["op"] if isinstance(line["op"], Shared) else None
+        op = line["op"] if shared is None else self.shared[shared.name]
+        plain = torch_module(op) if shared is None else None
+        key = f"{key}.project" if plain is not None and op.part is LinearOp else key
+        found = scope.kept(key)
+        if found is not None:
+            return found
+        if plain is None:
+            self.shaken.need(op.part.__module__, op.part.__qualname__)
+        is_new = step.into[0] not in (*step.takes, "x")
+        attribute = scope.module_name(variable(step.into[0] if is_new else line["label"] or op.name))
+        scope.keys.append((attribute, key))
+        making = assignment(f"self.{attribute}", plain or ("None" if shared is None else identifier(shared.name)))
+        scope.making.append(making)
+        if shared is not None:
+            scope.takes[shared.name] = None
+        elif plain is None:
+            scope.takes.update(dict.fromkeys(shared_in(op)))
+            self.later.append((making, op))
+        return attribute
 
     @staticmethod
     def _noted(statement: ast.stmt, shapes: Sequence[Shape | None]) -> ast.stmt:

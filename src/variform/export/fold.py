@@ -243,7 +243,8 @@ class _Folder(ast.NodeTransformer):
             ):
                 node.args = [x]  # without a condition
             case ast.Call(
-                func=ast.Name(id="attend" | "attend_with_memory") | ast.Attribute(attr="scaled_dot_product_attention")
+                func=ast.Name(id="attend" | "attend_blocks" | "attend_with_memory")
+                | ast.Attribute(attr="scaled_dot_product_attention")
             ):
                 node.keywords = [k for k in node.keywords if not _is_default(k.value)]
             case ast.Call(func=ast.Name(id="Sides")):

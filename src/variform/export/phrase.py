@@ -78,7 +78,7 @@ def _written(node: ast.expr) -> tuple[str, int]:
             return f"{sign}{text(node.operand, own)}", own
         case ast.BoolOp():
             word, own = ("or", 3) if isinstance(node.op, ast.Or) else ("and", 4)
-            return f" {word} ".join(text(value, own + 1) for value in node.values), own
+            return f" {word} ".join(text(value, 5) for value in node.values), own
         case ast.Compare():
             pairs = zip(node.ops, node.comparators, strict=True)
             return " ".join([text(node.left, 7), *(f"{_COMPARE[type(op)]} {text(x, 7)}" for op, x in pairs)]), 6

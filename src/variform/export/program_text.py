@@ -42,6 +42,14 @@ def shared_in(spec: Spec) -> Iterator[str]:
             yield from shared_in(inner)
 
 
+def holds_shared_line(block: Spec) -> bool:
+    """Whether a block, or one within it, has a line that is shared."""
+    return any(
+        isinstance(line, Shared) or (isinstance(line, Spec) and line.part is Block and holds_shared_line(line))
+        for line in block["lines"]
+    )
+
+
 def torch_module(op: Spec) -> str | None:
     """The module of torch's own that does as much as an op, where one does."""
     if op.part is LinearOp and all(op[name] is None for name in ("norm", "out_norm", "bias_init", "init_std")):

@@ -24,7 +24,7 @@ from variform.export.frame import file_text
 from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
-from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, survey
+from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, step_places, survey
 from variform.parts.kinds import Attention, Embedding, StreamPart
 from variform.stack.program import Program, ProgramModel
 
@@ -108,13 +108,14 @@ class _Writer:
                         part = next(m for m in self.model.modules() if isinstance(m, Part) and m.spec == spec)
                         writer = ProgramWriter(part, shaken, self.known, self.later)  # type: ignore[arg-type]
                         self.programs[spec] = writer.write()
+                        problems += [(f"{path}.{at}" if path else at, reason) for at, reason in writer.problems]
                 else:
                     _check_backend(spec)
                     shaken.need(spec.part.__module__, spec.part.__qualname__)
             except Unsupported as error:
                 problems.append((path, f"{spec.kind} {spec.name!r}: {error}"))
         if problems:
-            raise unsupported(problems)
+            raise unsupported(_placed(problems, step_places(self.spec)))
         shaken.need("variform.export.loading", "load_weights")
         return shaken
 
@@ -154,6 +155,15 @@ def _check_backend(spec: Spec) -> None:
     backend = spec.get("backend")
     if issubclass(spec.part, Attention) and backend not in (None, "auto", "sdpa"):
         raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
+
+
+def _placed(problems: list[tuple[str, str]], steps: dict[str, str]) -> list[tuple[str, str]]:
+    """Problems of parts within steps of programs, with the step's block and line in words."""
+    found = []
+    for path, reason in problems:
+        step = max((step for step in steps if f"{path}.".startswith(f"{step}.")), key=len, default=None)
+        found.append((path, reason if step is None else f"{steps[step]}: {reason}"))
+    return found
 
 
 def _about(spec: Spec) -> str:

@@ -94,7 +94,11 @@ def step_value(
     value = inlined(step.op, known, shaken, reads)
     if value is not None:
         return [ast.Assign([ast.parse(into, mode="eval").body], value)]
-    return _parsed(f"{into} = {_call(step, reads, own, shaken, streams)}")
+    call, results = _call(step, reads, own, shaken, streams), 2 if step.op.kind == "rotation" else 1
+    if isinstance(step.op, Op) or len(step.into) == results:
+        return _parsed(f"{into} = {call}")
+    streams_given = [f'{named(name)} = published["{name}"]' for name in step.into[results:]]
+    return _parsed("\n".join([f"{named(step.into[0])}, published = {call}", *streams_given]))
 
 
 def _attention(
@@ -130,8 +134,12 @@ def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken, 
     count = {"rotation": 2, "attention": 3}.get(kind, 1)
     extra = dict(zip(step.takes[count:], reads[count:], strict=True))
     lost = sorted(set(extra) & {"mask", "segments", "bias"})
-    if kind == "bias" or lost or (extra and kind in ("rotation", "attention", "position")):
-        raise Unsupported(f"a step of kind {kind} with {', '.join(lost or extra) or 'scores'}")
+    if kind == "bias":
+        raise Unsupported("a bias of scores as a step of its own is left to the library")
+    if lost:
+        raise Unsupported(f"it reads {', '.join(lost)}: masks over pairs and documents are left to the library")
+    if extra and kind in ("rotation", "attention", "position"):
+        raise Unsupported(f"it reads {', '.join(extra)}: {kind} with tokens of its own is left to the library")
     around = streams()
     if kind in ("position", "rotation"):
         positions = f'{around}.get("positions")' if around else "None"

@@ -129,6 +129,15 @@ def program_rows(program: Spec) -> list[Row]:
     return trace_lines(program["lines"], program_values(program)).rows
 
 
+def step_places(spec: Spec) -> dict[str, str]:
+    """The steps of all programs of a model by path, in words: block, repeat and line."""
+    found: dict[str, str] = {}
+    for path, part in parts_of(spec).items():
+        if part.part in (Program, ProgramModel):
+            found |= {f"{path}.{row.path}" if path else row.path: row.where for row in program_rows(part)}
+    return found
+
+
 def program_values(program: Spec) -> dict[str, Value]:
     """What a program starts from."""
     if program.part is ProgramModel:

@@ -134,7 +134,7 @@ def attend_blocks(
         q_at = torch.tensor(rows, device=device)[:, None] * size + inside  # (rows, size)
         k_at = (tiles[..., None] * size + inside).flatten(1)  # (rows, count * size)
         distance = k_at[:, None, :] - q_at.clamp(max=length - 1)[:, :, None]
-        mask = (distance >= -back) & (distance <= ahead) & (k_at < length)[:, None, :]
+        mask = ((distance >= -back) & (distance <= ahead) & (k_at < length)[:, None, :])[None]
         if sides.scores:
             bias = sum(change.bias(q_at, k_at).to(q.dtype) for change in sides.scores).transpose(0, 1)
             mask = bias.masked_fill(~mask, -torch.inf).repeat(batch, 1, 1, 1)

@@ -53,7 +53,7 @@ def attend_scores(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None,
 
 
 def tiles_of(offset: Tensor, best: Tensor, reach: float) -> list[tuple[slice, slice, slice, Tensor]]:
-    """What matters of an offset: heads, queries, the keys that they see, and the offset of these from its row's best.
+    """What matters of an offset: heads, queries, the keys that they see, and the offset there, counted from its best.
 
     A pair further than `reach` below the best of its row has no weight: ALiBi and masks leave a band of keys.
     """

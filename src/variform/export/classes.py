@@ -15,8 +15,9 @@ from torch import nn
 from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.spec import Shared, Spec
-from variform.export.fold import PRESENT, Known, fold
+from variform.export.fold import fold
 from variform.export.hints import hint_syntax, hinted
+from variform.export.known import PRESENT, Known
 from variform.export.shake import LAYERS, STANDINS, Place, Unsupported, at, definition
 from variform.ops.scores import ScoreMod
 from variform.parts.kinds import Norm, Op

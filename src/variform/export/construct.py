@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from variform.core.spec import Shared, Spec
-from variform.export.fold import constant
+from variform.export.reduce import constant
 
 Fields = Mapping[str, ast.expr | None]
 """The parameters of a constructor as it is written, with their defaults."""

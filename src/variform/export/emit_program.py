@@ -9,7 +9,7 @@ from typing import Any
 from variform.core.dims import Shape
 from variform.core.spec import Shared, Spec, shared_specs
 from variform.export.construct import identifier
-from variform.export.fold import Known
+from variform.export.known import Known
 from variform.export.program_text import (
     TAKEN,
     assignment,

@@ -50,18 +50,27 @@ def tidy(function: ast.FunctionDef) -> list[ast.stmt]:
                 match body[-1]:
                     case ast.Assign(targets=[ast.Name(id=other)], value=ast.Constant()) if other == name:
                         body.pop()
+            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)]) if body:
+                match body[-1]:
+                    case ast.Assign(targets=[ast.Attribute(attr=other)], value=ast.Constant()) if other == name:
+                        body.pop()
             case ast.Return(value=ast.Name(id=name)) if body:
                 match body[-1]:
                     case ast.Assign(targets=[ast.Name(id=other)], value=value) if other == name:
                         body[-1] = ast.Return(value)
                         continue
+            case ast.Assign(targets=[ast.Tuple(elts=items)], value=value) if all(
+                isinstance(item, ast.Name) and item.id not in read for item in items
+            ) and _is_pure(value):
+                continue
             case ast.Assign(targets=[ast.Tuple(elts=items)]):
                 for item in items:
                     if isinstance(item, ast.Name) and item.id not in read:
                         item.id = "_"
         body.append(node)
-    if isinstance(body[-1] if body else None, ast.Return) and body[-1].value is None:  # type: ignore[attr-defined]
-        body.pop()
+    match body[-1:]:
+        case [ast.Return(value=None)]:
+            body.pop()
     return body or [ast.Pass()]
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from variform.core.part import Part
 from variform.export.classes import name_inputs
-from variform.export.fold import PRESENT, Known, fold
+from variform.export.fold import fold
+from variform.export.known import PRESENT, Known
 from variform.export.shake import Shaken, definition
 from variform.parts.kinds import Op
 from variform.parts.op.tokenwise import ActivationOp

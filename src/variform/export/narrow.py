@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from variform.export.fold import Known, fold
+from variform.export.fold import fold
+from variform.export.known import Known
 from variform.export.shake import Place
 
 _MISSING = object()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.core.dims import Shape
-from variform.export.fold import Known
 from variform.export.inline import inlined
+from variform.export.known import Known
 from variform.export.shake import ATTENTION, SCORES, Shaken, Unsupported
 from variform.parts.kinds import Op
 from variform.parts.op.cutting import CutOp
@@ -106,7 +106,7 @@ def _attention(
 ) -> list[ast.stmt]:
     (q, k), v = map(named, group.scores.takes), named(step.takes[0])
     assert isinstance(step.op, WeightedSum)
-    attend, queries = shaken.need(SCORES, "attend_scores"), q
+    attend, queries = shaken.need(SCORES, "attend_offset" if group.offsets else "attend_alone"), q
     if heads is not None:
         v = f"{shaken.need(SCORES, 'split_heads')}({v}, {heads})"
     if step.op.norm is not None:

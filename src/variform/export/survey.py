@@ -10,7 +10,7 @@ from torch import nn
 
 from variform.core.spec import Spec, described
 from variform.export.classes import Facts, facts_of
-from variform.export.fold import Known
+from variform.export.known import Known
 from variform.export.shake import ATTENTION, LAYERS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op

@@ -85,12 +85,19 @@ def attend(
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     shared = GROUPED and q.shape[1] != k.shape[1]
     if shared and q.shape[2] == 1 and not causal and (allowed is None or allowed.dim() == 2 or allowed.shape[1] == 1):
-        rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # one query: the heads of a group stand as rows
-        y = F.scaled_dot_product_attention(rows, k, v, allowed, dropout_p=dropout, scale=scale)
-        return y.reshape(*q.shape[:3], v.shape[3])
+        return attend_grouped_query(q, k, v, allowed, dropout=dropout, scale=scale)
     return F.scaled_dot_product_attention(
         q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
     )
+
+
+def attend_grouped_query(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Attention of one query: the heads that share keys stand as rows, so that keys are read once a group."""
+    rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    y = F.scaled_dot_product_attention(rows, k, v, allowed, dropout_p=dropout, scale=scale)
+    return y.reshape(*q.shape[:3], v.shape[3])
 
 
 def blocks_pay(q: Tensor, back: int, ahead: int) -> bool:
@@ -147,23 +154,21 @@ def attend_blocks(
 def attention_mask(q: Tensor, k: Tensor, sides: Sides, causal: bool, back: int | None = None) -> Tensor | None:
     """What may attend to what: a bool mask, or biases with -inf where not. None where all may."""
     q_pos, k_pos = positions_of(sides.q_positions, q), positions_of(sides.k_positions, k)
-    mask = None
-    if causal:
-        mask = k_pos[..., None, :] <= q_pos[..., :, None]
+    mask = relative(q_pos, k_pos) <= 0 if causal else None
     if back is not None:
-        ahead = 0 if causal else back
-        near = k_pos[..., None, :] >= q_pos[..., :, None] - back
-        near = near & (k_pos[..., None, :] <= q_pos[..., :, None] + ahead)
-        mask = near if mask is None else mask & near
-    if mask is not None and mask.dim() == 3:
-        mask = mask.unsqueeze(1)
+        near = relative(q_pos, k_pos) >= -back
+        mask = near & (relative(q_pos, k_pos) <= (0 if causal else back))
     if sides.k_valid is not None:
-        valid = sides.k_valid[:, None, None, :]
-        mask = valid if mask is None else mask & valid
+        mask = both(mask, sides.k_valid[:, None, None, :])
     if sides.scores:
         bias = sum(modifier.bias(q_pos, k_pos).to(q.dtype) for modifier in sides.scores)
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     return mask
+
+
+def both(a: Tensor | None, b: Tensor) -> Tensor:
+    """Where two masks allow it; None allows all."""
+    return b if a is None else a & b
 
 
 def positions_of(positions: Tensor | None, x: Tensor) -> Tensor:

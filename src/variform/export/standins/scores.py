@@ -21,28 +21,25 @@ class Scores(nn.Module):
         return scores
 
 
-def attend_scores(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend_alone(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, fused: the scores are never held."""
+    return fused(q, k, v, None, q.shape[-1] ** -0.5, causal)
+
+
+def attend_offset(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(D) + offset) v, fused: the scores are never held. Rows that see nothing are zeros."""
     scale = q.shape[-1] ** -0.5
-    if offset is None:
-        return fused(q, k, v, None, scale, causal)
     offset = offset_for(offset, q, k).to(q.dtype)
     if causal:
         later = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).triu(1)
         offset = offset.masked_fill(later, -torch.inf)
     best = offset.detach().amax(-1, keepdim=True)
     if not q.is_cpu or torch.compiler.is_compiling():
-        empty = best == -torch.inf
-        offset = (offset - best.masked_fill(empty, 0.0)).masked_fill(empty, 0.0).expand(*q.shape[:2], -1, -1)
-        return fused(q.masked_fill(best <= -1e30, 0.0), k, v, offset, scale).masked_fill(empty, 0.0)
-    is_blind = bool(((best <= -1e30) & (best > -torch.inf)).any())  # a row is masked throughout, by numbers
-    if is_blind or (offset.requires_grad and torch.is_grad_enabled()):  # fused kernels have no right gradients here
-        empty = best == -torch.inf
-        scores = (q @ k.transpose(-1, -2)) * scale + offset
-        weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
-        y: Tensor = weights @ v
-        return y
-    largest = float(largest_norm(q) * largest_norm(k) * scale)  # no score is larger
+        return attend_whole(q, k, v, offset, best, scale)
+    is_blind = bool(((best <= BLIND) & (best > -torch.inf)).any())
+    if is_blind or (offset.requires_grad and torch.is_grad_enabled()):
+        return attend_by_formula(q, k, v, offset, best, scale)
+    largest = float(largest_norm(q) * largest_norm(k) * scale)
     if min(offset.shape[-2:]) < 256 or largest > 9000.0 or q.shape[-1] != v.shape[-1]:
         return fused(q, k, v, offset, scale)
     near = largest <= 14.0 and q.dtype != torch.float64
@@ -52,11 +49,28 @@ def attend_scores(q: Tensor, k: Tensor, v: Tensor, offset: Tensor | None = None,
     return out
 
 
-def tiles_of(offset: Tensor, best: Tensor, reach: float) -> list[tuple[slice, slice, slice, Tensor]]:
-    """What matters of an offset: heads, queries, the keys that they see, and the offset there, counted from its best.
+BLIND = -1e30
+"""A row whose best offset is this or lower is masked throughout, by numbers: its scores are lost in rounding."""
 
-    A pair further than `reach` below the best of its row has no weight: ALiBi and masks leave a band of keys.
-    """
+
+def attend_whole(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, best: Tensor, scale: float) -> Tensor:
+    """All pairs at once, for other devices and compilers, where no value can be looked at."""
+    empty = best == -torch.inf
+    offset = (offset - best.masked_fill(empty, 0.0)).masked_fill(empty, 0.0).expand(*q.shape[:2], -1, -1)
+    return fused(q.masked_fill(best <= BLIND, 0.0), k, v, offset, scale).masked_fill(empty, 0.0)
+
+
+def attend_by_formula(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, best: Tensor, scale: float) -> Tensor:
+    """The formula as it stands: for gradients of the offset, and for rows that numbers mask throughout."""
+    empty = best == -torch.inf
+    scores = (q @ k.transpose(-1, -2)) * scale + offset
+    weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    y: Tensor = weights @ v
+    return y
+
+
+def tiles_of(offset: Tensor, best: Tensor, reach: float) -> list[tuple[slice, slice, slice, Tensor]]:
+    """What matters of an offset, nothing `reach` below its row's best: heads, queries, keys, and the offset there."""
     best = best.clamp(min=torch.finfo(offset.dtype).min)
     lost, tiles = offset < best - reach, []
     for start in range(0, offset.shape[2], 256):
@@ -81,7 +95,7 @@ def key_span(seen: Tensor) -> tuple[int, int]:
 
 
 def largest_norm(x: Tensor) -> Tensor:
-    """The largest norm of a query or key."""
+    """The largest norm of a query or key: no score is larger than the product of two."""
     largest: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1).amax()
     return largest.float()
 

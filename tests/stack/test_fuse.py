@@ -219,6 +219,33 @@ def test_transforms_of_functions() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("ask", ["inputs", "parameters"])
+def test_a_second_derivative_is_refused_whichever_is_asked_for(ask: str) -> None:
+    fused, literal = pair(spec_of(*attention(step(Offset.spec(), "s o", "s")), offsets={"o": SQUARE}))
+    inputs = example(300, o=alibi(300))
+    for model in (literal, fused):
+        leaves = [inputs["x"]] if ask == "inputs" else list(model.parameters())
+        first = torch.autograd.grad(model(inputs)["x"].pow(3).sum(), leaves, create_graph=True)
+        total = sum(grad.square().sum() for grad in first)
+        if model is literal:
+            assert all(grad is not None for grad in torch.autograd.grad(total, leaves))
+        else:
+            with pytest.raises(vf.BackendError, match="attention='literal'"):
+                torch.autograd.grad(total, leaves, allow_unused=True)
+
+
+def test_parameters_given_for_a_call_are_those_of_its_backward_pass() -> None:
+    lines = [step({"part": "layer_norm"}), step(LinearOp.spec(), "x", "y"), step(LinearOp.spec(), "x", "z")]
+    models = pair(spec_of(*lines, step(MergeOp.spec(), "y z")))
+    given = {name: torch.nn.Parameter(value + 1) for name, value in models[0].state_dict().items()}
+    grads = []
+    for model in models:
+        out = torch.func.functional_call(model, given, (example(),))["x"]
+        grads.append(torch.autograd.grad(out.square().sum(), list(given.values())))
+    for found, true in zip(*grads, strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-10)
+
+
 def test_in_a_layer() -> None:
     lines = attention(sum_op=WeightedSum.spec())
     stack = {

@@ -20,12 +20,12 @@ class Cheap:
     Args:
         value: the tensor.
         again: computes it from `sources`.
-        sources: what it was made from, first of all the tensor that `again` takes; parameters follow, so that a change
-            of one before the backward pass is noticed.
+        sources: what it was made from: a tensor, and the parameters, those of the forward pass. A change of one before
+            the backward pass is noticed.
     """
 
     value: Tensor
-    again: Callable[[Tensor], Tensor]
+    again: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,6 +49,6 @@ class _Linear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         for_x = grad @ weight if wants_x else None
-        for_weight = rows.transpose(0, 1) @ ctx.again(sources[0]).flatten(0, -2) if wants_weight else None
+        for_weight = rows.transpose(0, 1) @ ctx.again(*sources).flatten(0, -2) if wants_weight else None
         for_bias = rows.sum(0) if wants_bias and ctx.has_bias else None
         return (for_x, for_weight, for_bias, None, *(None for _ in sources))

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
 
 from variform.core.part import Part
 from variform.ops.attention.meter import is_metered
@@ -102,7 +104,8 @@ def postponed(op: Part, inputs: Sequence[Tensor]) -> Any:
         return op.pending(*inputs)
     if any(module._forward_hooks or module._forward_pre_hooks for module in op.modules()):
         return None
-    parameters = tuple(op.parameters())
+    named = dict(op.named_parameters())
+    parameters = tuple(named.values())
     if not torch.is_grad_enabled() or torch.is_autocast_enabled(inputs[0].device.type):
         return None
     measured = is_metered() and isinstance(inputs[0], FakeTensor)  # stand-ins for what would run
@@ -110,7 +113,12 @@ def postponed(op: Part, inputs: Sequence[Tensor]) -> Any:
         t.requires_grad for t in (*inputs, *parameters)
     ):
         return None
-    return Cheap(op(*inputs), op.forward, (*inputs, *parameters))
+    return Cheap(op(*inputs), partial(_with_parameters, op, tuple(named)), (*inputs, *parameters))
+
+
+def _with_parameters(op: Part, names: Names, x: Tensor, *parameters: Tensor) -> Any:
+    """The part's result with these parameters; in the backward pass its own may be others (`functional_call`)."""
+    return functional_call(op, dict(zip(names, parameters, strict=True)), (x,))
 
 
 def _follow(places: Sequence[Place], start: int, keep: frozenset[str]) -> Fusion:

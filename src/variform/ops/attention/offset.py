@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from variform.ops.attention import meter
 from variform.ops.attention.meter import is_metered
 from variform.ops.attention.sdpa import fused
+from variform.ops.attention.tiles import Tile, TiledAttention
 
 __all__ = ["Survey", "Tile", "attend_offset", "plain_autograd", "survey", "surveys_remembered"]
 
@@ -38,23 +39,6 @@ _NEAR, _NEAR_BOUND = 64.0, 14.0
 """The same up to exp(2 * 14 - 64) = 2e-16 of the row's sum, a key: nothing that float32 can hold."""
 _BLIND = -1e30
 """In a row whose best offset is this or lower, scores are lost in rounding: all keys of the best offset weigh alike."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Queries of some heads, and the keys that they see.
-
-    Args:
-        heads: which heads.
-        rows: which queries.
-        keys: which keys.
-        offset: of these pairs, from the best of each row, with -inf at what does not count.
-    """
-
-    heads: slice
-    rows: slice
-    keys: slice
-    offset: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,7 @@ def attend_offset(
     if offset.dtype != dtype and not (dtype.itemsize < 4 and offset.dtype == torch.float32 and q.is_cpu):
         offset = offset.to(dtype)
     with torch.autocast(q.device.type, enabled=False):
-        if offset.requires_grad and torch.is_grad_enabled():
+        if (offset.requires_grad and torch.is_grad_enabled()) or 0 in (*q.shape, *k.shape):
             return _plain(q, k, v, _restricted(offset, causal), scale)
         if is_metered() and isinstance(q, FakeTensor) and meter.target is None:
             return fused(q, k, v, _restricted(offset, causal), scale=scale)  # costs: no value to look at
@@ -111,7 +95,7 @@ def attend_offset(
             return _plain(q, k, v, _restricted(offset, causal), scale)
         if not tiled:
             return fused(q, k, v, _restricted(offset, causal), scale=scale)
-        out: Tensor = _Tiled.apply(q, k, v, found.tiles, scale)  # type: ignore[no-untyped-call]
+        out: Tensor = TiledAttention.apply(q, k, v, found.tiles, scale)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -255,54 +239,3 @@ def _spans(lost: Tensor) -> list[tuple[int, int]]:
         first, last = int(places[0]), int(places[-1]) + 1
         spans.append((first // _STEP * _STEP, min(-(-last // _STEP) * _STEP, len(row))))
     return spans
-
-
-class _Tiled(torch.autograd.Function):
-    """The fused kernel, tile by tile. Autograd through slices would fill and add a whole gradient for each tile."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: tuple[Tile, ...], scale: float) -> Tensor:
-        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-        batch, heads, queries, _ = q.shape
-        # Heads beside one another for each query, so that merging them costs nothing.
-        out = v.new_zeros(batch, queries, heads, v.shape[-1]).transpose(1, 2)
-        logs = []
-        for tile in tiles:
-            y, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[:, tile.heads, tile.rows],
-                k[:, tile.heads, tile.keys],
-                v[:, tile.heads, tile.keys],
-                attn_mask=tile.offset,
-                scale=scale,
-            )
-            out[:, tile.heads, tile.rows] = y
-            logs.append(log)
-        ctx.save_for_backward(q, k, v, out, *logs, *(tile.offset for tile in tiles))
-        ctx.tiles, ctx.scale = tiles, scale
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *rest = ctx.saved_tensors
-        logs, offsets = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-        dq, dk, dv = (torch.zeros_like(t) for t in (q, k, v))
-        for tile, log, offset in zip(ctx.tiles, logs, offsets, strict=True):
-            rows, keys = (slice(None), tile.heads, tile.rows), (slice(None), tile.heads, tile.keys)
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[rows],
-                q[rows],
-                k[keys],
-                v[keys],
-                out[rows],
-                log,
-                0.0,
-                False,
-                attn_mask=offset,
-                scale=ctx.scale,
-            )
-            dq[rows] = parts[0]
-            dk[keys] += parts[1]
-            dv[keys] += parts[2]
-        return dq, dk, dv, None, None

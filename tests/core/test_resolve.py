@@ -77,6 +77,14 @@ def test_residual_writes_are_counted_for_the_initial_scale() -> None:
     assert vf.resolve(spec)["stacks"][0]["layers"][2]["sublayers"][1]["body"]["writes"] == 6
 
 
+def test_residual_writes_of_a_part_that_is_named_again_count_again() -> None:
+    described = model(Shared("a", sub(MLP.spec())), Shared("a", sub(MLP.spec())))
+    named = model(Shared("a", sub(MLP.spec())), Shared("a"))
+    assert count_writes(named) == count_writes(described) == 2
+    assert vf.resolve(named) == vf.resolve(described)
+    count_writes(model(Shared("a", sub(Shared("a")))))  # refused elsewhere; counting it ends
+
+
 def test_resolving_twice_changes_nothing() -> None:
     for spec in (
         vf.models.gpt(vocab_size=11, dim=16, depth=2, heads=4, max_seq_len=8, tie=True),

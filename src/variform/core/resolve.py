@@ -81,7 +81,18 @@ def _unknown_facts(facts: Mapping[str, Any]) -> list[Problem]:
 
 def count_writes(spec: Spec) -> int:
     """How often the parts of a tree add to the residual stream: the `writes` fact of depth-scaled initialisation."""
-    return max(1, sum(child.part.residual_writes for _, child in spec.walk()))
+    return max(1, _writes(spec, shared_specs(spec), frozenset()))
+
+
+def _writes(spec: Spec, shared: Mapping[str, Spec], inside: frozenset[str]) -> int:
+    """The same for one part; what is shared counts wherever it is named, described there or not."""
+    count = spec.part.residual_writes
+    for _, _, child in spec.children():
+        name = child.name if isinstance(child, Shared) else ""
+        body = shared.get(name) if name else child
+        if isinstance(body, Spec) and name not in inside:  # none that holds itself, which is refused elsewhere
+            count += _writes(body, shared, inside | {name} if name else inside)
+    return count
 
 
 @dataclass
@@ -248,6 +259,9 @@ class _Walk:
         if first != resolved:
             differing = [k for k in resolved.args if _differs(first.args.get(k), resolved.args[k])]
             message = f"the shared part {name!r} resolves to other {', '.join(differing)} here than at {first_path}"
+            plain = [k for k in differing if all(isinstance(s.args.get(k), (int, float)) for s in (first, resolved))]
+            if plain:
+                message += ": " + ", ".join(f"{k} = {first.args[k]} there, {resolved.args[k]} here" for k in plain)
             self.problems.append(Problem(path, message, hint="give these fields explicitly in the shared spec"))
         return Shared(name, resolved)
 

@@ -355,7 +355,7 @@ def test_numbers_of_streams() -> None:
     (found,) = problems(step(MergeOp.spec(), "x"))
     assert "takes 2 streams, and reads 1" in found.message
     (found,) = problems(step(CopyOp.spec(), "x", "x y"))
-    assert "gives 1 streams, and 2 are named" in found.message
+    assert "gives 1 stream, and 2 are named" in found.message
     found_both = problems(Step.spec(op=CopyOp.spec(), reads=[], into=[]))
     assert {p.path for p in found_both} == {"lines.0.reads", "lines.0.into"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,7 @@ class Admission:
             ShapeError: a shape that is not the declared one.
         """
         names = [entry.name for entry in self.entries if not tells_size(entry.name)]
+        _refuse_unnamed(inputs, [name for name in names if name not in held])
         for name in inputs:
             if name not in names:
                 raise StreamError(f"{name!r} is no input of this program; {did_you_mean(str(name), names)}")
@@ -204,6 +205,12 @@ def _hands_on(op: Op, place: int, names: tuple[str, ...]) -> bool:
     other = [*ids[:place], "features", *ids[place + 1 :]]
     args = op.__dict__.get("_spec") and op.spec.args
     return args is not None and op.makes(args, tuple(ids))[0] == "ids" != op.makes(args, tuple(other))[0]
+
+
+def _refuse_unnamed(inputs: Any, names: Sequence[str]) -> None:
+    if not isinstance(inputs, Mapping):
+        form = ", ".join(f"{name!r}: ..." for name in names)
+        raise ShapeError(f"a program takes a dict of tensors by name, {{{form}}}, not a {type(inputs).__name__}")
 
 
 def _plain(size: int | Dim) -> int | str | None:

@@ -243,7 +243,8 @@ class ProgramModel(Model):
         if state is not None:
             given, streams, planned = begin_call(self, self.admission, inputs, valid, state)
         else:
-            given = {**inputs, **self.admission.check(inputs)}
+            told = self.admission.check(inputs)
+            given = {**inputs, **told}
             refuse_lost(self.lines, {"valid": valid}, streams, (Op, Attention))
         values = {name: given[name] for name in self.needed}
         recompute = self.executor == "checkpoint" and torch.is_grad_enabled()

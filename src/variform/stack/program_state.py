@@ -61,7 +61,10 @@ def program_state(
                 held[name] = value
     first = next(shape[0] for name, shape in admission.shapes.items() if name not in given and not tells_size(name))
     sizes = {length: max_len, **({str(first): batch} if isinstance(first, Dim) else {})}
-    wide = {name: x.expand(batch, -1, -1, -1) if x.shape[0] == 1 else x for name, x in templates.items()}
+    wide = {  # one row may stand for all
+        name: x.expand(batch, -1, -1, -1) if x.shape[0] == 1 and admission.shapes[name][0] != 1 else x
+        for name, x in templates.items()
+    }
     admission.check_held({**held, **wide}, sizes)
     parts = lines_state(model, lines, known, {**held, **templates}, batch, max_len, like)
     state = new_state(batch, max_len, like.device, parts, bucket)

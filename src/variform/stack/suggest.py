@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from variform.core.dims import Dim, Shape, ceil_div, shape_text
 from variform.errors import ShapeError, did_you_mean
-from variform.stack.values import Contents, Uses, Value, in_words
+from variform.stack.values import Contents, Uses, Value, in_words, tells_size
 
 Fits = Callable[[tuple[Shape, ...]], bool]
 
@@ -55,7 +55,9 @@ class Misfit:
 
 def repair(misfit: Misfit) -> str:
     """The hint for shapes that do not fit: one name for two sizes, a module before it, or another stream."""
-    several = len(misfit.names) > 1  # a step that reads one stream says itself what it needs
+    several = (
+        len([name for name in misfit.names if not tells_size(name)]) > 1
+    )  # a step that reads one stream says itself what it needs
     found = _first(_one_name(misfit))
     found += (_first(_modules(misfit)) or _first(_declarations(misfit))) if several else []
     found += _first(_other_streams(misfit))
@@ -70,6 +72,7 @@ def fitting(misfit: Misfit, place: int, count: int = 2) -> list[str]:
         name
         for name in likely[:_MOST_TRIED]
         if name not in misfit.names
+        and not tells_size(name)
         and (shape := misfit.values[name].shape) is not None
         and misfit.uses.of(misfit.values[name]) & misfit.wanted[place]
         and misfit.takes((place, shape))
@@ -100,13 +103,20 @@ def replace_contents(misfit: Misfit, place: int) -> str:
     return "; or ".join(found)
 
 
-def missing(name: str, values: Mapping[str, Value]) -> str:
-    """The hint for a name that nothing has written."""
+def missing(name: str, values: Mapping[str, Value], beside: Sequence[str] = ()) -> str:
+    """The hint for a name that nothing has written.
+
+    Args:
+        name: what is read.
+        values: all named tensors at this place.
+        beside: all that the line reads: what it reads already is not what was meant.
+    """
     if not values:
         return "nothing has been written yet"
-    hint = did_you_mean(name, values)
-    if hint.startswith("known"):
-        hint = "live here: " + ", ".join(f"{n} {shape_text(v.shape)}" for n, v in values.items() if v.shape is not None)
+    hint = did_you_mean(name, [other for other in values if other not in beside and not tells_size(other)])
+    if not hint.startswith("did"):
+        shown = {other: value for other, value in values.items() if not tells_size(other)}
+        hint = "live here: " + ", ".join(f"{n} {shape_text(v.shape)}" for n, v in shown.items() if v.shape is not None)
     return hint
 
 

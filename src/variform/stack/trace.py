@@ -16,7 +16,7 @@ from variform.stack.adapt import ADAPTERS, output_shapes, step_facts
 from variform.stack.lines import Block, Step
 from variform.stack.rows import Row, Sound, Trace, names_or_none, place_text, unshared
 from variform.stack.suggest import Misfit, missing, repair, replace_contents
-from variform.stack.values import Uses, Value, accepted, in_words, written
+from variform.stack.values import SIZE, Uses, Value, accepted, in_words, tells_size, written
 
 __all__ = ["LineFollower", "Row", "Trace", "trace_lines", "unshared"]
 
@@ -62,7 +62,9 @@ class LineFollower:
         unknown = [name for name in dict.fromkeys(names) if name not in values]
         for name in unknown:
             message = f"reads {name!r}, which nothing before it writes"
-            self._report(index, line, message, self._written_later(index, name) or missing(name, values), "reads")
+            self._report(
+                index, line, message, self._written_later(index, name) or missing(name, values, names), "reads"
+            )
         if unknown or any(values[name].shape is None for name in names):
             return None
         return self._sizes(index, line, names)
@@ -173,14 +175,19 @@ class LineFollower:
         except ShapeError as error:
             fits = lambda changed: bool(_outputs(op, changed, line))  # noqa: E731
             hint = repair(Misfit(names, trace.values, trace.uses, wanted, fits))
-            if not hint and len(names) > 1 and issubclass(op.part, Op):
+            if not hint and len([name for name in names if not tells_size(name)]) > 1 and issubclass(op.part, Op):
                 hint = "change one of the lines that these streams come from, so that they agree"
             self._report(index, line, f"{error}; it reads {self._told(names)}", hint)
             trace.lose(line, where)
             return
         if len(outputs) != len(into):
-            message = f"gives {len(outputs)} streams, and {len(into)} are named"
+            streams = "1 stream" if len(outputs) == 1 else f"{len(outputs)} streams"
+            message = f"gives {streams}, and {len(into)} {'is' if len(into) == 1 else 'are'} named"
             self._report(index, line, message, field="into", value=into)
+            trace.lose(line, where)
+            return
+        if any(map(tells_size, into)):
+            self._report(index, line, f"names of streams do not begin with {SIZE!r}", field="into", value=into)
             trace.lose(line, where)
             return
         read = tuple(trace.values[name] for name in names)
@@ -196,7 +203,7 @@ class LineFollower:
         trace.rows.append(Row(path, self.block, self.repeat, index + 1, name, takes, gives, op, holds))
 
     def _told(self, names: tuple[str, ...]) -> str:
-        return ", ".join(f"{name} {self.trace.values[name]}" for name in dict.fromkeys(names))
+        return ", ".join(f"{name} {self.trace.values[name]}" for name in dict.fromkeys(names) if not tells_size(name))
 
     def _shapes(self, names: tuple[str, ...]) -> tuple[Shape, ...]:
         return tuple(self.trace.values[name].shape or () for name in names)

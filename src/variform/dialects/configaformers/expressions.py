@@ -21,6 +21,9 @@ LARGEST = 2**63
 
 _FORMS = "numbers, names, + - * / // % **, comparisons, and, or, not, min(...), max(...) and brackets"
 
+_OTHERS = {"&&": "and", "||": "or", " = ": "=="}
+"""Signs of other languages, by what they are here."""
+
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -125,7 +128,8 @@ def _parsed(text: str) -> ast.expr:
             warnings.simplefilter("ignore")
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ConfigError(f"{text!r} is not an expression", hint=f"write {_FORMS}") from None
+        other = next((f"{sign!r} is written {ours!r}; " for sign, ours in _OTHERS.items() if sign in text), "")
+        raise ConfigError(f"{text!r} is not an expression", hint=f"{other}write {_FORMS}") from None
 
 
 def _value(node: ast.expr, names: Mapping[str, Number], text: str) -> Any:

@@ -15,7 +15,7 @@ from variform.dialects.configaformers.places import Places
 from variform.dialects.configaformers.printing import as_declared
 from variform.dialects.configaformers.reading import Reader
 from variform.dialects.configaformers.scope import Scope, read_sizes
-from variform.dialects.configaformers.shapes import read_shapes, with_batch
+from variform.dialects.configaformers.shapes import names_of, read_shapes, with_batch
 from variform.errors import Problem, did_you_mean
 from variform.stack.lines import Block
 from variform.stack.program import ProgramModel
@@ -128,7 +128,7 @@ def program_spec(
     names, wrong = read_sizes(sizes)
     if wrong:  # whatever names one of them would only repeat it
         raise ConfigaformersError([*reader.problems, *wrong])
-    scope = Scope(names)
+    scope = Scope(names, told=names_of(shapes))
     lines = [] if content is None else reader.blocks(content, scope)
     inputs: dict[str, tuple[int | str, ...]] = {}
     if shapes is not None:

@@ -12,6 +12,8 @@ from variform.errors import Problem, join_path
 _FIELDS = {("program", "inputs"): "streams", ("rearrange", "lengths"): ""}
 """What a step's keys are called where they are not fields of its part."""
 
+_SHARED = "steps that share weights must read the same sizes; or use two names"
+
 
 @dataclass
 class Place:
@@ -57,7 +59,8 @@ class Places:
         """A problem of the program as one of the config; None where it was reported before."""
         place, below = self.find(problem.path)
         message = re.sub(r"\blines\.[\w.]*\w", self._named, problem.message)
-        problem = replace(problem, hint=problem.hint.replace("split_heads", "make_heads"))
+        hint = _SHARED if problem.hint.endswith("in the shared spec") else problem.hint
+        problem = replace(problem, hint=hint.replace("split_heads", "make_heads"))
         if place is None:
             head, _, rest = problem.path.partition(".")
             return replace(problem, path=join_path(self.arguments.get(head, head), rest), message=message)

@@ -11,7 +11,7 @@ from variform.core.spec import Shared, Spec
 from variform.dialects.configaformers.modules import TYPES, step_of
 from variform.dialects.configaformers.places import Place, Places
 from variform.dialects.configaformers.registered import part_step
-from variform.dialects.configaformers.scope import INDEX, Scope
+from variform.dialects.configaformers.scope import INDEX, Scope, plain
 from variform.dialects.configaformers.shapes import read_shapes
 from variform.dialects.configaformers.values import evaluated
 from variform.errors import ConfigError, Problem, did_you_mean
@@ -137,7 +137,7 @@ class Reader:
         wrong += [Problem(key, "a block needs this key") for key in known[:2] if key not in block]
         if "label" in block and not (isinstance(block["label"], str) and block["label"]):
             wrong.append(Problem("label", "must be a name", block["label"]))
-        repeat, config = block.get("repeat", 1), block.get("config", [])
+        repeat, config = plain(block.get("repeat", 1)), block.get("config", [])
         try:
             repeat = scope.integer(repeat) if isinstance(repeat, str) else repeat
         except ConfigError as error:
@@ -160,7 +160,7 @@ class Reader:
         if not isinstance(module, Mapping):
             step, found = step_of(module)
         elif _holds(module, scope, found):
-            settings = {key: value for key, value in module.items() if key not in COMMON}
+            settings = {key: plain(value) for key, value in module.items() if key not in COMMON}
             step, problems = self._step(settings, scope, spot)
             found += problems
             step = self._marked(step, module, found, spot)

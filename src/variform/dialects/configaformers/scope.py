@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -25,18 +26,20 @@ class Scope:
     Args:
         names: the sizes; in blocks also `i`, which repeat this is (from 0), and `n`, how many there are.
         used: the names met so far.
+        told: names of sizes in the shapes of inputs, which only a call tells.
     """
 
     names: Mapping[str, Number] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    told: frozenset[str] = frozenset()
 
     def repeat(self, index: int, count: int) -> Scope:
         """The scope of one repeat of a block, which takes note of its own names."""
-        return Scope({**self.names, INDEX: index, COUNT: count})
+        return Scope({**self.names, INDEX: index, COUNT: count}, told=self.told)
 
     def integer(self, text: str) -> int:
         """An expression that must be an integer; see `expressions.evaluate` for what is refused."""
-        self._note(text)
+        self._known(text)
         return expressions.integer(text, self.names)
 
     def condition(self, value: Any) -> bool:
@@ -45,14 +48,14 @@ class Scope:
             return value
         if not isinstance(value, str):
             raise ConfigError("must be true, false, or an expression such as 'i % 2 == 0'", value=value)
-        self._note(value)
+        self._known(value)
         return expressions.condition(value, self.names)
 
     def number(self, text: str, wanted: frozenset[type]) -> Number:
         """An expression for a key that takes numbers of the wanted types."""
         if wanted == {int}:
             return self.integer(text)
-        self._note(text)
+        self._known(text)
         value = expressions.evaluate(text, self.names)
         if bool in wanted and isinstance(value, bool):
             return value
@@ -127,6 +130,19 @@ class Scope:
     def _note(self, text: str) -> None:
         self.used |= expressions.names_in(text)
 
+    def _known(self, text: str) -> None:
+        """Take note of the names of an expression that must be a number now.
+
+        Raises:
+            ConfigError: it is no expression, or names a size that only a call tells.
+        """
+        self._note(text)
+        for name in sorted(expressions.names_in(text) & self.told - set(self.names)):
+            raise ConfigError(
+                f"{name!r} in {text!r} is a size of the inputs, which only a call tells, and a number is due",
+                hint=f"to fix it, name it in sizes: sizes={{{name!r}: 1024}}",
+            )
+
 
 def read_sizes(sizes: Any) -> tuple[dict[str, Number], list[Problem]]:
     """The sizes of a program by name; each may be an expression of those before it."""
@@ -136,15 +152,16 @@ def read_sizes(sizes: Any) -> tuple[dict[str, Number], list[Problem]]:
         return {}, [Problem("sizes", "must be a dict of numbers by name", sizes)]
     found: dict[str, Number] = {}
     problems: list[Problem] = []
-    for name, value in sizes.items():
-        path = f"sizes.{name}"
+    for name, given in sizes.items():
+        path, value = f"sizes.{name}", plain(given)
         if not isinstance(name, str) or not name.isidentifier():
             problems.append(Problem(path, "a size has the form of a name: letters, digits and _", name))
         elif name in (INDEX, COUNT):
             problems.append(Problem(path, f"{name!r} is taken: i is the number of the repeat, n how many there are"))
         elif isinstance(value, str):
             try:
-                found[name] = expressions.evaluate(value, found)
+                if _in_order(value, name, list(sizes), found):
+                    found[name] = expressions.evaluate(value, found)
             except ConfigError as error:
                 problems += [problem.below(path) for problem in error.problems]
         elif isinstance(value, (int, float)):
@@ -152,6 +169,35 @@ def read_sizes(sizes: Any) -> tuple[dict[str, Number], list[Problem]]:
         else:
             problems.append(Problem(path, "must be a number or an expression of the sizes before it", value))
     return found, problems
+
+
+def _in_order(text: str, name: str, order: list[Any], found: Mapping[str, Number]) -> bool:
+    """Whether all that the size of this name is computed from is there; not so where an earlier one is wrong.
+
+    Raises:
+        ConfigError: it names itself, or one that comes after it.
+    """
+    missing = [other for other in order if other in expressions.names_in(text) and other not in found]
+    for other in missing:
+        if other == name:
+            raise ConfigError(f"{name!r} is computed from itself: {text!r}")
+        if order.index(other) > order.index(name):
+            raise ConfigError(
+                f"{text!r} names {other!r}, which comes after it",
+                hint=f"sizes are computed in order: put {other!r} first",
+            )
+    return not missing
+
+
+def plain(value: Any) -> Any:
+    """A value with the numbers of other libraries as numbers of Python, also within lists and mappings."""
+    if isinstance(value, (str, int)):
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def has_text(value: Any) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from variform.core.dims import parse_shape
-from variform.dialects.configaformers.scope import Scope
+from variform.dialects.configaformers.scope import Scope, plain
 from variform.errors import ConfigError, Problem, join_path
+from variform.stack.values import SIZE, tells_size
 
 Sizes = tuple[int | str, ...]
 
@@ -25,17 +26,26 @@ def read_shapes(shapes: Any, scope: Scope, path: str) -> tuple[dict[str, Sizes],
         here = join_path(path, str(name))
         if not isinstance(name, str) or not name:
             problems.append(Problem(here, "the name of a stream is text", name))
+        elif tells_size(name):
+            problems.append(Problem(here, f"names of streams do not begin with {SIZE!r}", name))
         elif not isinstance(sizes, (list, tuple)) or not sizes:
             problems.append(Problem(here, "must be a list of sizes", sizes))
         else:
             try:
-                filled = tuple(scope.size(size) for size in sizes)
+                filled = tuple(scope.size(plain(size)) for size in sizes)
                 parse_shape(filled)
             except ConfigError as error:
                 problems += [problem.below(here) for problem in error.problems]
                 continue
             found[name] = filled
     return found, problems
+
+
+def names_of(shapes: Any) -> frozenset[str]:
+    """The names of sizes that stand alone in shapes, which may be wrong otherwise."""
+    lists = shapes.values() if isinstance(shapes, Mapping) else ()
+    sizes = (size for one in lists if isinstance(one, (list, tuple)) for size in one)
+    return frozenset(size for size in sizes if isinstance(size, str) and size.isidentifier())
 
 
 def batch_names(shapes: Mapping[str, Sizes]) -> frozenset[str]:

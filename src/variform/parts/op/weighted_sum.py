@@ -135,7 +135,7 @@ class WeightedSum(Op):
         return v if self.norm is None else self.norm(v)
 
     def _sum(self, weights: Tensor, v: Tensor, flat: bool) -> tuple[Tensor, ...]:
-        y = weights @ v
+        y = weights.to(v.dtype) @ v  # an offset of higher precision than the model makes its scores so
         if flat:
             y = y.transpose(1, 2).flatten(-2)
         return (y, weights) if self.weights else (y,)

@@ -30,7 +30,9 @@ def step_of(config: Any) -> tuple[Spec, list[Problem]]:
         return Step.spec(), [Problem("", "a module is a dict: {'type': ..., ...}", config)]
     name = config.get("type")
     if not isinstance(name, str):
-        problem = Problem("type", f"a module needs a type, and has {name!r}", hint="known: " + ", ".join(TYPES))
+        near = next((key for key in config if str(key).strip().lower() == "type" and key != "type"), None)
+        hint = "known: " + ", ".join(TYPES) if near is None else f"the key {near!r} is written 'type'"
+        problem = Problem("type", f"a module needs a type, and has {name!r}", hint=hint)
         return _unknown(config), [problem]
     if name.lower() not in TYPES:
         return _unknown(config), [Problem("type", "there is no such module type", name, did_you_mean(name, TYPES))]

@@ -84,12 +84,14 @@ def attend_offset(
     if offset.dtype != dtype and not (dtype.itemsize < 4 and offset.dtype == torch.float32 and q.is_cpu):
         offset = offset.to(dtype)
     with torch.autocast(q.device.type, enabled=False):
-        if (offset.requires_grad and torch.is_grad_enabled()) or 0 in (*q.shape, *k.shape):
+        if offset.requires_grad and torch.is_grad_enabled():
             return _plain(q, k, v, _restricted(offset, causal), scale)
         if is_metered() and isinstance(q, FakeTensor) and meter.target is None:
             return fused(q, k, v, _restricted(offset, causal), scale=scale)  # costs: no value to look at
         if not q.is_cpu or not plain_autograd(q, k, v, offset):
             return _whole(q, k, v, _restricted(offset, causal), scale)
+        if not (q.numel() and k.numel()):
+            return _plain(q, k, v, _restricted(offset, causal), scale)  # nothing to look at
         found, tiled = _survey_for(q, k, v, offset, scale, causal, source)
         if found.blind:
             return _plain(q, k, v, _restricted(offset, causal), scale)

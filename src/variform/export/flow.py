@@ -78,7 +78,7 @@ def _is_pure(value: ast.expr) -> bool:
     for node in ast.walk(value):
         if isinstance(node, ast.Call):
             match node.func:
-                case ast.Attribute(value=ast.Name(id="streams"), attr="get"):
+                case ast.Attribute(value=ast.Name(id="streams"), attr="get") | ast.Name(id="positions_of"):
                     continue
             return False
     return True

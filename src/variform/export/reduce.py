@@ -141,6 +141,8 @@ class Reducer(ast.NodeTransformer):
         match node:
             case ast.BinOp(op=ast.Mult(), right=ast.Constant(value=int(factor))) if factor == 1:
                 return node.left
+            case ast.BinOp(op=ast.Add(), right=ast.Constant(value=int(term))) if term == 0:
+                return node.left
         return node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:

@@ -80,7 +80,10 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """The fused kernel of softmax attention; where heads share keys, head i uses key head i // (heads / kv_heads)."""
+    """The fused kernel of softmax attention.
+
+    Where heads share keys, head i uses key head i // (heads / kv_heads).
+    """
     if STRIDED:  # the fused kernel wants the features of a head side by side
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     shared = GROUPED and q.shape[1] != k.shape[1]
@@ -131,6 +134,7 @@ def attend_blocks(
     """Attention in a window, block by block: blocks of queries that see equally many blocks of keys run together."""
     (batch, heads, length, dim), device = q.shape, q.device
     size, first, counts = window_blocks(length, back, ahead)
+    factor = dim**-0.5 if scale is None else scale
     if GROUPED and k.shape[1] != heads:
         k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
     q, k, v = (F.pad(t, (0, 0, 0, -length % size)).reshape(batch * heads, -1, size, t.shape[3]) for t in (q, k, v))
@@ -146,18 +150,19 @@ def attend_blocks(
             bias = sum(change.bias(q_at, k_at).to(q.dtype) for change in sides.scores).transpose(0, 1)
             mask = bias.masked_fill(~mask, -torch.inf).repeat(batch, 1, 1, 1)
         keys, values = (t[:, tiles].flatten(2, 3) for t in (k, v))
-        by = dim**-0.5 if scale is None else scale
-        out[:, rows] = F.scaled_dot_product_attention(q[:, rows], keys, values, mask, dropout_p=dropout, scale=by)
+        y = F.scaled_dot_product_attention(q[:, rows], keys, values, mask, dropout_p=dropout, scale=factor)
+        out[:, rows] = y
     return out.view(batch, heads, -1, v.shape[3])[:, :, :length]
 
 
 def attention_mask(q: Tensor, k: Tensor, sides: Sides, causal: bool, back: int | None = None) -> Tensor | None:
     """What may attend to what: a bool mask, or biases with -inf where not. None where all may."""
     q_pos, k_pos = positions_of(sides.q_positions, q), positions_of(sides.k_positions, k)
-    mask = relative(q_pos, k_pos) <= 0 if causal else None
+    mask, ahead = None, 0 if causal else back
+    if ahead is not None:
+        mask = relative(q_pos, k_pos) <= ahead
     if back is not None:
-        near = relative(q_pos, k_pos) >= -back
-        mask = near & (relative(q_pos, k_pos) <= (0 if causal else back))
+        mask = both(mask, relative(q_pos, k_pos) >= -back)
     if sides.k_valid is not None:
         mask = both(mask, sides.k_valid[:, None, None, :])
     if sides.scores:

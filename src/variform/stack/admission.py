@@ -84,7 +84,8 @@ class Admission:
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
         given = [entry for entry in self.entries if entry.name in inputs]
-        for entry in sorted(given, key=lambda entry: (entry.spare, None in entry.sizes)):  # names before expressions
+        ordered = sorted(given, key=lambda entry: (entry.spare, None in entry.sizes))  # names before expressions
+        for entry in (*ordered, *(entry for entry in ordered if None in entry.sizes)):  # which may tell names later
             self._check(entry, inputs[entry.name], sizes, origin)
         told = [entry for entry in self.entries if tells_size(entry.name)]
         like = next(iter(inputs.values())) if told else None
@@ -118,6 +119,14 @@ class Admission:
                     sizes[size], origin[size] = actual, entry.name
                 continue
             if size is None and not _bound(entry.shape[axis], sizes):
+                if not entry.spare and (told := _told(entry.shape[axis], sizes, actual)):
+                    name, number = told
+                    if number is None:
+                        raise ShapeError(
+                            f"the input {entry.name!r} is declared {declared}, and has the shape {given}: "
+                            f"its size {axis} is {actual}, which no {name} makes {entry.shape[axis]}"
+                        )
+                    sizes[name], origin[name] = number, entry.name
                 continue
             wanted = size_of(entry.shape[axis], sizes)
             if actual == wanted or (entry.spare and _suffices(axis, actual, wanted)):
@@ -223,6 +232,26 @@ def _plain(size: int | Dim) -> int | str | None:
 
 def _bound(size: int | Dim, sizes: Mapping[str, int]) -> bool:
     return isinstance(size, int) or size.symbols() <= set(sizes)
+
+
+def _told(size: int | Dim, sizes: Mapping[str, int], actual: int) -> tuple[str, int | None] | None:
+    """The one name of a size such as `2*L - 1` that is not known yet, and its number for this actual size.
+
+    The number is None where there is none; the whole is None for sizes of other forms.
+    """
+    unknown = size.symbols() - set(sizes) if isinstance(size, Dim) else frozenset()
+    if not isinstance(size, Dim) or len(unknown) != 1:
+        return None
+    (name,) = unknown
+    rest = size.at(dict(sizes))
+    if not isinstance(rest, Dim):
+        return None
+    start = rest.at({name: 0})
+    step = rest.at({name: 1}) - start
+    if not isinstance(start, int) or not isinstance(step, int) or step < 1 or rest != step * Dim.symbol(name) + start:
+        return None
+    number, left = divmod(actual - start, step)
+    return name, number if not left and number > 0 else None
 
 
 def _suffices(axis: int, actual: int, wanted: int) -> bool:

@@ -117,6 +117,7 @@ def missing(name: str, values: Mapping[str, Value], beside: Sequence[str] = ()) 
     if not hint.startswith("did"):
         shown = {other: value for other, value in values.items() if not tells_size(other)}
         hint = "live here: " + ", ".join(f"{n} {shape_text(v.shape)}" for n, v in shown.items() if v.shape is not None)
+        hint += f"; or declare {name!r} among the inputs"
     return hint
 
 

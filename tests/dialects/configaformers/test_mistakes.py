@@ -119,3 +119,23 @@ def test_an_offset_for_all_rows_decodes() -> None:
     first, state = model({"emb_ids": ids[:, :4]}, state=state)
     rest, _ = model({"emb_ids": ids[:, 4:]}, state=state)
     torch.testing.assert_close(torch.cat((first["x"], rest["x"]), 1), whole, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("length", [3, 1])
+def test_lengths_that_an_expression_cannot_be(length: int) -> None:
+    model = build([{"type": "down_sample", "stride": 2}], {"x": ["B", "2*L", 32]})
+    assert model({"x": torch.zeros(2, 6, 32)})["x"].shape == (2, 3, 32)
+    with pytest.raises(vf.ShapeError, match=f"its size 1 is {length}, which no L makes 2\\*L"):
+        model({"x": torch.zeros(2, length, 32)})
+
+
+def test_expressions_tell_sizes_to_one_another() -> None:
+    shapes = {"x": ["B", "L//2", 32], "y": ["B", "3*L - 1", 32]}
+    model = build([{"type": "norm"}, {"type": "norm", "input_name": "y", "output_name": "y"}], shapes)
+    assert model({"x": torch.zeros(2, 2, 32), "y": torch.zeros(2, 11, 32)})["x"].shape == (2, 2, 32)
+    with pytest.raises(vf.ShapeError, match="its size 1 must be 2"):
+        model({"x": torch.zeros(2, 3, 32), "y": torch.zeros(2, 11, 32)})
+
+
+def test_a_stream_that_nothing_gives_may_be_an_input() -> None:
+    assert "or declare 'one' among the inputs" in refusal([{"type": "merge_streams", "input_name_1": "one"}])

@@ -15,7 +15,10 @@ import variform as vf
 from tests.dialects.configaformers.programs import demo
 from tests.export.standalone import compare
 from variform.cli import main
+from variform.dialects.configaformers import program_layer
 from variform.dialects.configaformers.model_builder import ConfigaFormer
+from variform.dialects.x_transformers import Decoder, TransformerWrapper
+from variform.dialects.xformers.factory import xFormer, xFormerConfig
 from variform.export import convert_weights, to_file, to_source
 from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.kinds import FeedForward, Streams
@@ -49,6 +52,46 @@ def shared_program() -> vf.Spec:
     return found
 
 
+def gpt_with_a_program() -> vf.Spec:
+    """A plain model of which one feedforward is a program."""
+    gated = program_layer(
+        [
+            {"type": "linear", "output_dim": "8*d"},
+            {"type": "activation", "activation_function": ["sigmoid", "none"]},
+            {"type": "linear", "output_dim": "d"},
+        ],
+        sizes={"d": 16},
+    )
+    return vf.override(vf.models.gpt(**TEXT), {"stacks.0.layers.1.sublayers.1.body": gated})
+
+
+def x_transformers_decoder() -> vf.Spec:
+    layers = Decoder(dim=32, depth=2, heads=4, rotary_pos_emb=True, ff_glu=True, sandwich_norm=True)
+    found: vf.Spec = TransformerWrapper(num_tokens=11, max_seq_len=24, attn_layers=layers).spec
+    return found
+
+
+def xformers_pair() -> vf.Spec:
+    attention: dict[str, Any] = {"name": "scaled_dot_product", "dropout": 0.0}
+    heads: dict[str, Any] = {"num_heads": 4, "residual_dropout": 0.0, "attention": {**attention, "causal": False}}
+    both: dict[str, Any] = {
+        "num_layers": 2,
+        "dim_model": 32,
+        "residual_norm_style": "pre",
+        "position_encoding_config": {"name": "vocab", "seq_len": 24, "vocab_size": 11},
+        "feedforward_config": {"name": "MLP", "dropout": 0.0, "activation": "relu", "hidden_layer_multiplier": 4},
+    }
+    encoder = {**both, "block_type": "encoder", "multi_head_config": heads}
+    decoder = {
+        **both,
+        "block_type": "decoder",
+        "multi_head_config_masked": {**heads, "attention": {**attention, "causal": True}},
+        "multi_head_config_cross": heads,
+    }
+    found: vf.Spec = xFormer.from_config(xFormerConfig([encoder, decoder])).spec
+    return found
+
+
 MODELS = {
     "gpt": lambda: vf.models.gpt(**TEXT),
     "gpt_tied": lambda: vf.models.gpt(**TEXT, tie=True, bias=True, dropout=0.1, kv_heads=2, init_std=None),
@@ -63,6 +106,9 @@ MODELS = {
     "demo": program,
     "demo_literal": lambda: program(attention="literal"),
     "shared_program": shared_program,
+    "gpt_program": gpt_with_a_program,
+    "x_transformers": x_transformers_decoder,
+    "xformers": xformers_pair,
 }
 
 
@@ -103,7 +149,7 @@ def test_every_registered_part_is_bit_equal(tmp_path: Path) -> None:
 
 
 def test_files_are_formatted_and_import_torch_alone(tmp_path: Path) -> None:
-    for name in QUICK:
+    for name in (*QUICK, "gpt_program", "x_transformers", "xformers"):
         text = to_source(MODELS[name]())
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
         assert "torch" in imported
@@ -115,6 +161,13 @@ def test_files_are_formatted_and_import_torch_alone(tmp_path: Path) -> None:
     for command in (["format", "--check", "--diff"], ["check"]):
         done = subprocess.run([ruff, *command, "--config", config, tmp_path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_file_runs_as_a_script(tmp_path: Path) -> None:
+    path = to_file(MODELS["demo"](), tmp_path / "demo.py")
+    done = subprocess.run([sys.executable, "-I", path], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "27,281 parameters\nx (2, 16, 17)\n"
 
 
 def test_keys_are_those_of_the_model() -> None:

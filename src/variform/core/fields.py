@@ -162,6 +162,9 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
         return TypeAdapter(annotation)
 
 
+_adapter(int)  # pydantic looks for its plugins when the first one is made: on import, not in the first check
+
+
 def _readable(annotation: Any, error: ValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "literal_error":

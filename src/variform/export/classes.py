@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import copy
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +17,24 @@ from variform.core.part import Part
 from variform.core.spec import Shared, Spec
 from variform.export.fold import fold
 from variform.export.hints import hint_syntax, hinted
+from variform.export.inputs import name_inputs
 from variform.export.known import PRESENT, Known
-from variform.export.shake import LAYERS, STANDINS, Place, Unsupported, at, definition
+from variform.export.shake import LAYERS, STANDINS, Place, Unsupported, at, module_tree
 from variform.ops.scores import ScoreMod
 from variform.parts.kinds import Norm, Op
 
 _ROOTS = ("__init__", "forward", "reset_parameters", "_apply")
+
+
+def _doc_behind(place: Place) -> str:
+    """The text that stands behind a constant."""
+    body = module_tree(place[0]).body
+    for node, after in itertools.pairwise(body):
+        match node, after:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(text))):
+                if name == place[1]:
+                    return text
+    return ""
 
 
 def _is_standin(module: str) -> bool:
@@ -100,7 +112,9 @@ def prepare(node: ast.stmt, place: Place, facts: Mapping[Place, Facts], known: K
             else:
                 _plain_class(node, actual, place, known)
         case ast.Assign() | ast.AnnAssign():
-            return ast.Assign([ast.Name(place[1], ast.Store())], node.value) if node.value is not None else node
+            if node.value is not None:
+                node = ast.Assign([ast.Name(place[1], ast.Store())], node.value)
+            node.lead = _doc_behind(place) if _is_standin(place[0]) else ""  # type: ignore[union-attr]
     return node
 
 
@@ -200,51 +214,6 @@ def _is_plain(value: ast.expr | None) -> bool:
     return value is not None and not any(isinstance(n, (ast.Name, ast.Call)) for n in ast.walk(value))
 
 
-def name_inputs(forward: ast.FunctionDef, count: int | None = None) -> None:
-    """`forward(self, *inputs)` with the names that its first line gives the inputs.
-
-    Args:
-        forward: changed in place.
-        count: how many inputs there are; as many as the code names by default.
-    """
-    if forward.args.vararg is None or forward.args.vararg.arg != "inputs":
-        return
-    forward.body = [item for item in forward.body if not (isinstance(item, ast.AnnAssign) and item.value is None)]
-    match forward.body[0]:
-        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Name(id="inputs")):
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
-            body = forward.body[1:]
-        case _:
-            names = ["x", "y", "z"][: max(count or 1, _most_inputs(forward))]
-            body = [_Inputs(names).visit(copy.deepcopy(node)) for node in forward.body]
-    if any(isinstance(node, ast.Name) and node.id == "inputs" for item in body for node in ast.walk(item)):
-        return  # they are used as a whole
-    forward.body = body
-    forward.args.vararg = None
-    hint = at(LAYERS, "Tensor").id
-    forward.args.args += [ast.arg(name, ast.Name(hint, ast.Load())) for name in names]
-
-
-def _most_inputs(forward: ast.FunctionDef) -> int:
-    places = [0]
-    for node in ast.walk(forward):
-        match node:
-            case ast.Subscript(value=ast.Name(id="inputs"), slice=ast.Constant(value=int(place))):
-                places.append(place)
-    return max(places) + 1
-
-
-class _Inputs(ast.NodeTransformer):
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        match node:
-            case ast.Subscript(value=ast.Name(id="inputs"), slice=ast.Constant(value=int(place))):
-                return ast.Name(self.names[place], ast.Load())
-        return self.generic_visit(node)
-
-
 def _plain_class(node: ast.ClassDef, actual: Any, place: Place, known: Known) -> None:
     if isinstance(actual, type) and issubclass(actual, ScoreMod):
         raise Unsupported(f"its change of attention scores, {place[1]}, is no added bias that is known")
@@ -281,6 +250,3 @@ def _documented(node: ast.FunctionDef | ast.ClassDef) -> None:
         if place == 0 or (isinstance(node, ast.ClassDef) and (is_formula or paragraph.startswith("Shapes:"))):
             kept.append(paragraph)
     node.body[0] = ast.Expr(ast.Constant("\n\n".join(kept).strip()))
-
-
-__all__ = ["Facts", "definition", "facts_of", "module_class", "name_inputs", "prepare"]

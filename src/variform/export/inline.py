@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from variform.core.part import Part
-from variform.export.classes import name_inputs
 from variform.export.fold import fold
+from variform.export.inputs import name_inputs
 from variform.export.known import PRESENT, Known
 from variform.export.shake import Shaken, definition
 from variform.parts.kinds import Op

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +40,17 @@ def attend_offset(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, causal: bool 
     is_blind = bool(((best <= BLIND) & (best > -torch.inf)).any())
     if is_blind or (offset.requires_grad and torch.is_grad_enabled()):
         return attend_by_formula(q, k, v, offset, best, scale)
-    largest = float(largest_norm(q) * largest_norm(k) * scale)
-    if min(offset.shape[-2:]) < 256 or largest > 9000.0 or q.shape[-1] != v.shape[-1]:
+    reach = reach_of(float(largest_norm(q) * largest_norm(k) * scale), q.dtype)
+    if min(offset.shape[-2:]) < 256 or math.isinf(reach) or q.shape[-1] != v.shape[-1]:
         return fused(q, k, v, offset, scale)
-    near = largest <= 14.0 and q.dtype != torch.float64
     out = v.new_zeros(v.shape[0], q.shape[2], v.shape[1], v.shape[3]).transpose(1, 2)
-    for heads, rows, keys, part in tiles_of(offset, best, 64.0 if near else 20000.0):
+    for heads, rows, keys, part in tiles_of(offset, best, reach):
         out[:, heads, rows] = fused(q[:, heads, rows], k[:, heads, keys], v[:, heads, keys], part, scale)
     return out
 
 
 BLIND = -1e30
-"""A row whose best offset is this or lower is masked throughout, by numbers: its scores are lost in rounding."""
+"""A row whose best offset is this or lower is masked throughout, by numbers: fused kernels get its gradients wrong."""
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, offset: Tensor, best: Tensor, scale: float) -> Tensor:
@@ -92,6 +92,13 @@ def key_span(seen: Tensor) -> tuple[int, int]:
     if not len(places):
         return 0, 0
     return int(places[0]) // 64 * 64, min(-(-(int(places[-1]) + 1) // 64) * 64, len(seen))
+
+
+def reach_of(largest: float, dtype: torch.dtype) -> float:
+    """How far below its row's best an offset has a weight while no score is larger: exp(2 * 14 - 64) is 2e-16."""
+    if largest <= 14.0 and dtype != torch.float64:
+        return 64.0
+    return 20000.0 if largest <= 9000.0 else math.inf
 
 
 def largest_norm(x: Tensor) -> Tensor:

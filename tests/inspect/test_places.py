@@ -16,6 +16,13 @@ def test_places_are_the_paths_of_the_spec() -> None:
     assert places["encoder.embedding"].shared == "tokens"
 
 
+def test_equal_blocks_of_a_program_are_parts_of_their_own() -> None:
+    model = vf.build(MODELS["program"]())
+    places = {place.path: place.part for place in place_tree(model).walk()}
+    assert len({id(part) for part in places.values()}) == len(places)
+    assert places["lines.2.lines.3"] is list(list(model.lines)[2].lines)[3]
+
+
 def test_places_of_a_copied_model_are_its_own() -> None:
     import copy
     import pickle

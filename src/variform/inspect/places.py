@@ -79,13 +79,17 @@ class _Finder:
         return Place(path, part.spec, part, shared, tuple(below))
 
     def _part(self, spec: Spec, parent: Part, slot: str, index: int | None) -> Part:
-        if id(spec) in self.built:
-            return self.built[id(spec)]
+        """The part of a spec below another: where the slot is kept under its name, else by its very description.
+
+        Equal items of a list may have one description, and are told apart by their place.
+        """
         held = getattr(parent, slot, None)
         if index is not None and isinstance(held, ModuleList):
             held = list(held.in_order())[index]
-        if isinstance(held, Part) and held.spec == spec:
+        if isinstance(held, Part) and "_spec" in held.__dict__ and (held.spec is spec or held.spec == spec):
             return held
+        if id(spec) in self.built:
+            return self.built[id(spec)]
         raise ConfigError(f"cannot find the part at {slot!r} of {parent.kind} {parent.name!r} among its modules")
 
 

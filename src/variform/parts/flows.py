@@ -16,6 +16,8 @@ from variform.errors import ShapeError
 MASKED = -32752.0
 """The weakest mask: half the lowest number of half precision, which the softmax of scores still makes 0."""
 
+FROM_END = "positions counted from the end of the sequence"
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -85,8 +87,8 @@ def each_token(op: Any, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) ->
     for flow in inputs:
         if flow.turned is not None:
             raise ShapeError(
-                f"{name!r} reads features that were rotated by positions counted from the end of the sequence; only "
-                "scores of queries and keys that were both rotated alike do not depend on where the end is"
+                f"{name!r} reads features that were rotated by {FROM_END}; only scores of queries and keys that were "
+                "both rotated alike do not depend on where the end is"
             )
         if not (flow.held or flow.pairs or flow.rows or (len(flow.along) == 1 and not pairs)):
             raise ShapeError(f"{name!r} reads {shape_text(flow.shape)}, of which a chunk has only a part of the tokens")

@@ -8,7 +8,7 @@ from typing import Any
 from variform.core.part import Can, Part
 from variform.core.spec import Shared, Spec, described
 from variform.errors import ConfigError, Problem
-from variform.parts.kinds import Attention, Mixer
+from variform.parts.kinds import Attention, Mixer, Op
 
 _HINT = "decoding needs causal parts with a decode state: set causal=True, or take other parts"
 
@@ -47,7 +47,7 @@ def _scan(spec: Spec, path: str, problems: list[Problem]) -> None:
     if len(problems) == before:  # a part that cannot because a part below cannot is not named again
         message = _refusal(spec.part, spec.part.abilities(spec.args), spec.get("causal"))
         if message:
-            problems.append(Problem(path, message, hint=_HINT))
+            problems.append(Problem(path, message, hint=_hint(spec.part)))
 
 
 def _scan_modules(model: Part) -> list[Problem]:
@@ -59,11 +59,18 @@ def _scan_modules(model: Part) -> list[Problem]:
             skipped += [f"{name}.{child}".strip(".") for child, _ in module.named_children() if not module.steps(child)]
             message = _refusal(type(module), module.can, getattr(module, "causal", None))
             if message:
-                problems.append(Problem(name, message, hint=_HINT))
+                problems.append(Problem(name, message, hint=_hint(type(module))))
     return problems
 
 
+def _hint(part: type[Part]) -> str:
+    return "or run the whole sequence at once, without a state" if issubclass(part, Op) else _HINT
+
+
 def _refusal(part: type[Part], can: Can, causal: Any) -> str | None:
+    if not can.decode and issubclass(part, Op):
+        how = "moves, drops or joins tokens" if can.causal else "lets a token see later ones"
+        return f"cannot decode step by step: {part.kind} {part.name!r} has no decode state: it {how}"
     if not can.decode:
         return f"cannot decode step by step: {part.kind} {part.name!r} has no decode state"
     if causal is False and issubclass(part, (Attention, Mixer)):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from variform.core.dims import Shape
 from variform.core.part import Part
 from variform.errors import ConfigError, Problem, ShapeError
-from variform.parts.flows import Flow, each_token
+from variform.parts.flows import FROM_END, Flow, each_token
 from variform.parts.kinds import Attention, Bias, Op, State, StreamPart, Streams, holds_state
 from variform.stack.adapt import output_shapes
 from variform.stack.decodable import undecodable
@@ -112,6 +112,7 @@ def lines_state(
     batch: int,
     max_len: int,
     like: Tensor,
+    outputs: Sequence[str],
 ) -> State:
     """Decode state of the lines of a program, by place.
 
@@ -123,13 +124,19 @@ def lines_state(
         batch: rows.
         max_len: the most tokens a row will hold.
         like: gives dtype and device.
+        outputs: the names that the program gives back.
 
     Raises:
-        ConfigError: naming each line that cannot decode.
+        ConfigError: naming each line and output that cannot decode.
     """
     walk = Lines(dict(known), dict(values), batch, max_len, like)
     for slot, step in steps_of(lines):
         walk.follow(slot, step)
+    for name in outputs:
+        flow = walk.known[name]
+        if flow is not None and flow.turned is not None:
+            message = f"cannot decode step by step: the output {name!r} was rotated by {FROM_END}"
+            walk.problems.append(Problem("outputs", message, hint=_HINT))
     if walk.problems:
         rows = trace_lines(program.spec["lines"], input_values({name: flow.shape for name, flow in known.items()})).rows
         where = {row.path: row.where for row in rows}
@@ -249,5 +256,7 @@ def layer_state(
         if name not in held and name not in whole and len(flow.along) != 1:
             why = "is not given where the state is made" if flow.held else "does not come token by token"
             raise ConfigError(f"cannot decode step by step: the stream {name!r} of the program {why}")
-    state = lines_state(layer, lines, known, {**held, **whole}, batch, max_len, like_of(layer, held))
+    state = lines_state(
+        layer, lines, known, {**held, **whole}, batch, max_len, like_of(layer, held), (layer.spec["output"],)
+    )
     return {**state, "held": held} if held else state

@@ -66,7 +66,7 @@ def program_state(
         for name, x in templates.items()
     }
     admission.check_held({**held, **wide}, sizes)
-    parts = lines_state(model, lines, known, {**held, **templates}, batch, max_len, like)
+    parts = lines_state(model, lines, known, {**held, **templates}, batch, max_len, like, model.spec["outputs"])
     state = new_state(batch, max_len, like.device, parts, bucket)
     return {**state, "held": held, "templates": templates, "made_for": signature(model)}
 

@@ -38,7 +38,7 @@ def scores_flow(inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[F
 
 
 def sum_flow(
-    op: Op, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...], causal: bool, enough: float | None
+    op: Op, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...], causal: bool, enough: float | None, zeros: bool
 ) -> tuple[Flow, ...]:
     """What is known of a weighted sum, and of the weights where they are given back.
 
@@ -48,6 +48,7 @@ def sum_flow(
         outputs: the shapes of the results.
         causal: whether it hides later keys by itself.
         enough: how low a mask in the scores must be to hide a key; None where only zeros hide it.
+        zeros: whether scores of 0 hide a key; under a softmax they count.
 
     Raises:
         ShapeError: nothing hides later keys.
@@ -57,7 +58,7 @@ def sum_flow(
         return each_token(op, inputs, outputs)
     if v.turned is not None or not v.rows:
         return each_token(op, (v, Flow(scores.shape[:-1], v.length)), outputs)
-    if not (causal or scores.zeroed or (enough is not None and scores.mask <= enough)):
+    if not (causal or (zeros and scores.zeroed) or (enough is not None and scores.mask <= enough)):
         raise ShapeError(NOT_CAUSAL)
     found = [Flow(shape, v.length) for shape in outputs]
     return (found[0], *(replace(weights, zeroed=True) for weights in found[1:]))

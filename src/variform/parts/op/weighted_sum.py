@@ -110,7 +110,7 @@ class WeightedSum(Op):
 
     def flow(self, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...]) -> tuple[Flow, ...]:
         """Later keys must be hidden, by this op or by the scores."""
-        return sum_flow(self, inputs, outputs, self.causal, _ENOUGH[self.function])
+        return sum_flow(self, inputs, outputs, self.causal, _ENOUGH[self.function], zeros=self.function != "softmax")
 
     def init_state(self, batch: int, max_len: int, like: Tensor, inputs: tuple[Flow, ...]) -> State | None:
         """A buffer for the heads' values; none for those of another sequence."""
@@ -127,6 +127,8 @@ class WeightedSum(Op):
         values = write(state["v"], self._heads(v, scores), cache)
         hidden = hidden_keys(streams, scores.shape[2], self.causal)
         weights = without(self._weights(lowered(scores, hidden)), hidden)
+        if self.function == "softmax":  # rows that see nothing, as in the fused whole
+            weights = weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0)
         return self._sum(weights, values[:, :, : cache["length"]], v.dim() == 3), {"v": values}
 
     def _heads(self, v: Tensor, scores: Tensor | PendingScores) -> Tensor:

@@ -212,12 +212,14 @@ def _item_box(item: Item, colors: _Colors) -> _Box:
 
 
 def _wrapped(text: str) -> Iterator[str]:
-    """The words of a text in lines of at most `_CHARS` characters where words allow it; three lines at most."""
+    """A list in words, in lines of at most `_CHARS` characters where its items allow it; three lines at most."""
+    items = text.split(", ") if text else []
     lines = [""]
-    for word in text.split(" ") if text else ():
-        if lines[-1] and len(lines[-1]) + len(word) >= _CHARS:
+    for place, item in enumerate(items):
+        told = item if place == len(items) - 1 else f"{item},"
+        if lines[-1] and len(lines[-1]) + len(told) >= _CHARS:
             lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
+        lines[-1] = f"{lines[-1]} {told}".strip()
     shown = lines[:3] if len(lines) <= 3 else [*lines[:2], f"{lines[2][: _CHARS - 4]} ..."]
     return iter(line if len(line) <= 2 * _CHARS else f"{line[: 2 * _CHARS]} ..." for line in shown if line)
 

@@ -12,7 +12,7 @@ from variform.dialects.configaformers.attention_offset_module import get_alibi
 from variform.dialects.configaformers.model_builder import ConfigaFormer
 from variform.export import to_source
 from variform.export.standins import attention as standin
-from variform.export.standins.scores import attend_offset
+from variform.export.standins.scores import attend_by_formula, attend_offset, attend_whole
 from variform.ops.attention import block_sparse
 from variform.ops.attention.offset import attend_offset as library_offset
 
@@ -84,6 +84,15 @@ def test_offsets_of_all_kinds(name: str, scale: float, causal: bool) -> None:
     expected = torch.autograd.grad(ours.square().sum(), (q, k, v))
     for found, wanted in zip(torch.autograd.grad(theirs.square().sum(), (q, k, v)), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", sorted(set(offsets()) - {"numbers"}))
+def test_all_pairs_at_once_is_the_formula(name: str) -> None:
+    offset = offsets()[name].double().expand(-1, 4, -1, -1)
+    q, k, v = torch.randn(3, 2, 4, 300, 8, dtype=torch.float64)
+    best = offset.amax(-1, keepdim=True)
+    whole = attend_whole(q, k, v, offset, best, 8**-0.5)
+    torch.testing.assert_close(whole, attend_by_formula(q, k, v, offset, best, 8**-0.5), rtol=1e-10, atol=1e-10)
 
 
 def test_an_offset_that_learns() -> None:

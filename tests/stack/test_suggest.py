@@ -132,7 +132,7 @@ def test_a_declared_shape() -> None:
 
 
 def test_a_name_that_nothing_is_like() -> None:
-    assert hint([linear(None, "data", "y")], X) == "live here: x (B, L, 16)"
+    assert hint([linear(None, "data", "y")], X) == "live here: x (B, L, 16); or declare 'data' among the inputs"
 
 
 def test_two_lengths_that_nothing_brings_together() -> None:

@@ -109,6 +109,8 @@ class Admission:
     def _check(self, entry: _Input, value: Any, sizes: dict[str, int], origin: dict[str, str]) -> None:
         if not isinstance(value, Tensor):
             raise ShapeError(f"the input {entry.name!r} must be a tensor, not a {type(value).__name__}")
+        if entry.dtype is torch.long and (value.is_floating_point() or value.dtype is torch.bool):
+            raise ShapeError(f"the input {entry.name!r} takes integer ids, not {value.dtype}")
         declared, given = shape_text(entry.shape), list(value.shape)
         if value.dim() != len(entry.shape):
             raise ShapeError(f"the input {entry.name!r} is declared {declared}, and has the shape {given}")

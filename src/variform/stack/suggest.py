@@ -115,9 +115,9 @@ def missing(name: str, values: Mapping[str, Value], beside: Sequence[str] = ()) 
         return "nothing has been written yet"
     hint = did_you_mean(name, [other for other in values if other not in beside and not tells_size(other)])
     if not hint.startswith("did"):
-        shown = {other: value for other, value in values.items() if not tells_size(other)}
-        hint = "live here: " + ", ".join(f"{n} {shape_text(v.shape)}" for n, v in shown.items() if v.shape is not None)
-        hint += f"; or declare {name!r} among the inputs"
+        shown = {n: v.shape for n, v in values.items() if v.shape is not None and not tells_size(n)}
+        live = "live here: " + ", ".join(f"{n} {shape_text(shape)}" for n, shape in shown.items()) + "; or "
+        hint = f"{live if shown else ''}declare {name!r} among the inputs"
     return hint
 
 

@@ -100,9 +100,9 @@ def test_all_mistakes_are_told_and_none_that_follows_from_another() -> None:
     problems = refused(modules, X, repeat=12)
     assert [problem.path for problem in problems] == [
         "blocks.0.config.1.output_dims",
-        "blocks.0.config.6.prob",
         "blocks.0.config.2",
         "blocks.0.config.5",
+        "blocks.0.config.6.prob",
         "blocks.0.config.8",
     ]
 

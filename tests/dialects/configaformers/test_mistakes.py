@@ -139,3 +139,32 @@ def test_expressions_tell_sizes_to_one_another() -> None:
 
 def test_a_stream_that_nothing_gives_may_be_an_input() -> None:
     assert "or declare 'one' among the inputs" in refusal([{"type": "merge_streams", "input_name_1": "one"}])
+
+
+def test_a_block_label_that_is_none() -> None:
+    blocks = [{"config": [{"type": "norm"}], "repeat": 1, "label": np.array([1, 2])}]
+    with pytest.raises(vf.ConfigError, match="label: must be a name"):
+        ConfigaFormer(blocks, X, verbose=False)
+
+
+@pytest.mark.parametrize("name", ["positions", "segments"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_streams_of_integers_take_no_others(name: str, dtype: torch.dtype) -> None:
+    step = {"type": "attention", "heads": 4, "rotation": "rotary", "input_names": ["x", name]}
+    model = build([step], {**X, name: ["B", "L_in"]})
+    with pytest.raises(vf.ShapeError, match=f"the input '{name}' takes integer ids, not {dtype}"):
+        model({"x": torch.zeros(2, 3, 32), name: torch.zeros(2, 3, dtype=dtype)})
+    model({"x": torch.zeros(2, 3, 32), name: torch.zeros(2, 3, dtype=torch.int32)})
+
+
+def test_all_mistakes_in_the_order_of_the_lines() -> None:
+    modules = [
+        {"type": "linear", "output_dim": 30},
+        {"type": "make_heads", "num_heads": 4},
+        {"type": "nrom", "output_name": "y"},
+        {"type": "norm", "input_name": "lost"},
+    ]
+    text = refusal(modules)
+    places = [text.index(f"line {line}") for line in (2, 3, 4)]
+    assert places == sorted(places)
+    assert "live here: ;" not in text

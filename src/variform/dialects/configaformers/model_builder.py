@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -162,8 +163,14 @@ def resolved(spec: Spec, reader: Reader, whole: bool = True, **facts: Any) -> Sp
     elif not found:
         found.append(Problem("blocks", "there is no module in any block"))
     if found or done is None:
-        raise ConfigaformersError(found)
+        raise ConfigaformersError(sorted(found, key=_place))
     return done
+
+
+def _place(problem: Problem) -> tuple[float, ...]:
+    """Where in the blocks a problem lies, to tell all in the order of their lines; others come after these."""
+    head, *rest = problem.path.split(".")
+    return tuple(float(step) for step in rest if step.isdecimal()) if head == "blocks" else (math.inf,)
 
 
 def _content(model_config: Any, blocks: Any, sizes: Any, problems: list[Problem]) -> tuple[Any, Any]:

@@ -111,7 +111,8 @@ class Reader:
         holds = _holds(block, scope, found)
         self._report(found, spot)
         lines = [self._line(module, scope, spot.line(index)) for index, module in enumerate(config)] if holds else []
-        label = block.get("label", spot.own.split(",")[0])
+        label = block.get("label")
+        label = label if isinstance(label, str) else spot.own.split(",")[0]
         return Block.spec(lines=lines, label=label)  # one that is left out is empty, and counted
 
     def _same_places(self, spot: Spot, repeat: int) -> None:

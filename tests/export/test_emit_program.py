@@ -1,5 +1,6 @@
 """Standalone files of programs: shared lines, published streams, and reasons with their place."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 import variform as vf
 from tests.export.test_standins import standalone
+from variform.dialects.configaformers import program_spec
 from variform.export import to_source
 
+ROOT = Path(__file__).parents[2]
 LINEAR: dict[str, Any] = {"part": "step", "op": {"part": "op/linear", "dim": 16}}
 NORM: dict[str, Any] = {"part": "step", "op": "rms_norm"}
 
@@ -83,3 +86,32 @@ def test_reasons_name_block_and_line() -> None:
     assert (first.path, second.path) == ("lines.1.lines.1.op.attention", "lines.1.lines.2.op")
     assert "Block A, line 2 (multi_head): attention 'softmax': the backend 'reference'" in first.message
     assert "Block A, line 3 (multi_head): it reads mask" in second.message
+
+
+def test_named_sizes_of_an_input_that_is_gone() -> None:
+    modules = [
+        {"type": "down_sample", "stride": 2},
+        {"type": "linear", "output_dim": 32},
+        {"type": "up_sample", "num_chunks": 2},
+        {"type": "cut_stream", "start": 0, "end": "L", "cut_dim": 1},
+    ]
+    spec = program_spec(blocks=[{"config": modules, "repeat": 2}], input_shapes={"x": ["B", "L", 16]})
+    check(spec, 4)
+    assert "#" not in to_source(spec).split("class Program")[1].split("def __init__")[0]
+
+
+def test_lines_that_a_condition_leaves_out() -> None:
+    modules = [
+        {"type": "norm"},
+        {"type": "linear", "when": "i == 0"},
+        {"type": "activation", "when": "i == 0"},
+        {"type": "linear", "when": "i == 0"},
+    ]
+    check(program_spec(blocks=[{"config": modules, "repeat": 3}], input_shapes={"x": ["B", "L", 16]}), 10)
+
+
+def test_the_example_program() -> None:
+    model = vf.build(vf.load(ROOT / "examples" / "program.yaml")).eval()
+    file, ids = standalone(model), torch.randint(65, (2, 33))
+    with torch.no_grad():
+        assert torch.equal(file({"ids": ids})["x"], model({"ids": ids})["x"])

@@ -31,6 +31,7 @@ from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Stage, Step
 from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
 from variform.stack.trace import trace_lines
+from variform.stack.values import SIZE, tells_size
 
 
 class ProgramWriter:
@@ -63,19 +64,26 @@ class ProgramWriter:
         scope = Scope(self._class_name("Program"))
         self._lines(scope, self.part.lines, self.part.stages, self.spec["lines"], "lines", "lines")
         if isinstance(self.part, ProgramModel):
-            first = [
-                self._noted(assignment(self.name(name), f'inputs["{name}"]'), [self.inputs[name]])
-                for name in self.inputs
-                if name in self.part.needed
-            ]
+            first = [self._taken(name) for name in self.inputs if name in self.part.needed]
             pairs = ", ".join(f'"{name}": {self.name(name)}' for name in self.part.outputs)
             return self._class(scope, "inputs", first, f"return {{{pairs}}}", self._about())
         first = [assignment(self.name(name), f'streams["{name}"]') for name in self.part.declared]
         return self._class(scope, "x, streams", first, f"return {self.name(self.part.output)}", self._about())
 
+    def _taken(self, name: str) -> ast.stmt:
+        """The statement that takes an input, or a named size, off what is given."""
+        if not tells_size(name):
+            return self._noted(assignment(self.name(name), f'inputs["{name}"]'), [self.inputs[name]])
+        for other, shape in self.inputs.items():
+            for place, size in enumerate(shape or ()):
+                if str(size) == name.removeprefix(SIZE) and not tells_size(other):
+                    return assignment(self.name(name), f'inputs["{other}"].shape[{place}]')
+        raise Unsupported(f"it uses the size {name.removeprefix(SIZE)!r}, which is no input's own")
+
     def _about(self) -> str:
         if isinstance(self.part, ProgramModel):
-            given = ", ".join(f"{name} {shape_note(shape)}" for name, shape in self.inputs.items())
+            shapes = {name: shape for name, shape in self.inputs.items() if not tells_size(name)}
+            given = ", ".join(f"{name} {shape_note(shape)}" for name, shape in shapes.items())
             return f"Named tensors in, named tensors out: {given} -> {', '.join(self.part.outputs)}."
         return "A layer written as steps over named tensors."
 
@@ -114,6 +122,8 @@ class ProgramWriter:
                     self._step(scope, module, line, where, f"{key}.op", groups.get(start))
                     continue
                 assert isinstance(module, Block)
+                if not len(module.lines):  # left out here by its condition
+                    continue
                 if end - start > 1 or self._recomputes():
                     self._repeated(scope, module, stage, line, (where, keys, start, end, lines.order))
                 else:
@@ -239,6 +249,7 @@ class ProgramWriter:
         self, scope: Scope, takes: str, first: list[ast.stmt], last: str, about: str
     ) -> tuple[str, tuple[str, ...]]:
         hints = {"streams": "dict[str, Any]", "inputs": "dict[str, Tensor]"}
+        hints.update({self.name(name): "int" for name in self.inputs if tells_size(name)})
         shared = tuple(scope.takes)
         arguments = ", ".join(f"{name}: {hints.get(name, 'Tensor')}" for name in takes.split(", "))
         given = "".join(f", {identifier(name)}: nn.Module" for name in shared)

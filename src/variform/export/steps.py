@@ -15,6 +15,7 @@ from variform.parts.kinds import Op
 from variform.parts.op.cutting import CutOp
 from variform.parts.op.heads import Offset, WeightedSum
 from variform.stack.lines import Stage, Step
+from variform.stack.values import tells_size
 
 
 @dataclass
@@ -173,7 +174,7 @@ def cut_value(step: Step, named: Callable[[str], str], reads: Sequence[tuple[str
         for read, sizes in reads:
             for place, size in enumerate(sizes):
                 if str(size) == name:
-                    return f"{named(read)}.shape[{place}]"
+                    return named(read) if tells_size(read) else f"{named(read)}.shape[{place}]"
         raise Unsupported(f"a cut at {name}, which is no size of what it reads")
 
     start = "" if op.start == 0 else bound(op.start)

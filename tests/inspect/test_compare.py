@@ -206,3 +206,11 @@ def test_alignment() -> None:
 def test_wrong_sources(wrong: Any) -> None:
     with pytest.raises(vf.ConfigError):
         vf.compare(GPT, wrong)
+
+
+def test_weights_that_are_shared_count_where_they_stand_first() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 31, "dim": 24, "depth": 2, "heads": 3, "max_seq_len": 32}
+    found = vf.compare(vf.models.gpt(**sizes), vf.models.gpt(tie=True, **sizes))
+    params = {change.after: change.params for change in found.changes}
+    assert params[("head",)] == -31 * 24
+    assert params[("head.embedding",)] == 0

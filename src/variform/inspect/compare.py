@@ -13,7 +13,7 @@ from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.inspect.align import matched, plain
 from variform.inspect.costing import costs_of_model
-from variform.inspect.costs import Amount, Costs
+from variform.inspect.costs import Amount, Costs, Place
 from variform.inspect.fake import FakeModel
 from variform.inspect.fieldwise import FieldChange, all_fields, joined, leaves, name_of, slots, text_of
 from variform.inspect.places import without_layer
@@ -224,12 +224,33 @@ def _priced(change: Change, before: Costs, after: Costs) -> Change:
     params, flops = 0, None
     for found, paths, sign in ((before, change.before, -1), (after, change.after, 1)):
         by_path = {place.path: place for place in found.places}
+        first = _first_places(found.places)
         for path in paths:
-            cost = by_path[path].cost
-            params += sign * cost.params
+            place = by_path[path]
+            cost = place.cost
+            params += sign * sum(count for key, count in place.weights.items() if _within(first[key], path))
             part = cost.flops if sign > 0 else _negative(cost.flops)
             flops = part if flops is None else flops + part
     return replace(change, params=params, flops=flops)
+
+
+def _first_places(places: Sequence[Place]) -> dict[str, str]:
+    """Where weights stand first, by their keys: the part that counts them where several share them.
+
+    Args:
+        places: parents before what is below them.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        for key in place.weights:
+            above = found.get(key)
+            if not above or place.path.startswith(f"{above}."):
+                found[key] = place.path
+    return found
+
+
+def _within(path: str, above: str) -> bool:
+    return path == above or path.startswith(f"{above}.")
 
 
 def _negative(amount: Amount) -> Amount:

@@ -69,6 +69,16 @@ def test_the_heaviest_lines_are_named() -> None:
     assert not report.ok
 
 
+def test_figures_that_look_alike_are_told_in_full() -> None:
+    found = vf.describe(DEMO, 2, 17)
+    flops, memory = found.flops, found.memory_training().total
+    report = vf.check(DEMO, at={"B": 2, "L_in": 17}, max_flops=flops - 1, max_memory=memory - 1)
+    assert [problem.message for problem in report.problems] == [
+        f"a forward pass takes {flops:,} FLOP, more than max_flops = {flops - 1:,}",
+        f"a training step takes {memory:,}, more than max_memory = {memory - 1:,}",
+    ]
+
+
 def test_the_heaviest_parts_are_named() -> None:
     (problem,) = vf.check(GPT, max_params=10).problems
     assert "mlp at stacks.0.layers.0..2.sublayers.1.body x3 (56,016 in all, 18,672 each)" in problem.hint or (

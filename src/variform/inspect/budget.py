@@ -119,11 +119,12 @@ def over(limits: Limits, loads: Sequence[Load], fits: Callable[[int], int] | Non
         hint = f"the most are in {_heaviest(loads, lambda load: load.params, _number)}"
         found.append(Problem("", message, hint=hint))
     if limits.flops is not None and whole.flops > limits.flops:
-        message = f"a forward pass takes {whole.flops:.4g} FLOP, more than max_flops = {limits.flops:.4g}"
+        needed, most = _apart(whole.flops, limits.flops, lambda n: f"{n:.4g}")
+        message = f"a forward pass takes {needed} FLOP, more than max_flops = {most}"
         hint = f"the most are in {_heaviest(loads, lambda load: load.flops, lambda n: f'{n:.3g}')}"
         found.append(Problem("", message, hint=hint))
     if limits.memory is not None and whole.memory > limits.memory:
-        needed, most = human_bytes(whole.memory), human_bytes(limits.memory)
+        needed, most = _apart(whole.memory, limits.memory, human_bytes)
         message = f"a training step takes {needed}, more than max_memory = {most}"
         hint = f"the most is in {_heaviest(loads, lambda load: load.memory, human_bytes)}"
         if fits is not None:
@@ -131,6 +132,12 @@ def over(limits: Limits, loads: Sequence[Load], fits: Callable[[int], int] | Non
             hint += f"; the largest batch that fits is {rows}" if rows else "; not one row fits"
         found.append(Problem("", message, hint=hint))
     return found
+
+
+def _apart(value: int, limit: int, text: Callable[[int], str]) -> tuple[str, str]:
+    """Both in words; in full where rounding would make them look equal."""
+    short = (text(value), text(limit))
+    return short if short[0] != short[1] else (_number(value), _number(limit))
 
 
 def _number(value: int) -> str:

@@ -205,6 +205,14 @@ def test_single_parts_and_other_sources(tmp_path: Any) -> None:
     assert vf.describe(vf.build(GPT), 2, 9).rows == vf.describe(GPT, 2, 9).rows
 
 
+def test_class_tokens_leave_fewer_places_for_tokens() -> None:
+    features = {"part": "features", "class_tokens": 2, "position": "position/learned"}
+    model = {"part": "transformer", "embedding": features, "dim": 8, "max_seq_len": 14}
+    model["stacks"] = [{"part": "stack", "layers": [{"part": "sublayer", "body": "mlp"}]}]
+    assert vf.describe(model).length == 12
+    assert vf.diagram(model).svg()
+
+
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(vf.ShapeError, match="max_seq_len is 64"):
         vf.describe(GPT, 1, 65)

@@ -50,6 +50,15 @@ def demo(**sizes: Any) -> Spec:
     return program_spec(**programs.demo(**sizes))
 
 
+def _model(*layers: Any) -> dict[str, Any]:
+    stack = {"part": "stack", "layers": list(layers)}
+    stacks = [{"part": "registers", "count": 2, "stack": stack}]
+    return {"part": "transformer", "embedding": None, "stacks": stacks, "dim": 8, "max_seq_len": 9}
+
+
+MLP_LAYER = {"part": "sublayer", "body": "mlp"}
+SKIPS = _model({"part": "publish", "stream": "skip"}, MLP_LAYER, {"part": "add_stream", "stream": "skip"})
+
 MODELS = {
     "demo": lambda: demo(),
     "gpt": lambda: vf.models.gpt(**SMALL),
@@ -59,6 +68,7 @@ MODELS = {
     "seq2seq": lambda: vf.models.seq2seq(**SMALL),
     "wide": lambda: wide(24),
     "program in a stack": stack_with_program,
+    "no embedding, a skip inside of registers": lambda: SKIPS,
 }
 
 
@@ -176,6 +186,14 @@ def test_a_decoder_reads_the_encoder() -> None:
     reading = [item.title for panel in flow.panels for item in panel.items if "context" in item.reads]
     assert reading == ["cross_attention"]
     assert [name for name, _ in flow.inputs] == ["source", "target"]
+
+
+def test_a_program_as_a_step_tells_how_many_steps_it_has() -> None:
+    inner = [{"type": "linear"}, {"type": "norm"}, {"type": "merge_streams", "input_name_1": "one"}]
+    step = {"type": "program", "input_names": ["x", "one"], "streams": {"one": ["B", "L", 8]}, "config": inner}
+    shapes = {"x": ["B", "L", 8], "one": ["B", "L", 8]}
+    (panel,) = diagram(program_spec([{"config": [step], "repeat": 1}], shapes)).flow.panels
+    assert panel.items[0].detail == "3 steps, streams one"
 
 
 def test_shapes_stand_in_the_boxes() -> None:

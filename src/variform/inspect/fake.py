@@ -18,6 +18,7 @@ from variform.inspect.places import fold, place_tree
 from variform.inspect.rows import state_by_path
 from variform.inspect.trace import Node, Tracer
 from variform.ops.attention.call import Call
+from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.kinds import Model, StreamPart, holds_state
 from variform.stack.program import ProgramModel
 
@@ -53,9 +54,15 @@ class FakeModel:
 
     @property
     def longest(self) -> int | None:
-        """The most tokens the model, or the decoder of an encoder-decoder, takes; None for no limit."""
+        """The most tokens the model, or the decoder of an encoder-decoder, takes; None for no limit.
+
+        Class tokens in front of features stand in the table of positions too.
+        """
         own: int | None = getattr(self.part, "max_seq_len", None)
-        return own or getattr(getattr(self.part, "decoder", None), "max_seq_len", None)
+        if own:
+            embeddings = [part for part in self.part.modules() if isinstance(part, FeatureEmbedding)]
+            return own - sum(len(part.class_token) for part in embeddings if part.class_token is not None)
+        return getattr(getattr(self.part, "decoder", None), "max_seq_len", None)
 
     def arguments(self, batch: int, length: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Example inputs of these sizes."""

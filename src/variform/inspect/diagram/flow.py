@@ -100,7 +100,7 @@ def wire(flow: Flow) -> list[Wiring]:
     wirings = []
     for index, panel in enumerate(flow.panels):
         wiring = _inside(panel, written)
-        later = _read_first(flow.panels[index + 1 :], flow.outputs)
+        later = read_first(flow.panels[index + 1 :], flow.outputs)
         carried = {entry.name for entry in wiring.entries} if panel.repeat > 1 else set()
         for number, item in enumerate(panel.items):
             for name, shape in item.writes:
@@ -125,7 +125,7 @@ def _inside(panel: Panel, around: dict[str, tuple[str, str]]) -> Wiring:
     return wiring
 
 
-def _read_first(panels: Iterable[Panel], outputs: tuple[str, ...]) -> set[str]:
+def read_first(panels: Iterable[Panel], outputs: tuple[str, ...]) -> set[str]:
     """Names that are needed after a panel: read before they are written anew, or given back."""
     needed: set[str] = set()
     fresh: set[str] = set()

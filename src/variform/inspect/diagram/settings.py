@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from variform.core.fields import fields_of
 from variform.core.inherit import Inherit
-from variform.core.spec import Shared, Spec, default_of
+from variform.core.spec import Shared, Spec, default_of, described
 
 _SHOWN = ("heads", "kv_heads", "vocab_size", "classes", "out", "window")
 _HIDDEN = frozenset({"dim", "init_std", "layer", "depth", "writes", "max_seq_len", "dim_context", "attention_scale"})
@@ -53,7 +54,9 @@ def settings(spec: Spec) -> str:
     slots: list[str] = []
     for f in fields_of(spec.part):
         value = spec.get(f.name)
-        if f.is_slot:
+        if f.name == "lines":
+            slots.append(f"{_steps(value)} steps")
+        elif f.is_slot:
             slots += [_named(item) for item in (value if isinstance(value, tuple) else (value,)) if item is not None]
         elif f.name in _HIDDEN or value is None or value is False:
             continue
@@ -71,9 +74,17 @@ def _named(part: Any) -> str:
     return f"{inner.name} ({told})" if told else inner.name
 
 
+def _steps(lines: Any) -> int:
+    """How many steps the lines of a program have, those in blocks included."""
+    found = [described(line) for line in lines]
+    return sum(_steps(line["lines"]) if line.get("lines") is not None else 1 for line in found)
+
+
 def _word(name: str, value: Any) -> str:
     if value is True:
         return name
+    if isinstance(value, Mapping):
+        return f"{name} {' '.join(map(str, value))}"
     if isinstance(value, tuple):
         return f"{name} {' '.join(map(str, value))}"
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -9,7 +9,7 @@ from typing import Any
 from variform.core.dims import Dim, parse_shape
 from variform.core.resolve import MODEL_STREAMS
 from variform.core.spec import Shared, Spec
-from variform.inspect.diagram.flow import Flow, Item, Panel
+from variform.inspect.diagram.flow import Flow, Item, Panel, read_first
 from variform.inspect.diagram.fold import fold, heading
 from variform.inspect.diagram.lines import items_of
 from variform.inspect.diagram.settings import family, settings
@@ -39,9 +39,8 @@ def tree_flow(spec: Spec, shapes: dict[str, str]) -> Flow:
     else:
         reader.model(spec, "", "inputs", "")
         inputs = ("inputs",)
-    read = {name for panel in reader.panels for item in panel.items for name in item.reads}
-    written = {name for panel in reader.panels for item in panel.items for name, _ in item.writes}
-    outer = (*inputs, *sorted((read - written) - set(inputs)))
+    read = read_first(reader.panels, ())
+    outer = (*(name for name in inputs if name in read), *sorted(read - set(inputs)))
     return Flow(tuple(reader.panels), tuple((name, "") for name in outer), (reader.panels[-1].items[-1].writes[0][0],))
 
 
@@ -131,7 +130,8 @@ class _Reader:
             yield self._leaf(_inner(spec["out_norm"]), _join(path, "out_norm"), "x", "x")
 
     def _leaf(self, spec: Spec, path: str, source: str, into: str, bare: bool = False) -> Item:
-        further = sorted(name for name in _streams(spec) if name not in _QUIET)
+        streams = set(spec.part.reads_streams(spec.args)) if bare else _streams(spec)
+        further = sorted(name for name in streams if name not in _QUIET)
         published = [(name, "") for name in spec.part.publishes(spec.args) if name not in MODEL_STREAMS]
         return Item(
             title=spec.name,
@@ -145,8 +145,10 @@ class _Reader:
 def _streams(spec: Spec) -> set[str]:
     """The streams that a part or one in its slots reads from outside."""
     found = set(spec.part.reads_streams(spec.args))
+    given: set[str] = set()
     for _, _, child in spec.children():
-        found |= _streams(_inner(child))
+        found |= _streams(_inner(child)) - given
+        given |= {name for _, inner in _inner(child).walk() for name in inner.part.publishes(inner.args)}
     return found - set(spec.part.publishes(spec.args))
 
 

@@ -109,11 +109,13 @@ def missing(name: str, values: Mapping[str, Value], beside: Sequence[str] = ()) 
     Args:
         name: what is read.
         values: all named tensors at this place.
-        beside: all that the line reads: what it reads already is not what was meant.
+        beside: all that the line reads: what it reads already was hardly meant, unless it is very like.
     """
     if not values:
         return "nothing has been written yet"
-    hint = did_you_mean(name, [other for other in values if other not in beside and not tells_size(other)])
+    very = difflib.get_close_matches(name, beside, cutoff=0.75)
+    likely = (other for other in values if other in very or other not in beside)
+    hint = did_you_mean(name, [other for other in likely if not tells_size(other)])
     if not hint.startswith("did"):
         shown = {n: v.shape for n, v in values.items() if v.shape is not None and not tells_size(n)}
         live = "live here: " + ", ".join(f"{n} {shape_text(shape)}" for n, shape in shown.items()) + "; or "

@@ -28,6 +28,9 @@ def refusal(modules: Any, shapes: Any = X, **options: Any) -> str:
 def test_what_a_line_reads_already_is_not_suggested() -> None:
     text = refusal([{"type": "attention_offset"}], {**X, "attn_offset": ["B", 4, "L_in", "L_in"]})
     assert "reads 'attn_dots', which nothing before it writes; live here: x (BSZ, L_in, 32)" in text
+    queries = {"type": "linear", "output_name": "queries"}
+    dots = {"type": "mha_dots", "input_name_queries": "queries", "input_name_keys": "querys"}
+    assert "did you mean 'queries'?" in refusal([queries, dots])  # but a slip may be
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.core.spec import Spec, described
+from variform.parts.embedding.around import AroundEmbedding
 from variform.parts.kinds import Embedding, Output, Streams
 from variform.parts.linear import Linear
 
@@ -20,7 +20,7 @@ Size = Annotated[int, Field(gt=0)]
 
 
 @register("factorised")
-class FactorisedEmbedding(Embedding):
+class FactorisedEmbedding(AroundEmbedding):
     """Embeds with `dim_embedding` features, then maps to `dim`: x = W E(inputs) + b (ALBERT, arXiv:1909.11942).
 
     Shapes:
@@ -52,35 +52,10 @@ class FactorisedEmbedding(Embedding):
         return {"dim": facts["dim_embedding"]}
 
     @classmethod
-    def takes(cls, args: Facts) -> str:
-        """What the embedding inside does; ids as long as it is not known."""
-        inner = described(args.get("embedding"))
-        content: str = inner.part.takes(inner.args) if isinstance(inner, Spec) else "ids"
-        return content
-
-    @classmethod
-    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
-        """What the embedding inside does."""
-        inner = described(args["embedding"])
-        sizes: tuple[int | str, ...] = inner.part.in_sizes(inner.args)
-        return sizes
-
-    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The embedding's, with `dim` features."""
-        inner = described(args["embedding"])
-        shape: Shape = inner.part.out_shape(inner.args, inputs, streams)
+        shape = super().out_shape(args, inputs, streams)
         return (*shape[:-1], args["dim"])
-
-    @property
-    def vocab_size(self) -> int | None:
-        """The number of different tokens, where the embedding reads tokens."""
-        size: int | None = getattr(self.embedding, "vocab_size", None)
-        return size
-
-    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
-        """The embedding's."""
-        return self.embedding.example_inputs(batch, length)
 
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed and map."""

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from variform.core.dims import Shape, shape_text
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.core.spec import Spec, described
 from variform.errors import ShapeError
+from variform.parts.embedding.around import AroundEmbedding
 from variform.parts.kinds import Embedding, Output, Streams
 
 
 @register("prefixed")
-class PrefixedEmbedding(Embedding):
+class PrefixedEmbedding(AroundEmbedding):
     """Puts the stream `prefix` before the embedded tokens: x = drop([prefix; E(ids)]).
 
     So a language model reads an image (PaLI, Chen et al. 2022, arXiv:2209.06794) or a soft prompt. Without a prefix
@@ -41,40 +41,15 @@ class PrefixedEmbedding(Embedding):
         self.dropout = dropout
 
     @classmethod
-    def takes(cls, args: Facts) -> str:
-        """What the embedding inside does; ids as long as it is not known."""
-        inner = described(args.get("embedding"))
-        content: str = inner.part.takes(inner.args) if isinstance(inner, Spec) else "ids"
-        return content
-
-    @classmethod
-    def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
-        """What the embedding inside does."""
-        inner = described(args["embedding"])
-        sizes: tuple[int | str, ...] = inner.part.in_sizes(inner.args)
-        return sizes
-
-    @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The embedding's, and the prefix in front where there is one."""
-        inner = described(args["embedding"])
-        shape: Shape = inner.part.out_shape(inner.args, inputs, streams)
+        shape = super().out_shape(args, inputs, streams)
         prefix = streams.get("prefix")
         if prefix is None:
             return shape
         if len(prefix) != 3 or (prefix[0], prefix[2]) != (shape[0], shape[2]):
             raise ShapeError(f"the prefix is [B, P, dim] = ({shape[0]}, P, {shape[2]}), not {shape_text(prefix)}")
         return (shape[0], prefix[1] + shape[1], shape[2])
-
-    @property
-    def vocab_size(self) -> int | None:
-        """The number of different tokens, where the embedding reads tokens."""
-        size: int | None = getattr(self.embedding, "vocab_size", None)
-        return size
-
-    def example_inputs(self, batch: int, length: int | None = None) -> Tensor:
-        """Those of the embedding of tokens, without a prefix."""
-        return self.embedding.example_inputs(batch, length)
 
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Embed the tokens and put the prefix in front."""

@@ -219,6 +219,22 @@ def test_transforms_of_functions() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("length", [7, 270])
+def test_rows_masked_throughout_by_large_numbers_have_the_gradients_of_their_scores(length: int) -> None:
+    """In float32, against the exact result: the literal path itself loses the scores of such rows."""
+    spec = spec_of(*attention(step(Offset.spec(), "s o", "s")), offsets={"o": SQUARE})
+    exact, fused = pair(spec)[1], pair(spec, torch.float32)[0]
+    exact.load_state_dict(fused.state_dict())
+    inputs = example(length, o=alibi(length))
+    inputs["o"][:, :, length // 2] = -1e9
+    results = []
+    for model in (fused, exact):
+        out = model({name: value.to(next(model.parameters()).dtype) for name, value in inputs.items()})["x"]
+        results.append([out, *torch.autograd.grad(out.square().mean(), list(model.parameters()))])
+    for found, true in zip(*results, strict=True):
+        torch.testing.assert_close(found, true.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("ask", ["inputs", "parameters"])
 def test_a_second_derivative_is_refused_whichever_is_asked_for(ask: str) -> None:
     fused, literal = pair(spec_of(*attention(step(Offset.spec(), "s o", "s")), offsets={"o": SQUARE}))

@@ -49,10 +49,12 @@ class Survey:
         tiles: all pairs that do.
         blind: some row is masked throughout by numbers, not infinities. Fused kernels keep the logarithm of a row's
             sum, in which such numbers drown its length, and give wrong gradients.
+        far: the best of some row is so far from 0 that this logarithm loses digits; tiles count from the best.
     """
 
     tiles: tuple[Tile, ...]
     blind: bool
+    far: bool = False
 
 
 def attend_offset(
@@ -95,6 +97,8 @@ def attend_offset(
         found, tiled = _survey_for(q, k, v, offset, scale, causal, source)
         if found.blind:
             return _plain(q, k, v, _restricted(offset, causal), scale)
+        if not tiled and found.far:
+            return _whole(q, k, v, _restricted(offset, causal), scale)
         if not tiled:
             return fused(q, k, v, _restricted(offset, causal), scale=scale)
         out: Tensor = TiledAttention.apply(q, k, v, found.tiles, scale)  # type: ignore[no-untyped-call]
@@ -211,8 +215,8 @@ def survey(offset: Tensor, reach: float, causal: bool = False) -> Survey:
     best = wide.amax(-1, keepdim=True)
     if bool(((best <= _BLIND) & (best > -torch.inf)).any()):
         return Survey((), True)
-    best = best.clamp(min=torch.finfo(wide.dtype).min)
-    lost = wide < best - reach
+    floor = best.clamp(min=torch.finfo(wide.dtype).min)
+    lost = wide < floor - reach
     tiles = []
     for start in range(0, offset.shape[2], _BLOCK):
         rows = slice(start, min(start + _BLOCK, offset.shape[2]))
@@ -223,10 +227,10 @@ def survey(offset: Tensor, reach: float, causal: bool = False) -> Survey:
                 continue
             part = (slice(None), slice(first, head), rows, slice(*spans[first]))
             if spans[first][1]:
-                near = (wide[part] - best[:, first:head, rows]).masked_fill(lost[part], -torch.inf).to(offset.dtype)
+                near = (wide[part] - floor[:, first:head, rows]).masked_fill(lost[part], -torch.inf).to(offset.dtype)
                 tiles.append(Tile(part[1] if len(spans) > 1 else slice(None), rows, part[3], near))
             first = head
-    return Survey(tuple(tiles), False)
+    return Survey(tuple(tiles), False, bool((best[best > -torch.inf].abs() > _NEAR).any()))
 
 
 def _spans(lost: Tensor) -> list[tuple[int, int]]:

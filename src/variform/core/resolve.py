@@ -267,7 +267,7 @@ class _Walk:
 
     def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], path: str) -> None:
         """Asking a part for what it cannot do is an error here, not a silent default later."""
-        asked = facts.get("causal") is True and spec.kind in ("attention", "mixer")
+        asked = facts.get("causal") is True and spec.kind in ("attention", "mixer", "feedforward", "layer")
         if asked and not spec.part.can.causal:
             able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
             message = f"{_label(spec)} has no causal form, and causal=True is asked for"

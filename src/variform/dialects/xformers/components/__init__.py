@@ -5,6 +5,7 @@ from variform.dialects.xformers.components.attention import Attention, build_att
 from variform.dialects.xformers.components.input_projection import InputProjection, InputProjectionConfig
 from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention
 from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch, MultiHeadDispatchConfig
+from variform.dialects.xformers.components.patch_embedding import PatchEmbeddingConfig, build_patch_embedding
 from variform.dialects.xformers.components.residual import (
     NormalizationType,
     PostNorm,
@@ -22,6 +23,7 @@ __all__ = [
     "MultiHeadDispatch",
     "MultiHeadDispatchConfig",
     "NormalizationType",
+    "PatchEmbeddingConfig",
     "PostNorm",
     "PreNorm",
     "RequiresWrappedInputs",
@@ -30,4 +32,5 @@ __all__ = [
     "build_activation",
     "build_attention",
     "build_multi_head_attention",
+    "build_patch_embedding",
 ]

@@ -41,7 +41,7 @@ class Entry:
         default_factory=list
     )  # run: expressions that must be true; `_` is the last expression's value
     prints: str = ""  # run: the output block it must print
-    match: str = "exact"  # how: exact, or numbers (any number may differ)
+    match: str = "exact"  # how: exact, numbers (any number may differ), or tree (a printed model may show more)
     meta: bool = False  # run under the meta device: shapes and parameters, no memory
     process: bool = False  # run in a process of its own: it registers parts or patches classes
     slow: bool = False
@@ -142,6 +142,35 @@ def check_printed(entry: Entry, printed: str) -> None:
     got = iter([numberless(line) for line in lines(printed)])
     for line in filter(None, map(numberless, lines(expected))):
         assert line in got, f"{entry.id} does not print, after what came before: {line}"
+
+
+def check_tree(expected: str, printed: str) -> None:
+    """Printed models have the published classes, names, nesting and sizes; the lines around them are equal."""
+    wanted, got = (tree(expected), tree(printed))
+    assert [line for path, line in got if not path] == [line for path, line in wanted if not path]
+    shown = iter([item for item in got if item[0]])
+    for item in wanted:
+        assert not item[0] or item in shown, f"not printed, after what came before: {item}"
+    extra = [path for path, _ in got if path and not {path} & {path for path, _ in wanted}]
+    assert {path[-1] for path in extra} <= {"q_proj", "k_proj", "v_proj", "native"}
+
+
+def tree(text: str) -> list[tuple[tuple[str, ...], str]]:
+    """The lines of a printed model with their places in it; lines outside of models have the place ()."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    place: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        node = re.fullmatch(r"(?:\((\w+)\): )?(\w+)\((.*?)(\)?)", line)
+        if line == ")":
+            place.pop()
+        elif node is None or not (place or node[2] == "xFormer"):
+            found.append(((), re.sub(r"\s+", " ", re.sub(r"^\[\d{4}-[^]]*\]", "", line))))
+        else:
+            name, sizes = node[1] or "", f"({node[3]})" if node[2] in ("Linear", "Embedding") else ""
+            found.append(((*place, name), node[2].replace("FusedLayerNorm", "LayerNorm") + sizes))
+            if not node[4]:
+                place.append(name)
+    return found
 
 
 def lines(text: str) -> list[str]:

@@ -119,7 +119,9 @@ def test_command_runs(entry: Entry, tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    if expected.strip():
+    if entry.match == "tree":
+        ledger.check_tree(expected, done.stdout)
+    elif expected.strip():
         printed = [line.strip() for line in done.stdout.splitlines()]
         assert [line.strip() for line in expected.splitlines() if line.strip()] == [line for line in printed if line]
     ledger.check_printed(entry, done.stdout)

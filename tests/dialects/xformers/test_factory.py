@@ -146,6 +146,29 @@ def test_the_tree_has_upstreams_names() -> None:
     assert build(encoder(multi_head_config=attention(causal=True))).encoders[0].causal is True
 
 
+def test_inner_parts_are_read_and_printed_but_stand_once() -> None:
+    model = build(encoder(), decoder())
+    first, last = model.encoders[0], model.decoders[0]
+    assert first.mha is first.wrap_att.layer.sublayer
+    assert first.feedforward is first.wrap_ff.sublayer.layer.sublayer
+    assert last.cross_mha is last.wrap_cross.layer.sublayer
+    printed = [line.strip() for line in repr(first).splitlines() if line.startswith("  (")]
+    names = ["pose_encoding", "mha", "feedforward", "wrap_att", "wrap_ff"]
+    assert [line.split(")")[0] for line in printed] == [f"({name}" for name in names]
+    assert not any(".mha." in key or ".feedforward." in key for key in model.state_dict())
+
+
+def test_what_a_block_needs_is_read_from_it() -> None:
+    model = build(encoder(multi_head_config=attention("local")), decoder())
+    first, last = model.encoders[0], model.decoders[0]
+    assert (first.supports_attention_mask, last.supports_attention_mask) == (True, True)
+    assert (first.requires_same_k_q_dimensions, last.requires_same_k_q_dimensions) == (True, False)
+    assert not first.requires_squared_context_length
+    assert not last.requires_squared_context_length
+    assert (first.causal, last.causal_attention) == (False, True)
+    assert first.feedforward.requires_cuda is False
+
+
 def test_positions_come_once_and_repeats_differ() -> None:
     model = xFormer.from_config(xFormerConfig([encoder(num_layers=2), encoder()]))
     assert [block.pose_encoding is None for block in model.encoders] == [False, True, True]

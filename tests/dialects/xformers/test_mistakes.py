@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import variform as vf
-from tests.dialects.xformers.cases import DIM, attention, decoder, encoder, mlp, vocab
+from tests.dialects.xformers.cases import DIM, SEQ, VOCAB, attention, decoder, encoder, ids, mlp, vocab
+from variform.dialects.xformers.building import known_keys
+from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY
 from variform.dialects.xformers.factory import (
     xFormer,
     xFormerConfig,
@@ -53,6 +55,13 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     (encoder(multi_head_config=attention("nope")), KeyError, "multi_head_config.attention.name", "known"),
     (encoder(multi_head_config=attention(window=3)), TypeError, "multi_head_config.attention.window", "window_size"),
     (encoder(multi_head_config=attention(dropout="lots")), TypeError, "multi_head_config.attention.dropout", "number"),
+    (
+        encoder(multi_head_config=attention("linear", causal="no")),
+        TypeError,
+        "multi_head_config.attention.causal",
+        "bool",
+    ),
+    (encoder(feedforward_config={"name": "glu", "hidden": "5"}), TypeError, "feedforward_config.hidden", "integer"),
     (encoder(feedforward_config=mlp(name="MPL")), KeyError, "feedforward_config.name", "did you mean 'MLP'"),
     (encoder(feedforward_config=mlp(hiden=3)), TypeError, "feedforward_config.hiden", "did you mean 'hidden'"),
     (encoder(feedforward_config=mlp(activation="gellu")), KeyError, "feedforward_config.activation", "'gelu'"),
@@ -98,14 +107,41 @@ def test_a_mistake_names_its_place(config: dict[str, Any], like: type[Exception]
     assert [problem.path for problem in caught.value.problems] == [f"stack_configs.1.{path}"]
 
 
-@pytest.mark.parametrize("name", ["scaled_dot_product", "local", "linear"])
+# What some attentions need; all are given to each, as sweeps do.
+SWEPT = {
+    "seq_len": SEQ,
+    "attention_query_mask": torch.eye(SEQ, dtype=torch.bool)[:, :1],
+    "layout": torch.ones(1, 1, dtype=torch.long),
+    "block_size": 16,
+}
+
+
+@pytest.mark.parametrize("name", list(ATTENTION_REGISTRY))
 def test_causality_holds_or_is_refused(name: str) -> None:
-    model = xFormer(encoder(multi_head_config=attention(name, causal=True), num_layers=2)).double()
-    x = torch.randint(0, 9, (1, 7))
+    swept = {key: value for key, value in SWEPT.items() if key in known_keys(ATTENTION_REGISTRY) | {"seq_len"}}
+    config = encoder(multi_head_config=attention(name, causal=True, **swept), num_layers=2)
+    try:
+        model = xFormer(config).double().eval()
+    except vf.ConfigError as error:
+        assert "causal" in str(error)  # noqa: PT017  either outcome is right
+        assert error.problems[0].path.startswith("stack_configs.0.multi_head_config.attention")  # noqa: PT017
+        model = xFormer(encoder(multi_head_config=attention(name, **swept), num_layers=2)).double().eval()
+        assert not model.encoders[0].causal
+        assert model(ids()).isfinite().all()
+        return
+    assert model.encoders[0].causal
+    x = ids()
     changed = x.clone()
-    changed[:, 4] += 1
+    changed[:, 4] = (changed[:, 4] + 1) % VOCAB
     assert torch.equal(model(x)[:, :4], model(changed)[:, :4])
     assert not torch.equal(model(x)[:, 4:], model(changed)[:, 4:])
+
+
+def test_what_a_part_itself_refuses_has_its_path_too() -> None:
+    with pytest.raises(AssertionError, match="odd size") as caught:
+        xFormer({"one": encoder(multi_head_config=attention("local", window_size=4))})
+    assert isinstance(caught.value, vf.ConfigError)
+    assert [p.path for p in caught.value.problems] == ["stack_configs.one.multi_head_config.attention.window_size"]
 
 
 def test_all_mistakes_of_all_stacks_are_told_at_once() -> None:

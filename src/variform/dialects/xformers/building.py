@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Union
 
-from variform.core.fields import REQUIRED, Field, check_value
+from variform.core.fields import REQUIRED, Field, check_value, fields_of
+from variform.core.part import Part
 from variform.dialects.xformers.errors import Wrong, config_error, wrongs
 from variform.dialects.xformers.utils import Item, Registry
 from variform.errors import ConfigError, did_you_mean
@@ -119,6 +120,11 @@ def keys_of(item: Item) -> dict[str, Key]:
             found[name] = Key(name, annotation, parameter.default is parameter.empty, True)
     found.setdefault("name", Key("name", str, False, takes_all))
     return found
+
+
+def native_keys(part: type[Part]) -> dict[str, Key]:
+    """The keys of one of the library's own parts: its fields; what is in a slot is checked when it is built."""
+    return {f.name: Key(f.name, Any if f.is_slot else f.annotation, f.required, True) for f in fields_of(part)}
 
 
 def known_keys(registry: Registry) -> set[str]:

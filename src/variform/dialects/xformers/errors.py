@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from variform.errors import ConfigError, Problem, ShapeError
@@ -71,6 +72,15 @@ def wrongs(error: ConfigError, path: str = "") -> list[Wrong]:
         own = getattr(problem, "like", None) or like
         found.append(Wrong(join(path, problem.path), problem.message, problem.value, problem.hint, own))
     return found
+
+
+@contextmanager
+def below(path: str) -> Iterator[None]:
+    """Errors of configurations raised inside have their paths below `path`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise config_error(wrongs(error, path)) from error
 
 
 def join(path: str, step: str) -> str:

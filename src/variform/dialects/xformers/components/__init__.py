@@ -1,7 +1,7 @@
 """The parts of the dialect and how they are built from configurations."""
 
 from variform.dialects.xformers.components.activations import Activation, build_activation
-from variform.dialects.xformers.components.attention import Attention, build_attention
+from variform.dialects.xformers.components.attention import Attention, AttentionConfig, build_attention
 from variform.dialects.xformers.components.input_projection import InputProjection, InputProjectionConfig
 from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention
 from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch, MultiHeadDispatchConfig
@@ -18,6 +18,7 @@ from variform.dialects.xformers.components.residual import (
 __all__ = [
     "Activation",
     "Attention",
+    "AttentionConfig",
     "InputProjection",
     "InputProjectionConfig",
     "MultiHeadDispatch",

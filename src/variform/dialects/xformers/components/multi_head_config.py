@@ -14,7 +14,7 @@ from variform.dialects.xformers.components.multi_head_dispatch import (
     MultiHeadDispatchConfig,
     head_problems,
 )
-from variform.dialects.xformers.errors import Wrong, config_error
+from variform.dialects.xformers.errors import Wrong, below, config_error
 from variform.errors import did_you_mean
 
 
@@ -32,7 +32,8 @@ def build_multi_head_attention(multi_head_config: MultiHeadDispatchConfig | Mapp
         raise config_error(problems)
     attention = arguments["attention"]
     if not isinstance(attention, Attention):
-        attention = build_part(ATTENTION_REGISTRY, attention, _offers(arguments))
+        with below("attention"):
+            attention = build_part(ATTENTION_REGISTRY, attention, _offers(arguments))
     dispatch = MultiHeadDispatch(**{**arguments, "attention": attention})
     dispatch.dropped = tuple(f"attention.{key}" for key in attention.dropped)
     return dispatch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from variform.dialects.xformers.building import build_part
 from variform.dialects.xformers.components.attention.masking import AttMask, read_padding
-from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
+from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY, Feedforward
 from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention
 from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch
 from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
@@ -22,6 +22,7 @@ from variform.dialects.xformers.components.residual import (
     ResidualNormStyle,
     get_deepnorm_coefficients,
 )
+from variform.dialects.xformers.errors import below
 from variform.dialects.xformers.factory.block_configs import LayerPosition, xFormerBlockConfig
 from variform.errors import ShapeError
 from variform.parts.embedding.features import behind_class_tokens
@@ -29,6 +30,9 @@ from variform.parts.embedding.features import behind_class_tokens
 
 class Block(nn.Module):
     """What encoder and decoder blocks have in common: embedding, wrappers, feedforward, final norm."""
+
+    wrap_att: nn.Module
+    wrap_ff: nn.Module
 
     def __init__(
         self, config: xFormerBlockConfig, layer_position: LayerPosition | None, residual_scale: float | None
@@ -45,6 +49,40 @@ class Block(nn.Module):
             residual_scale = coefficients.alpha
         self._scale = residual_scale
 
+    @property
+    def mha(self) -> MultiHeadDispatch:
+        """The multi-head attention to the sequence itself, inside its wrappers."""
+        heads = innermost(self.wrap_att)
+        assert isinstance(heads, MultiHeadDispatch)
+        return heads
+
+    @property
+    def feedforward(self) -> Feedforward:
+        """The feedforward, inside its wrappers."""
+        part = innermost(self.wrap_ff)
+        assert isinstance(part, Feedforward)
+        return part
+
+    def __repr__(self) -> str:
+        """The tree as upstream printed it: attention and feedforward alone, then in their wrappers."""
+        shown = nn.Module()
+        shown._get_name = lambda: type(self).__name__  # type: ignore[method-assign]
+        inner = {"mha": self.mha, "feedforward": self.feedforward}
+        for name, child in self.named_children():
+            if name == "wrap_att":
+                for alone, part in inner.items():
+                    shown.add_module(alone, part)
+            shown.add_module(name, child)
+        return repr(shown)
+
+    def _describe_parts(self) -> None:
+        """The attributes by which callers choose what a block is given."""
+        attention = self.mha.attention
+        self.supports_attention_mask = attention.supports_attention_mask
+        self.requires_same_k_q_dimensions = attention.requires_same_k_q_dimensions
+        squared = attention.requires_squared_context or self.feedforward.requires_squared_context
+        self.requires_squared_context_length = squared
+
     def _embedding(self, config: xFormerBlockConfig) -> nn.Module | None:
         described = config.position_encoding_config
         if described is None:
@@ -52,7 +90,8 @@ class Block(nn.Module):
         if not self.layer_position.is_first():
             self.dropped += ("position_encoding_config",)
             return None
-        part: nn.Module = build_part(POSITION_EMBEDDING_REGISTRY, described)
+        with below("position_encoding_config"):
+            part: nn.Module = build_part(POSITION_EMBEDDING_REGISTRY, described)
         self._note("position_encoding_config", part)
         width = described.get("dim_model", config.dim_model)
         if width != config.dim_model:
@@ -64,13 +103,15 @@ class Block(nn.Module):
         self.dropped += tuple(f"{name}.{key}" for key in part.dropped if key != "dim_model")
 
     def _heads(self, config: Mapping[str, Any], name: str) -> MultiHeadDispatch:
-        heads = build_multi_head_attention(config)
+        with below(name):
+            heads = build_multi_head_attention(config)
         self._note(name, heads)
         return heads
 
     def _feedforward(self, config: xFormerBlockConfig) -> nn.Module:
         """The feedforward in its wrappers; after it the final norm, where this is the last of pre-norm layers."""
-        part: nn.Module = build_part(FEEDFORWARD_REGISTRY, config.feedforward_config)
+        with below("feedforward_config"):
+            part: nn.Module = build_part(FEEDFORWARD_REGISTRY, config.feedforward_config)
         self._note("feedforward_config", part)
         wrapped = self._wrapped(part, config)
         if config.residual_norm_style == ResidualNormStyle.Pre and self.layer_position.is_last():

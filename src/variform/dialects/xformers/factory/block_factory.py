@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from variform.core.spec import Spec
 from variform.dialects.xformers.components.attention.masking import AttMask, both, read_padding
+from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch
 from variform.dialects.xformers.components.simplicial_embedding import SimplicialEmbedding
 from variform.dialects.xformers.errors import CallError, ConfigTypeError
 from variform.dialects.xformers.factory.block import Block, innermost, mask_arguments, padding_of
@@ -38,11 +39,10 @@ class xFormerEncoderBlock(Block):
             raise ConfigTypeError("an encoder block is built from an xFormerEncoderConfig", value=config)
         super().__init__(config, layer_position, residual_scale)
         mha = self._heads(config.multi_head_config, "multi_head_config")
-        self.supports_attention_mask = mha.attention.supports_attention_mask
-        self.requires_same_k_q_dimensions = mha.attention.requires_same_k_q_dimensions
         self.causal = getattr(mha.attention, "causal", False)
         self.wrap_att = self._wrapped(mha, config)
         self.wrap_ff = self._feedforward(config)
+        self._describe_parts()
         self.simplicial_embedding: SimplicialEmbedding | None = None
         if config.simplicial_embeddings is not None and self.layer_position.is_last():
             self.simplicial_embedding = SimplicialEmbedding(**config.simplicial_embeddings)
@@ -126,8 +126,6 @@ class xFormerDecoderBlock(Block):
             raise ConfigTypeError("a decoder block is built from an xFormerDecoderConfig", value=config)
         super().__init__(config, layer_position, residual_scale)
         mha = self._heads(config.multi_head_config_masked, "multi_head_config_masked")
-        self.supports_attention_mask = mha.attention.supports_attention_mask
-        self.requires_same_k_q_dimensions = mha.attention.requires_same_k_q_dimensions
         self.causal_attention = getattr(mha.attention, "causal", False)
         self.wrap_att = self._wrapped(mha, config)
         self.wrap_cross: nn.Module | None = None
@@ -135,9 +133,12 @@ class xFormerDecoderBlock(Block):
             cross = self._heads(config.multi_head_config_cross, "multi_head_config_cross")
             self.wrap_cross = self._wrapped(cross, config)
         self.wrap_ff = self._feedforward(config)
-        feedforward = innermost(self.wrap_ff)
-        squared = mha.attention.requires_squared_context or feedforward.requires_squared_context
-        self.requires_squared_context_length = squared
+        self._describe_parts()
+
+    @property
+    def cross_mha(self) -> MultiHeadDispatch | None:
+        """The multi-head attention to the memory, inside its wrappers."""
+        return None if self.wrap_cross is None else innermost(self.wrap_cross)
 
     @classmethod
     def from_config(cls, config: xFormerDecoderConfig) -> xFormerDecoderBlock:

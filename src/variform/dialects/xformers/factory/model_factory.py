@@ -11,7 +11,7 @@ from variform.core.spec import Spec
 from variform.dialects.xformers.components import ResidualNormStyle
 from variform.dialects.xformers.components.attention.masking import AttMask, both, read_padding
 from variform.dialects.xformers.components.residual import DeepNormCoefficients, get_deepnorm_coefficients
-from variform.dialects.xformers.errors import CallError, Wrong, config_error
+from variform.dialects.xformers.errors import CallError, Wrong, below, config_error
 from variform.dialects.xformers.factory.block_configs import (
     LayerPosition,
     xFormerBlockConfig,
@@ -86,7 +86,8 @@ class xFormer(nn.Module):
         for path, stack in stacks:
             for _ in range(stack.num_layers):
                 place = LayerPosition(first=not built, last=len(built) == total - 1)
-                built.append(block(stack, place, None if deepnorm is None else deepnorm.alpha))
+                with below(path):
+                    built.append(block(stack, place, None if deepnorm is None else deepnorm.alpha))
                 if stack is not stacks[0][1] or len(built) == 1:
                     self._note(f"{path}.{key}" for key in built[-1].dropped)
         return built

@@ -14,7 +14,7 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
-from variform.dialects.xformers.building import Key
+from variform.dialects.xformers.building import Key, native_keys
 from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
 from variform.dialects.xformers.errors import CallError
 from variform.dialects.xformers.utils import Item
@@ -64,7 +64,7 @@ def _item(part: type[Part]) -> Item:
         facts = {"dim": given["dim_model"]} if "dim_model" in given else {}
         NativeFeedforward.__init__(self, Spec(part, {k: v for k, v in given.items() if k in own}), **facts)
 
-    keys = {name: Key(name, Any, False, True) for name in (*own, "dim_model")}
+    keys = {"dim_model": Key("dim_model", Any, False, True)} | native_keys(part)
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
     body["config_keys"] = {"name": Key("name", str, False, False), **keys}
     config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in own], bases=(FeedforwardConfig,))

@@ -1,0 +1,1 @@
+"""Helpers around models: hierarchical configurations, and what tests of parts need."""

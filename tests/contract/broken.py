@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform import INHERIT, Can, Part, inherit
-from variform.core.part import Cost
+from variform.core.part import Cost, Facts
 from variform.ops.attention import Call, attention
 from variform.ops.masks import Causal
 from variform.parts.kinds import Attention, FeedForward, Head, Mixer, Norm, Sides, State, Streams
@@ -466,3 +466,13 @@ class HoldsNothing(FeedForward):
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         return x.tanh()
+
+
+@fails("shapes")
+class AnyLength(Sound):
+    """Says that it takes even numbers of tokens alone, and takes all."""
+
+    @classmethod
+    def near_length(cls, args: Facts, length: int) -> int:
+        """The even number above."""
+        return length + length % 2

@@ -218,6 +218,14 @@ class Part(nn.Module, metaclass=PartMeta):
         return cls.can
 
     @classmethod
+    def near_length(cls, args: Facts, length: int) -> int:
+        """A sequence length near `length` that the part takes; for parts that take some lengths only (squares, say).
+
+        Checks of any registered part run at such lengths, and expect that others are refused.
+        """
+        return length
+
+    @classmethod
     def publishes(cls, args: Facts) -> tuple[str, ...]:
         """The stream names its forward returns beside `x`; they come from its fields."""
         return ()

@@ -69,6 +69,10 @@ def shapes(case: Case) -> None:
     if case.form != "images" and not case.can.lengths:
         assert not case.accepts(model, case.of_length(3, 7)), "it says that it takes one length, and takes another"
     for length in lengths:
+        assert case.fit(length) == length or not case.accepts(model, case.of_length(3, length)), (
+            f"it says that it does not take {length} tokens, and takes them all the same"
+        )
+    for length in lengths:
         whole = None
         for batch in (3, 1):
             inputs = case.inputs(3, length).rows(slice(0, batch))
@@ -78,7 +82,7 @@ def shapes(case: Case) -> None:
             assert bool(torch.isfinite(out).all()), f"batch {batch}, length {length}: not finite"
             assert out.dtype == torch.float64, f"float64 in, {out.dtype} out"
             if case.has_length:
-                assert out.shape[1] == length, f"length {length}: shape {list(out.shape)}"
+                assert out.shape[1] == inputs.x.shape[1], f"length {length}: shape {list(out.shape)}"
             whole = out if whole is None else whole
             assert out.shape[1:] == whole.shape[1:]
 

@@ -141,8 +141,8 @@ class Case:
     # ---- inputs and runs ----
 
     def inputs(self, batch: int, length: int, seed: int = 1, context: int = 5) -> Inputs:
-        """Random inputs in float64; of the one length that a part takes, where it takes one alone."""
-        length = length if self.can.lengths else FACTS["max_seq_len"]
+        """Random inputs in float64; of a length near `length`, where the part does not take every length."""
+        length = self.fit(length if self.can.lengths else FACTS["max_seq_len"])
         with seeded(seed):
             if self.is_pair:
                 return replace(self.of_length(batch, length), context=self.of_length(batch, context).x)
@@ -150,6 +150,10 @@ class Case:
             if not self.reads_context:
                 return made
             return replace(made, context=torch.randn(batch, context, self.dim_context, dtype=torch.float64))
+
+    def fit(self, length: int) -> int:
+        """The length near `length` that the part takes."""
+        return self.part.near_length(self.resolved.args, length)
 
     def run(self, model: Any, inputs: Inputs, **streams: Any) -> Any:
         """The model's output; the source's padding of an encoder-decoder is `context_mask`, as elsewhere."""
@@ -226,8 +230,8 @@ class Case:
         if self.form == "images":
             return False
         with torch.no_grad():
-            shapes = [self.run(self._probe, self.inputs(2, n).to(torch.float32)).shape for n in (3, 5)]
-        return [len(shape) > 1 and shape[1] for shape in shapes] == [3, 5]
+            shapes = [self.run(self._probe, self.inputs(2, n).to(torch.float32)).shape for n in (3, 9)]
+        return [len(shape) > 1 and shape[1] for shape in shapes] == [self.fit(3), self.fit(9)]
 
     def embedding(self, model: Any) -> Embedding | None:
         """The embedding of the (target) tokens."""

@@ -13,8 +13,12 @@ from variform.parts.embedding.image import ImageEmbedding
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.feedforward.conv2d import Conv2D
 from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.pooling import Pooling
+from variform.parts.mixer.visual import Visual
 from variform.parts.position.absolute import LearnedPosition, SinusoidalPosition
 from variform.parts.position.rotary import RotaryRotation
 from variform.parts.stream_ops.carry import AddStream, Publish
@@ -38,6 +42,27 @@ def _multi_head() -> list[Sample]:
         Sample(MultiHead.spec(attention={"part": "local", "window": 5}, position_bias="alibi"), "local with alibi"),
         Sample(MultiHead.spec(attention="linear", kv_heads=2), "linear"),
     ]
+
+
+@samples_for(FourierMix)
+def _fourier_mix() -> list[Sample]:
+    return [Sample(FourierMix.spec()), Sample(FourierMix.spec(groups=4, project=True), "in groups, with a map")]
+
+
+@samples_for(Pooling)
+def _pooling() -> list[Sample]:
+    other = Pooling.spec(pool_size=4, stride=2, padding=1, grid=(4, 6))
+    return [Sample(Pooling.spec()), Sample(other, "strided, on a grid")]
+
+
+@samples_for(Visual)
+def _visual() -> list[Sample]:
+    return [Sample(Visual.spec()), Sample(Visual.spec(grid=(3, 5)), "on a grid")]
+
+
+@samples_for(Conv2D)
+def _conv2d() -> list[Sample]:
+    return [Sample(Conv2D.spec(hidden=12)), Sample(Conv2D.spec(hidden=12, grid=(3, 5)), "on a grid")]
 
 
 @samples_for(SoftmaxAttention)

@@ -258,6 +258,10 @@ def causalities(case: Case) -> tuple[bool, ...]:
 def _honours(case: Case, model: Any, stream: str, able: bool, batch: int = 3, length: int = 9, **given: Any) -> bool:
     """Whether the stream is taken; a part that cannot honour it must refuse it."""
     inputs = case.inputs(batch, length)
+    if inputs.x.shape[1] != length and case.can.lengths:
+        if able:
+            raise NotApplicable("it takes lengths of its own, and the rows of this check have others")
+        given = {name: _resized(value, length, inputs.x.shape[1]) for name, value in given.items()}
     accepted = case.accepts(model, inputs, **given)
     if accepted and not able:
         raise AssertionError(f"it says that it cannot honour {stream!r}, and takes it all the same")
@@ -267,3 +271,11 @@ def _honours(case: Case, model: Any, stream: str, able: bool, batch: int = 3, le
         raise NotApplicable(f"the program around it refuses {stream!r}")
     case.run(model, inputs, **given)  # shows why it refuses what it says it can do
     return False
+
+
+def _resized(stream: Tensor, length: int, wanted: int) -> Tensor:
+    """A stream over tokens for another number of them."""
+    for axis, size in enumerate(stream.shape):
+        if size == length:
+            stream = stream.index_select(axis, torch.arange(wanted) % length)
+    return stream

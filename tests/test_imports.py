@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "wrappers": MODELS | {"generate"},
     "interop": MODELS | {"inspect", "weights"},
     "dialects": USES,
+    "bench": USES | {"testing"},
     "train": USES,
     "study": USES | {"train"},
 }

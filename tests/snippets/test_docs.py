@@ -25,6 +25,8 @@ NOT_RUN = {
     "make ": "the checks themselves; .ci/run and the tests of the demo run them",
     "pip install ": "tests/test_packaging.py installs the wheel",
     "python -m pytest": "this very suite",
+    "pytest --pyargs ": "tests/contract and tests/dialects/xformers/test_adopting.py run it",
+    "variform bench ": "tests/dialects/xformers/test_adopting.py runs it",
     "variform train ": "minutes long; the tests of the training command run it",
 }
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
+from variform.cli.benching import ARGUMENTS as BENCHING
+from variform.cli.benching import bench
 from variform.cli.lowering import ARGUMENTS as LOWERING
 from variform.cli.output import show
 from variform.core.registry import kinds, parts
@@ -220,6 +222,7 @@ VERBS: dict[str, tuple[Callable[[Options], None], Arguments]] = {
             (("--length",), {"type": int, "metavar": "N", "help": "tokens of the example that a graph is traced with"}),
         ],
     ),
+    "bench": (bench, BENCHING),
     "parts": (list_parts, [(("--kind",), {"metavar": "K", "help": f"one of {', '.join(sorted(kinds()))}"})]),
     "schema": (schema, []),
     "train": (

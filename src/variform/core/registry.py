@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Part)
 _parts: dict[tuple[str, str], type[Part]] = {}
 _presets: dict[str, Callable[..., Spec]] = {}
+_pending: list[Callable[[], object]] = []
 
 
 def register(name: str, *, override: bool = False) -> Callable[[type[P]], type[P]]:
@@ -53,8 +54,19 @@ def register(name: str, *, override: bool = False) -> Callable[[type[P]], type[P
     return decorate
 
 
+def register_later(registration: Callable[[], object]) -> None:
+    """Run a registration when parts are next looked up: for classes that are announced before they are complete."""
+    _pending.append(registration)
+
+
+def _settle() -> None:
+    while _pending:
+        _pending.pop(0)()
+
+
 def unregister(kind: str, name: str) -> None:
     """Forget a part (tests and notebooks)."""
+    _settle()
     _parts.pop((kind, name), None)
 
 
@@ -62,6 +74,7 @@ def parts(kind: str | None = None) -> dict[tuple[str, str], type[Part]]:
     """All registered parts, or those of one kind, sorted by kind and name."""
     if kind is not None and kind not in kinds():
         raise ConfigError(f"there is no kind {kind!r}", hint=did_you_mean(kind, kinds()))
+    _settle()
     return {key: part for key, part in sorted(_parts.items()) if kind is None or key[0] == kind}
 
 
@@ -76,6 +89,7 @@ def lookup(name: str, allowed: tuple[str, ...] = ()) -> type[Part]:
     Raises:
         ConfigError: unknown or ambiguous, with the nearest names.
     """
+    _settle()
     kind, _, short = name.rpartition("/")
     searched = (kind,) if kind else (allowed or tuple(kinds()))
     if kind and allowed and kind not in allowed:

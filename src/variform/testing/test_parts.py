@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import pytest
 
+from variform.dialects.xformers.adopting import NOT_ADOPTED
+from variform.errors import ConfigError
 from variform.testing import Case, Check, all_samples, checks, report
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each instance and check, named `kind/name-check`; slow ones only where -m speaks of them."""
+    if metafunc.function is test_adoption:
+        list(all_samples())  # what was registered is looked at now
+        metafunc.parametrize(("name", "reason"), [pytest.param(*pair, id=pair[0]) for pair in NOT_ADOPTED.items()])
+        return
     with_slow = "slow" in metafunc.config.getoption("markexpr")
     params = []
     for sample in all_samples():
@@ -36,3 +42,8 @@ def test_part(case: Case, one: Check) -> None:
         pytest.skip(result.message)
     if result.error is not None:
         raise result.error
+
+
+def test_adoption(name: str, reason: str) -> None:
+    """A part that was registered with the xFormers dialect can be checked."""
+    raise ConfigError(f"{name!r} is registered with the xFormers dialect and cannot be checked: {reason}")

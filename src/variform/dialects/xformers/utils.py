@@ -73,9 +73,19 @@ class Registry(Mapping[str, Item]):
 
 
 def get_registry_decorator(
-    registry: Registry, reference_class: type, default_config: Any
+    registry: Registry,
+    reference_class: type,
+    default_config: Any,
+    announce: Callable[[str, Item], object] | None = None,
 ) -> Callable[..., Callable[[C], C]]:
-    """The decorator that registers subclasses of `reference_class` under a name with a configuration dataclass."""
+    """The decorator that registers subclasses of `reference_class` under a name with a configuration dataclass.
+
+    Args:
+        registry: where they are found.
+        reference_class: what they extend.
+        default_config: the configuration of those that name none.
+        announce: told of each class that is registered.
+    """
 
     def register_item(name: str, config: Any = default_config) -> Callable[[C], C]:
         if not is_dataclass(config):
@@ -86,6 +96,8 @@ def get_registry_decorator(
                 message = f"item ({name}: {getattr(cls, '__name__', cls)}) must extend {reference_class.__name__}"
                 raise config_error([Wrong("", message)])
             registry.add(name, Item(cls, config))
+            if announce is not None:
+                announce(name, Item(cls, config))
             return cls
 
         return register_cls

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from variform.dialects.xformers.building import build_part
+from variform.dialects.xformers.components.attention.adopted import adopt_attention
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.native import native_items
 from variform.dialects.xformers.utils import Item, Registry, get_registry_decorator
@@ -20,7 +21,7 @@ def _natives() -> Mapping[str, Item]:
 
 ATTENTION_REGISTRY = Registry("attention", SURROUNDINGS, _natives)
 
-register_attention = get_registry_decorator(ATTENTION_REGISTRY, Attention, AttentionConfig)
+register_attention = get_registry_decorator(ATTENTION_REGISTRY, Attention, AttentionConfig, adopt_attention)
 """Register an `Attention` subclass under a name, with the dataclass that describes its configuration."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from variform.dialects.xformers.building import build_part
+from variform.dialects.xformers.components.feedforward.adopted import adopt_feedforward
 from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
 from variform.dialects.xformers.components.feedforward.native import native_items
 from variform.dialects.xformers.utils import Item, Registry, get_registry_decorator
@@ -18,7 +19,7 @@ def _natives() -> Mapping[str, Item]:
 
 FEEDFORWARD_REGISTRY = Registry("feedforward", ("dim_model", "dropout", "activation"), _natives)
 
-register_feedforward = get_registry_decorator(FEEDFORWARD_REGISTRY, Feedforward, FeedforwardConfig)
+register_feedforward = get_registry_decorator(FEEDFORWARD_REGISTRY, Feedforward, FeedforwardConfig, adopt_feedforward)
 """Register a `Feedforward` subclass under a name, with the dataclass that describes its configuration."""
 
 

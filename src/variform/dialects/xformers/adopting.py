@@ -68,17 +68,18 @@ def _part_class(
     def __init__(self: Any, **fields: Any) -> None:
         adapter.__init__(self, _arguments(fields, keys))
 
+    init: Any = __init__
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    __init__.__signature__ = inspect.Signature([own, *parameters])
-    __init__.__annotations__ = {p.name: p.annotation for p in parameters}
+    init.__signature__ = inspect.Signature([own, *parameters])
+    init.__annotations__ = {p.name: p.annotation for p in parameters}
     body: dict[str, Any] = {
-        "__init__": __init__,
+        "__init__": init,
         "__doc__": item.constructor.__doc__ or f"The part {item.constructor.__name__} of a user.",
         "__module__": item.constructor.__module__,
         "__qualname__": f"{item.constructor.__qualname__}.as_part",
         "adopted": item.constructor,
     }
-    body["can"] = adapter.can_of(trial, "causal" in keys)  # type: ignore[attr-defined]
+    body["can"] = adapter.can_of(trial, "causal" in keys)
     made: type[Part] = type(item.constructor.__name__, (adapter,), body)
     item.constructor.as_part = made  # where a pickle finds it
     return made

@@ -256,6 +256,11 @@ def test_a_backend_asked_for_by_name_is_not_replaced() -> None:
         to_source(spec)
 
 
+def test_a_reversible_stack_has_no_file() -> None:
+    with pytest.raises(vf.ConfigError, match="reversible"):
+        to_source(vf.override(vf.models.gpt(**TEXT), ["stacks.0.executor=reversible"]))
+
+
 def test_a_part_of_a_user_is_exported() -> None:
     case = Case(samples_of(SoftmaxAttention)[0])
     assert "class SoftmaxAttention" in to_source(case.host(Setting()))

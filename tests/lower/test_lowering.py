@@ -124,6 +124,15 @@ def test_recomputation_is_kept():
     assert lower(spec).spec["executor"] == "plain"
 
 
+def test_a_reversible_stack_stays_one_step():
+    spec = transformer([layer(sublayer("multi_head"), sublayer({"part": "mlp"}))] * 2)
+    spec = spec.replace(stacks=[spec["stacks"][0].replace(executor="reversible")])
+    model, program, low = built(spec, "ops")
+    given = tensors(low)
+    torch.testing.assert_close(program(given)["x"], call(model, given), rtol=1e-10, atol=1e-10)
+    assert low.spec["executor"] == "plain"
+
+
 def test_equal_layers_are_equal_blocks():
     low = lower(CASES["gpt"])
     labels = [block["label"] for block in low.spec["lines"]]

@@ -60,6 +60,13 @@ def test_executor_is_put_on_every_stack() -> None:
     assert config.spec(50)["stacks"][0]["executor"] == "checkpoint"
 
 
+def test_reversible_stacks_are_not_sharded() -> None:
+    given = {"model": GPT, "train": {"executor": "reversible"}}
+    assert make_config(given).spec(50)["stacks"][0]["executor"] == "reversible"
+    found = problems({**given, "train": {"executor": "reversible", "strategy": "fsdp2"}})
+    assert [text.split(";")[0] for text in found] == ["model.stacks.0.executor: reversible layers cannot be sharded"]
+
+
 def test_the_resolved_config_reads_back_to_itself(tmp_path: Path) -> None:
     config = make_config(content(tmp_path))
     plain = config.plain(config.spec(25), "/some/text.txt")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.train import shards
+from tests.train import replicas, shards
 from tests.train.runs import call, content, loss_of_run
 from variform.train.config import make_config
 from variform.train.folder import RunFolder
@@ -50,6 +50,23 @@ def test_ddp_equals_one_process(alone: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 2  # the second process prints nothing
     assert_same_losses(tmp_path / "runs" / "tiny-001", alone / "runs" / "tiny-001")
+
+
+def test_ddp_gradients_of_reversible_layers_equal_those_of_one_process(tmp_path: Path) -> None:
+    """An encoder and a decoder, two forward passes in one step; no unused parameters are looked for."""
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=replicas.main, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(250)
+    assert [process.exitcode for process in processes] == [0, 0]
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    model, source, target = replicas.model_and_batch()
+    replicas.loss_of(model, source, target).backward()
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_fsdp2_gradients_equal_those_of_one_process(tmp_path: Path) -> None:

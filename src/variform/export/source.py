@@ -111,6 +111,7 @@ class _Writer:
                         problems += [(f"{path}.{at}" if path else at, reason) for at, reason in writer.problems]
                 else:
                     _check_backend(spec)
+                    _check_executor(spec)
                     shaken.need(spec.part.__module__, spec.part.__qualname__)
             except Unsupported as error:
                 problems.append((path, f"{spec.kind} {spec.name!r}: {error}"))
@@ -155,6 +156,11 @@ def _check_backend(spec: Spec) -> None:
     backend = spec.get("backend")
     if issubclass(spec.part, Attention) and backend not in (None, "auto", "sdpa"):
         raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
+
+
+def _check_executor(spec: Spec) -> None:
+    if spec.get("executor") == "reversible":
+        raise Unsupported("reversible layers are a function of their own in autograd, which a file has not")
 
 
 def _placed(problems: list[tuple[str, str]], steps: dict[str, str]) -> list[tuple[str, str]]:

@@ -47,7 +47,7 @@ STANDINS["variform.parts.op.common", "split"] = (SCORES, "split_heads")
 SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
 """What a standalone model takes beside its main input, where a part reads it."""
 
-_NEVER = frozenset({"state", "cache", "segments", "mask", "q_segments", "k_segments", "hidden"})
+_NEVER = frozenset({"state", "cache", "twin", "segments", "mask", "q_segments", "k_segments", "hidden"})
 
 
 def modules_by_class(model: nn.Module) -> dict[Place, Facts]:

@@ -21,10 +21,10 @@ LOCAL = ("x", "residual", "q", "k", "v", "gate", "normed", "ids", "image", "feat
 
 
 def write_stack(writer: Writer, stack: Spec, place: Place, deep: bool) -> None:
-    """A block for each layer, then the final norm."""
+    """A block for each layer, then the final norm; a reversible stack, whose streams take turns, stays one step."""
     before = set(writer.streams)
     writer.block()
-    if stack.part is not LayerStack or not writer.opens(place):
+    if stack.part is not LayerStack or stack["executor"] == "reversible" or not writer.opens(place):
         whole(writer, stack, place)
     else:
         for layer, where in place.items("layers", stack["layers"]):

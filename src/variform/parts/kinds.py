@@ -294,6 +294,11 @@ class Residual(Part):
     kind: ClassVar[str] = "residual"
     follows: ClassVar[frozenset[str]] = frozenset({"dim"})
 
+    @classmethod
+    def adds(cls, args: Facts) -> bool:
+        """Whether it adds something of the branch alone to the stream as it is, as reversible layers need it."""
+        return False
+
     @abstractmethod
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Join [B, L, dim] and [B, L, dim]."""

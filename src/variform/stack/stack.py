@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
+from variform.errors import Problem
 from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
+from variform.stack.reversible import reversible_problems, run_reversible
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -26,13 +28,19 @@ class LayerStack(Stack):
     instead of the model's. The executor `checkpoint` recomputes each layer in the backward pass instead of keeping
     its activations (Chen et al. 2016, arXiv:1604.06174); values and gradients are the same.
 
+    The executor `reversible` is another model with the same parameters (RevNet, Gomez et al. 2017, arXiv:1707.04585;
+    Reformer, Kitaev et al. 2020, arXiv:2001.04451): two streams begin as x; each sublayer in turn adds its branch of
+    the one to the other, and they change places, y1 = x1 + attention(x2), y2 = x2 + feedforward(y1); the result is
+    their mean. Sublayers of a decoder layer, three as they may be, take turns likewise. The backward pass computes the
+    streams of each layer from those after it, so that nothing is kept a layer.
+
     Shapes:
         x: [B, L, dim] -> [B, L, dim]
 
     Args:
         layers: what runs, in order; a `Shared` layer may stand several times.
         norm: after the last layer (pre-norm stacks want one); None for none.
-        executor: "plain" or "checkpoint".
+        executor: "plain", "checkpoint" or "reversible".
         dim: features, for the layers.
         heads: number of heads, for the layers.
         causal: whether position i may depend on positions <= i only.
@@ -44,7 +52,7 @@ class LayerStack(Stack):
         self,
         layers: Sequence[Layer],
         norm: Norm | None = None,
-        executor: Literal["plain", "checkpoint"] = "plain",
+        executor: Literal["plain", "checkpoint", "reversible"] = "plain",
         dim: Size | None = INHERIT,
         heads: Size | None = INHERIT,
         causal: bool = inherit(False),
@@ -60,13 +68,20 @@ class LayerStack(Stack):
         return {"layer": index, "depth": count} if slot == "layers" else {}
 
     @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Reversible layers add branches, and hand on nothing else."""
+        return reversible_problems(facts["layers"]) if facts["executor"] == "reversible" else []
+
+    @classmethod
     def gives(cls, facts: Facts) -> Facts:
         """What the layers give."""
         return given_by(facts["layers"], facts)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the layers and the final norm."""
-        if self.executor == "checkpoint" and self.training:
+        if self.executor == "reversible":
+            x, state = run_reversible(self.layers, x, streams)
+        elif self.executor == "checkpoint" and self.training:
             x, state = self._checkpointed(x, streams)
         else:
             x, state = _ending(run_in_order(self.layers, x, streams, "layers"))

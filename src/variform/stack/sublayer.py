@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,11 +14,38 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, use
 from variform.core.registry import register
+from variform.ops.reversible import Draws
 from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Output, Residual, Streams, call
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The second stream of the reversible executor, in the streams as `twin`: a sublayer adds its branch of `x` to it,
+    and the two change places.
+
+    Args:
+        other: the second stream; None asks a sublayer for its branch alone.
+        dtype: that the branches compute in.
+        draws: told before each sublayer.
+    """
+
+    other: Tensor | None
+    dtype: torch.dtype
+    draws: Draws | None = None
+
+    def turn(self, x: Tensor, streams: Streams, published: dict[str, Any]) -> tuple[Tensor, Tensor, Streams]:
+        """A sublayer begins: what its branch joins, what the branch is of, and the streams that its parts see."""
+        if self.draws is not None:
+            self.draws.note()
+        inner = {name: stream for name, stream in streams.items() if name != "twin"}
+        if self.other is None:
+            return x.new_zeros((), dtype=self.dtype), x.to(self.dtype), inner
+        published["twin"] = Twin(x, self.dtype, self.draws)
+        return self.other, x.to(self.dtype), inner
 
 
 @register("sublayer")
@@ -70,6 +98,9 @@ class Sublayer(Layer):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""
         published: dict[str, Any] = {}
+        onto, twin = x, streams.get("twin")
+        if twin is not None:
+            onto, x, streams = twin.turn(x, streams, published)
         condition = streams.get("condition")
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
         norm = own.get("norm")
@@ -78,12 +109,12 @@ class Sublayer(Layer):
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):
             branch = self._drop(branch)
-        y = x + branch if self.residual is None else self.residual(x, branch)
+        y = onto + branch if self.residual is None else self.residual(onto, branch)
         if self.out_norm is not None:
             y = self.out_norm(y, condition)
         if self.training and self.layer_drop:
             # The step is computed either way: every parameter keeps a gradient and a compiled graph stays whole.
-            y = torch.where(torch.rand((), device=x.device) < self.layer_drop, x, y)
+            y = torch.where(torch.rand((), device=x.device) < self.layer_drop, onto, y)
         return (y, published) if published else y
 
     def _drop(self, branch: Tensor) -> Tensor:

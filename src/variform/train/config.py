@@ -67,7 +67,7 @@ class Config:
             spec = resolve(self._unresolved(vocab_size))
         except ConfigError as error:
             raise ConfigError(_below("model", error.problems)) from None
-        problems = model_problems(spec, self.data, vocab_size)
+        problems = model_problems(spec, self.data, vocab_size) + self._unshardable(spec)
         if problems:
             raise ConfigError(_below("model", problems))
         return spec
@@ -80,8 +80,19 @@ class Config:
         except ConfigError as error:
             spec, found = None, list(error.problems)
         if spec is not None and not found:
-            found = model_problems(spec, self.data, stand_in if self.needs_data else None)
+            found = model_problems(spec, self.data, stand_in if self.needs_data else None) + self._unshardable(spec)
         return _below("model", found) + contradictions(self.data, self.train)
+
+    def _unshardable(self, spec: Spec) -> list[Problem]:
+        """Reversible stacks, which need all their parameters at once."""
+        if self.train.strategy != "fsdp2":
+            return []
+        message, hint = "reversible layers cannot be sharded", "train.strategy: ddp, or the executor checkpoint"
+        return [
+            Problem(f"{path}.executor", message, hint=hint)
+            for path, part in spec.walk()
+            if part.get("executor") == "reversible"
+        ]
 
     def plain(self, spec: Spec, text: str) -> dict[str, Any]:
         """The resolved config as plain data: the full spec and every setting written out.

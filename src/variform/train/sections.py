@@ -64,9 +64,10 @@ class TrainSection(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16 is autocast, weights float32"
     )
-    executor: Literal["plain", "checkpoint"] | None = Field(
+    executor: Literal["plain", "checkpoint", "reversible"] | None = Field(
         default=None,
-        description="how stacks run their layers (checkpoint: less memory, more time); null leaves it to the model",
+        description="how stacks run their layers (checkpoint: less memory, more time; reversible: another "
+        "model, whose memory does not grow with its depth); null leaves it to the model",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="what to train on")
     devices: Count | Literal["auto"] = Field(default=1, description="processes on this machine, one a device")

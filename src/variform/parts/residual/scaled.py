@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from variform.core.inherit import INHERIT
+from variform.core.part import Facts
 from variform.core.registry import register
 from variform.parts.kinds import Residual
 
@@ -26,6 +27,11 @@ class ScaledResidual(Residual):
         super().__init__()
         self.alpha = alpha
         self.beta = beta
+
+    @classmethod
+    def adds(cls, args: Facts) -> bool:
+        """Where the stream has no factor."""
+        return bool(args["alpha"] == 1.0)
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Scale and add."""
@@ -69,6 +75,11 @@ class LayerScaleResidual(Residual):
         self.init = init
         self.gamma = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
+
+    @classmethod
+    def adds(cls, args: Facts) -> bool:
+        """The stream stays as it is."""
+        return True
 
     def reset_parameters(self) -> None:
         """All factors at `init`."""

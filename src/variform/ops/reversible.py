@@ -1,0 +1,268 @@
+"""Reversible residual steps: the backward pass computes their inputs from their outputs, so that none is kept.
+
+Two streams take turns: a step maps (a, b) to (b, a + s(b)); going back, b is there, and a = b' - s(b). Two steps f and
+g are the block of RevNet, y1 = x1 + f(x2), y2 = x2 + g(y1) (Gomez et al. 2017, arXiv:1707.04585; Reformer, Kitaev et
+al. 2020, arXiv:2001.04451).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from variform.errors import ShapeError
+
+__all__ = ["Draws", "Step", "reversible"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Draws:
+    """The states of the random number generators before each step, so that the backward pass draws the same again.
+
+    Args:
+        device: where the steps run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.states: list[tuple[Tensor, ...]] = []
+
+    def note(self) -> None:
+        """A step begins; steps that draw nothing share one state."""
+        state = (torch.get_rng_state(), *((self._generator().get_rng_state(self.device),) if self._apart else ()))
+        last = self.states[-1] if self.states else None
+        same = last is not None and all(map(torch.equal, last, state))
+        self.states.append(last if same and last is not None else state)
+
+    def again(self, index: int) -> None:
+        """Set the generators to where they were before a step."""
+        own, *others = self.states[index]
+        torch.set_rng_state(own)
+        for state in others:
+            self._generator().set_rng_state(state, self.device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the context the generators may be set; afterwards they are as they were."""
+        devices = [self.device] if self._apart else []
+        with torch.random.fork_rng(devices=devices, device_type=self.device.type if self._apart else "cuda"):
+            yield
+
+    @property
+    def _apart(self) -> bool:
+        return self.device.type not in ("cpu", "meta")
+
+    def _generator(self) -> Any:
+        return getattr(torch, self.device.type)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One residual branch s.
+
+    Args:
+        run: from the stream and the side inputs to the branch, to be called with gradients on or off.
+        module: holds the parameters that `run` uses.
+    """
+
+    run: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    module: nn.Module
+
+
+Forward = Callable[[Tensor, Tensor, Sequence[Tensor], Draws], Pair]
+"""All steps: (x1, x2, side inputs, draws) -> (y1, y2); `draws.note()` is called before each step."""
+
+
+def _reversible(
+    steps: Sequence[Step], x1: Tensor, x2: Tensor, sides: Sequence[Tensor], forward: Forward | None = None
+) -> Pair:
+    """Run steps, keeping their results and `sides` alone for the backward pass.
+
+    Gradients reach x1, x2, `sides` and the parameters of the steps' modules: all of them are inputs of one function of
+    autograd. Dropout is drawn again as it was, and automatic casts are made again as they were.
+
+    Args:
+        steps: the branches in order.
+        x1: the stream that the first step adds to.
+        x2: the stream that the first step reads.
+        sides: further tensors that steps read.
+        forward: runs all steps, where they are more than their branches; by default they run one after another.
+
+    Returns:
+        both streams after the last step.
+
+    Raises:
+        ShapeError: parameters are sharded, or a module changes a buffer while it runs.
+    """
+    parameters = [
+        p for module in _modules(steps) for p in module._parameters.values() if p is not None and p.requires_grad
+    ]
+    parameters = list({id(p): p for p in parameters}.values())
+    if any(hasattr(p, "device_mesh") for p in parameters):
+        raise ShapeError(
+            "reversible layers need whole parameters, and these are sharded: train with DDP, or take the "
+            "executor 'checkpoint'"
+        )
+    run = _in_turn(steps) if forward is None else forward
+    if not any(t.requires_grad for t in (x1, x2, *sides, *parameters)):
+        return run(x1, x2, sides, Draws(x1.device))
+    out: Pair = _Reversible.apply(tuple(steps), run, len(sides), x1, x2, *sides, *parameters)  # type: ignore[no-untyped-call]
+    return out
+
+
+reversible = cast(
+    Callable[..., Pair],
+    torch.compiler.disable(_reversible, recursive=False, reason="reversible layers are compiled one by one"),  # type: ignore[no-untyped-call]
+)
+
+
+def _in_turn(steps: Sequence[Step]) -> Forward:
+    def run(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws) -> Pair:
+        for step in steps:
+            draws.note()
+            a, b = b, a + step.run(b, sides)
+        return a, b
+
+    return run
+
+
+def _modules(steps: Sequence[Step]) -> list[nn.Module]:
+    return list({id(m): m for step in steps for m in step.module.modules()}.values())
+
+
+class _Reversible(torch.autograd.Function):
+    """All steps as one function; parameters are inputs, so that whoever waits for their gradients (DDP) gets them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, steps: tuple[Step, ...], run: Forward, count: int, x1: Tensor, x2: Tensor, *more: Tensor
+    ) -> Pair:
+        sides, ctx.parameters = more[:count], more[count:]
+        ctx.steps, ctx.draws, ctx.casts = steps, Draws(x1.device), _casts(x1.device.type)
+        ctx.versions = [p._version for p in ctx.parameters]
+        with _casting(ctx.casts), _unchanged_buffers(steps):
+            y1, y2 = run(x1, x2, sides, ctx.draws)
+        y1, y2 = y1.view_as(y1), y2.view_as(y2)  # a single step hands an input on
+        ctx.save_for_backward(y1, y2, *sides)
+        return y1, y2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g1: Tensor, g2: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, *sides = ctx.saved_tensors
+        if [p._version for p in ctx.parameters] != ctx.versions:
+            raise RuntimeError(
+                "a parameter of a reversible layer was changed in place between the forward and the backward pass"
+            )
+        wanted = ctx.needs_input_grad[5:]
+        leaves = [side.detach().requires_grad_() if need else side for side, need in zip(sides, wanted, strict=False)]
+        sums = _Sums([*(s if need else None for s, need in zip(leaves, wanted, strict=False)), *ctx.parameters])
+        with ctx.draws.aside(), _casting(ctx.casts):
+            for index in range(len(ctx.steps) - 1, -1, -1):
+                step = ctx.steps[index]
+                ctx.draws.again(index)
+                x = a.detach().requires_grad_()
+                with torch.enable_grad(), _aliases(step.module, ctx.parameters) as own:
+                    branch = step.run(x, leaves)
+                found: Sequence[Tensor | None] = (None,) * (1 + len(own) + len(leaves))
+                used = [leaf for leaf, need in zip(leaves, wanted, strict=False) if need]
+                if branch.requires_grad:
+                    inputs = [x, *used, *own.values()]
+                    found = torch.autograd.grad(branch, inputs, g2.to(branch.dtype), allow_unused=True)
+                sums.add(used, found[1:])
+                sums.add([ctx.parameters[place] for place in own], found[1 + len(used) :])
+                a, b = b - branch.detach(), a
+                g1, g2 = g2, g1 if found[0] is None else g1 + found[0]
+        return (None, None, None, g1, g2, *sums.totals())
+
+
+class _Sums:
+    """Gradients of tensors, over all steps that use them."""
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self.places = {id(tensor): place for place, tensor in enumerate(tensors) if tensor is not None}
+        self.found: list[Tensor | None] = [None] * len(tensors)
+
+    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Add the gradients of some of the tensors; None is zero."""
+        for tensor, gradient in zip(tensors, gradients, strict=False):
+            place = self.places[id(tensor)]
+            before = self.found[place]
+            if gradient is not None:
+                self.found[place] = gradient if before is None else before + gradient
+
+    def totals(self) -> list[Tensor | None]:
+        """The sums, None where nothing was added."""
+        return self.found
+
+
+@contextmanager
+def _aliases(module: nn.Module, parameters: Sequence[Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Within the context the module uses other leaves over the same memory, given by the place of the parameter.
+
+    Gradients are taken for them, so that hooks on the parameters themselves run once: when the sums arrive.
+    """
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+    made: dict[int, Tensor] = {}
+    taken: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for inner in module.modules():
+            own: dict[str, Any] = inner._parameters
+            for name, parameter in own.items():
+                place = places.get(id(parameter))
+                if place is not None:
+                    taken.append((own, name, parameter))
+                    if place not in made:
+                        made[place] = nn.Parameter(parameter.detach())
+        for own, name, parameter in taken:
+            own[name] = made[places[id(parameter)]]
+        yield made
+    finally:
+        for own, name, parameter in taken:
+            own[name] = parameter
+
+
+@contextmanager
+def _unchanged_buffers(steps: Sequence[Step]) -> Iterator[None]:
+    """Refuse modules that change their buffers while they run: computed again, they would start from other values."""
+    before = [(m, dict(m._buffers), [_version(b) for b in m._buffers.values()]) for m in _modules(steps) if m._buffers]
+    yield
+    for module, buffers, versions in before:
+        for (name, buffer), version in zip(buffers.items(), versions, strict=True):
+            if module._buffers.get(name) is not buffer or _version(buffer) != version:
+                raise ShapeError(
+                    f"{type(module).__name__} changes its buffer {name!r} while it runs, so that a reversible layer "
+                    "cannot compute it again; take the executor 'plain', or modules that keep nothing"
+                )
+
+
+def _version(buffer: Tensor | None) -> int:
+    return -1 if buffer is None else buffer._version
+
+
+Casts = tuple[str, bool, torch.dtype | None]
+
+
+def _casts(device: str) -> Casts:
+    """Whether automatic casts are on for a device type, and to what."""
+    if not torch.amp.is_autocast_available(device):
+        return device, False, None
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+@contextmanager
+def _casting(casts: Casts) -> Iterator[None]:
+    """The same automatic casts; without their cache, whose casts of parameters made here would carry no gradient."""
+    device, enabled, dtype = casts
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
+        yield

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from variform.errors import ConfigError, Problem, did_you_mean
 
 _BLOCK = re.compile(r"(?:(encoders|decoders)\.(\d+)\.)?(.+)")
+_PATCHES = re.compile(r"((?:encoders\.(\d+)\.)?)patch_emb\b")
+_POSITIONS = re.compile(r"((?:encoders\.\d+\.)?)pose_encoding\b")
+_PATCH_WEIGHT = re.compile(r"patch_emb\.1\.(?:native\.(.*\.))?(\w+)")
 _STEP = re.compile(r"wrap_(att|cross|ff)\.(.+)")
 _WRAPPERS = re.compile(r"(?:(?:layer|sublayer)\.)*")
 _BODY = {
@@ -36,15 +40,17 @@ def key_map(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     A norm that a decoder block applies to the memory as well stands in two places.
 
     Args:
-        names: the keys of the model's state dict.
+        names: the keys of the model's state dict, or better the state dict as it comes from the model: it also knows
+            modules without weights (pooled patches), which are layers of the native model.
 
     Raises:
         ConfigError: naming every key that has no place in a native model.
     """
     keys = tuple(names)
+    patches = _find_patches((*keys, *getattr(names, "_metadata", ())))
     found, problems = {}, []
     for key in keys:
-        places = _places(key, keys)
+        places = _places(key, keys, patches)
         if not places:
             problems.append(Problem(key, "this weight has no place in a native model"))
         found[key] = places
@@ -77,22 +83,39 @@ def from_native(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict
     return {key: state[several[0]].reshape(like[key].shape) for key, several in places.items()}
 
 
-def _places(key: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+class _Patches(NamedTuple):
+    """Where patches are embedded: in layers in front of these blocks, or together with the positions."""
+
+    blocks: tuple[int, ...]
+    embedded: bool
+
+
+def _find_patches(modules: Sequence[str]) -> _Patches:
+    found = {match[1]: int(match[2] or 0) for match in map(_PATCHES.match, modules) if match is not None}
+    placed = {match[1] for match in map(_POSITIONS.match, modules) if match is not None}
+    return _Patches(tuple(number for block, number in found.items() if block not in placed), bool(placed & set(found)))
+
+
+def _places(key: str, keys: tuple[str, ...], patches: _Patches) -> tuple[str, ...]:
     match = _BLOCK.fullmatch(key)
     assert match is not None
     side, index, rest = match.groups()
-    block = key.removesuffix(rest)
+    block, number = key.removesuffix(rest), int(index or 0)
     pair = {name.split(".")[0] for name in keys} == {"encoders", "decoders"}
     model = f"{side.removesuffix('s')}." if pair else ""
+    place = number if side == "decoders" else number + sum(other <= number for other in patches.blocks)
+    patch = _PATCH_WEIGHT.fullmatch(rest)
+    if patch is not None:
+        layer = f"stacks.0.layers.{place - 1}" if number in patches.blocks else "embedding.patches"
+        return (f"{model}{layer}.{patch[1] or 'conv.'}{patch[2]}",)
     step = _STEP.fullmatch(rest)
     if step is None:
-        place = _embedding(rest, f"{block}embedding_projector.weight" in keys)
-        return () if place is None else (f"{model}embedding.{place}",)
+        own = _embedding(rest, f"{block}embedding_projector.weight" in keys)
+        inner = "embedding." if patches.embedded and side != "decoders" else ""
+        return () if own is None else (f"{model}embedding.{inner}{own}",)
     has_cross = any(name.startswith(f"{block}wrap_cross.") for name in keys)
-    number = {"att": 0, "cross": 1, "ff": 2 if has_cross else 1}[step[1]]
-    return _step(
-        step[1], step[2], f"{model}stacks.0.", f"layers.{index or 0}.sublayers.{number}.", f"{block}wrap_", keys
-    )
+    sublayer = {"att": 0, "cross": 1, "ff": 2 if has_cross else 1}[step[1]]
+    return _step(step[1], step[2], f"{model}stacks.0.", f"layers.{place}.sublayers.{sublayer}.", f"{block}wrap_", keys)
 
 
 def _step(name: str, rest: str, stack: str, layer: str, block: str, keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -74,7 +74,6 @@ PENDING: dict[str, str] = {
     "components.patch_embedding": "*",
     "components.positional_embedding.rotary": "apply_rotary_pos_emb rotate_half",
     "components.reversible": "*",
-    "helpers.hierarchical_configs": "*",
     "helpers.timm_sparse_attention": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",

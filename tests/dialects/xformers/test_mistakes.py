@@ -27,6 +27,9 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
 
+PATCH = "patch_embedding_config"
+PATCHES = {"in_channels": DIM, "kernel_size": 3, "stride": 2}
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     (encoder(residual_norm_stile="pre"), TypeError, "residual_norm_stile", "did you mean 'residual_norm_style'"),
     (encoder(layer_norm_style="pre"), TypeError, "layer_norm_style", "no key"),
@@ -38,7 +41,18 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     (encoder(num_layers=0), TypeError, "num_layers", "greater than 0"),
     (encoder(use_triton="no"), TypeError, "use_triton", "bool"),
     (encoder(reversible=True), ValueError, "reversible", "not available"),
-    (encoder(patch_embedding_config={"in_channels": 3}), ValueError, "patch_embedding_config", "not available"),
+    (encoder(patch_embedding_config=PATCHES | {"in_channels": 3}), ValueError, f"{PATCH}.in_channels", "dim_model = 8"),
+    (
+        encoder(patch_embedding_config=PATCHES | {"out_channels": 3}),
+        ValueError,
+        f"{PATCH}.out_channels",
+        "dim_model = 8",
+    ),
+    (encoder(patch_embedding_config=PATCHES | {"kernel": 3}), TypeError, f"{PATCH}.kernel", "kernel_size"),
+    (encoder(patch_embedding_config=PATCHES | {"stride": "2"}), TypeError, f"{PATCH}.stride", "integer"),
+    (encoder(patch_embedding_config=PATCHES | {"pool_type": "CONV"}), KeyError, f"{PATCH}.pool_type", "CONV_2D"),
+    (encoder(patch_embedding_config=without(PATCHES, "stride")), TypeError, f"{PATCH}.stride", "needed"),
+    (encoder(patch_embedding_config=7), TypeError, PATCH, "expected a dict"),
     (without(encoder(), "feedforward_config"), TypeError, "feedforward_config", "needed"),
     (without(encoder(), "multi_head_config"), TypeError, "multi_head_config", "needed"),
     (without(encoder(), "dim_model"), TypeError, "dim_model", "needed"),
@@ -175,6 +189,10 @@ def test_stacks_that_contradict_one_another() -> None:
     wider = {"dim_model": 2 * DIM}
     with pytest.raises(vf.ConfigError, match=r"stack_configs\.1\.dim_model: the encoder layers before"):
         xFormerConfig([encoder(), encoder(**wider)])
+    with pytest.raises(
+        vf.ConfigError, match=r"stack_configs\.two\.dim_model: the encoder that it attends to has .* 16"
+    ):
+        xFormerConfig({"one": encoder(**wider), "two": decoder()})
 
 
 @pytest.mark.parametrize("stacks", [[], {}, 7, "encoder", [7], None])

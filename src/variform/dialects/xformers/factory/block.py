@@ -13,6 +13,7 @@ from variform.dialects.xformers.components.attention.masking import AttMask, rea
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY, Feedforward
 from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention
 from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch
+from variform.dialects.xformers.components.patch_embedding import build_patch_embedding
 from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
 from variform.dialects.xformers.components.residual import (
@@ -22,7 +23,7 @@ from variform.dialects.xformers.components.residual import (
     ResidualNormStyle,
     get_deepnorm_coefficients,
 )
-from variform.dialects.xformers.errors import below
+from variform.dialects.xformers.errors import CallError, below
 from variform.dialects.xformers.factory.block_configs import LayerPosition, xFormerBlockConfig
 from variform.errors import ShapeError
 from variform.parts.embedding.features import behind_class_tokens
@@ -42,6 +43,8 @@ class Block(nn.Module):
         self.residual_norm_style = config.residual_norm_style
         self.layer_position = layer_position or config.layer_position
         self.dropped: tuple[str, ...] = ()
+        patches = getattr(config, "patch_embedding_config", None)
+        self.patch_emb = None if patches is None else build_patch_embedding(patches)
         self.pose_encoding = self._embedding(config)
         if residual_scale is None and config.residual_norm_style == ResidualNormStyle.DeepNorm:
             coefficients, _ = get_deepnorm_coefficients(config.num_layers, 0)
@@ -126,6 +129,12 @@ class Block(nn.Module):
 
     def _embed(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Inputs as features, with their padding and positions; positions count the real tokens."""
+        if self.patch_emb is not None:
+            if padding is not None:
+                raise CallError(
+                    "a patch embedding joins tokens: it takes no padding mask (input_mask, key_padding_mask)"
+                )
+            x = self.patch_emb(x)
         positions = None if padding is None else (padding.long().cumsum(1) - 1).clamp(min=0)
         part = self.pose_encoding
         if part is None:
@@ -148,7 +157,11 @@ def innermost(module: nn.Module) -> Any:
 
 def padding_of(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:
     """A caller's mask over the positions of `x`, as bool."""
-    return None if mask is None else read_padding(mask, x.shape[0], x.shape[1], name)
+    if mask is None:
+        return None
+    if x.dim() == 4:
+        raise CallError(f"images have no padding: {name} cannot be given with them")
+    return read_padding(mask, x.shape[0], x.shape[1], name)
 
 
 def mask_arguments(att_mask: AttMask | None, padding: Tensor | None, positions: Tensor | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class xFormerEncoderConfig(xFormerBlockConfig):
     Args:
         multi_head_config: describes the attention; `dim_model` is filled in.
         simplicial_embeddings: `L` and `temperature` of simplicial embeddings after the last layer.
-        patch_embedding_config: must be None.
+        patch_embedding_config: describes a patch embedding in front of the first block; `out_channels` is filled in.
     """
 
     multi_head_config: PartConfig
@@ -153,9 +153,7 @@ class xFormerEncoderConfig(xFormerBlockConfig):
         self._read(read, BlockType.Encoder, more)
         self.multi_head_config = read.heads("multi_head_config", multi_head_config, self.dim_model)
         self.simplicial_embeddings = read.simplicial(simplicial_embeddings, self.dim_model)
-        self.patch_embedding_config = None
-        if patch_embedding_config is not None:
-            read.wrong("patch_embedding_config", "patch embeddings inside blocks are not available")
+        self.patch_embedding_config = read.patches(patch_embedding_config, self.dim_model)
         read.finish()
 
 

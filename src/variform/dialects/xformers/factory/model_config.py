@@ -10,6 +10,7 @@ from variform.dialects.xformers.building import checked
 from variform.dialects.xformers.components import ResidualNormStyle
 from variform.dialects.xformers.errors import Wrong, config_error, wrongs
 from variform.dialects.xformers.factory.block_configs import (
+    BlockType,
     xFormerBlockConfig,
     xFormerDecoderConfig,
     xFormerEncoderConfig,
@@ -130,15 +131,33 @@ def _contradictions(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:
     problems = []
     first = next(iter(stacks.values()))
     deep = first.residual_norm_style == ResidualNormStyle.DeepNorm
-    sizes: dict[Any, int] = {}
     for key, stack in stacks.items():
-        path = f"stack_configs.{key}"
         if (stack.residual_norm_style == ResidualNormStyle.DeepNorm) != deep:
-            message = "all layers need to have the same deepnorm setting"
+            message, path = "all layers need to have the same deepnorm setting", f"stack_configs.{key}"
             style = stack.residual_norm_style.value
             problems.append(Wrong(f"{path}.residual_norm_style", message, style, like=AssertionError))
-        size = sizes.setdefault(stack.block_type, stack.dim_model)
-        if size != stack.dim_model:
-            message = f"the {stack.block_type.value} layers before have dim_model = {size}"
-            problems.append(Wrong(f"{path}.dim_model", message, stack.dim_model))
+    return problems + _sizes(stacks)
+
+
+def _sizes(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:
+    """Features that one block hands to another that expects others."""
+    problems: list[Wrong] = []
+    sizes: dict[BlockType, int] = {}
+    for key, stack in stacks.items():
+        path, size = f"stack_configs.{key}", sizes.get(stack.block_type, stack.dim_model)
+        patches = getattr(stack, "patch_embedding_config", None)
+        before = f"the {stack.block_type.value} layers before have dim_model = {size}"
+        if patches is not None and stack.block_type in sizes and patches["in_channels"] != size:
+            problems.append(Wrong(f"{path}.patch_embedding_config.in_channels", before, patches["in_channels"]))
+        elif patches is None and size != stack.dim_model:
+            hint = "a patch_embedding_config may change it" if isinstance(stack, xFormerEncoderConfig) else ""
+            problems.append(Wrong(f"{path}.dim_model", before, stack.dim_model, hint))
+        sizes[stack.block_type] = stack.dim_model
+    memory = sizes.get(BlockType.Encoder)
+    for key, stack in stacks.items():
+        if not isinstance(stack, xFormerDecoderConfig) or stack.multi_head_config_cross is None:
+            continue
+        if memory is not None and stack.dim_model != memory:
+            message = f"the encoder that it attends to has dim_model = {memory}"
+            problems.append(Wrong(f"stack_configs.{key}.dim_model", message, stack.dim_model))
     return problems

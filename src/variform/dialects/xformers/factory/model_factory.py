@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from variform.core.spec import Spec
 from variform.dialects.xformers.components import ResidualNormStyle
-from variform.dialects.xformers.components.attention.masking import AttMask, both, read_padding
+from variform.dialects.xformers.components.attention.masking import AttMask, both
 from variform.dialects.xformers.components.residual import DeepNormCoefficients, get_deepnorm_coefficients
 from variform.dialects.xformers.errors import CallError, Wrong, below, config_error
+from variform.dialects.xformers.factory.block import padding_of
 from variform.dialects.xformers.factory.block_configs import (
     LayerPosition,
     xFormerBlockConfig,
@@ -84,10 +86,11 @@ class xFormer(nn.Module):
         built: list[Any] = []
         total = sum(stack.num_layers for _, stack in stacks)
         for path, stack in stacks:
-            for _ in range(stack.num_layers):
+            for layer in range(stack.num_layers):
                 place = LayerPosition(first=not built, last=len(built) == total - 1)
                 with below(path):
-                    built.append(block(stack, place, None if deepnorm is None else deepnorm.alpha))
+                    own = _without_patches(stack) if layer else stack
+                    built.append(block(own, place, None if deepnorm is None else deepnorm.alpha))
                 if stack is not stacks[0][1] or len(built) == 1:
                     self._note(f"{path}.{key}" for key in built[-1].dropped)
         return built
@@ -195,9 +198,16 @@ def _deepnorm(stacks: Stacks, encoder_layers: int, decoder_layers: int) -> Coeff
 
 
 def _padding(x: Tensor, first: Tensor | None, second: Tensor | None, side: str) -> Tensor | None:
-    masks = ((first, f"{side}_input_mask"), (second, f"{side}_key_padding_mask"))
-    read = [None if m is None else read_padding(m, x.shape[0], x.shape[1], name) for m, name in masks]
-    return both(*read)
+    return both(padding_of(x, first, f"{side}_input_mask"), padding_of(x, second, f"{side}_key_padding_mask"))
+
+
+def _without_patches(stack: xFormerBlockConfig) -> xFormerBlockConfig:
+    """A stack's configuration for its blocks after the first: patches are embedded once."""
+    if getattr(stack, "patch_embedding_config", None) is None:
+        return stack
+    rest: Any = copy.copy(stack)
+    rest.patch_embedding_config = None
+    return rest  # type: ignore[no-any-return]
 
 
 def _refuse(side: str, **given: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from variform.core.spec import Shared, Spec
 from variform.dialects.xformers.components import MultiHeadDispatch, PostNorm, PreNorm, Residual
 from variform.dialects.xformers.components.feedforward import MLP
 from variform.dialects.xformers.components.feedforward.native import NativeFeedforward
+from variform.dialects.xformers.components.patch_embedding import PatchEmbedding
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
 from variform.dialects.xformers.components.residual import Skip
 from variform.dialects.xformers.errors import Wrong, config_error
 from variform.dialects.xformers.factory.block import innermost
 from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
 from variform.parts.embedding.factorised import FactorisedEmbedding
+from variform.parts.embedding.image import ImageEmbedding
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.residual.scaled import ScaledResidual
@@ -35,12 +38,54 @@ def encoder_spec(blocks: Sequence[xFormerEncoderBlock], shared: bool = False) ->
         blocks: in order.
         shared: the embedding is also the decoder's.
     """
-    layers = [TransformerLayer.spec(sublayers=[_attention(b.wrap_att), _feedforward(b.wrap_ff)]) for b in blocks]
+    layers = []
+    for block in blocks:
+        if block.patch_emb is not None and not _embeds_patches(block):
+            layers.append(block.patch_emb.spec)
+        layers.append(TransformerLayer.spec(sublayers=[_attention(block.wrap_att), _feedforward(block.wrap_ff)]))
     stacks = [LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))]
     simplicial = blocks[-1].simplicial_embedding
     if simplicial is not None:
         stacks.append(LayerStack.spec(layers=[], norm=simplicial.spec))
-    return _model(blocks[0], stacks, shared)
+    if blocks[0].patch_emb is None:
+        return _model(blocks[0], stacks, shared)
+    return _vision(blocks[0], stacks)
+
+
+def _embeds_patches(block: Any) -> bool:
+    """Whether patches and positions are one embedding; a patch embedding alone is the first layer."""
+    return block.patch_emb is not None and block.pose_encoding is not None
+
+
+def _vision(first: Any, stacks: list[Spec]) -> Spec:
+    """A model of images, or of their pixels as a sequence; with positions, of the size that these are for."""
+    patches: PatchEmbedding = first.patch_emb
+    if not _embeds_patches(first):
+        return Transformer.spec(
+            embedding=None, stacks=stacks, dim=patches.config.in_channels, heads=None, vocab_size=None
+        )
+    part = first.pose_encoding
+    if not isinstance(part, PlacedEmbedding) or hasattr(first, "embedding_projector"):
+        raise _no_equivalent(part)
+    embedding = ImageEmbedding.spec(
+        patches=patches.spec,
+        height=_image_side(patches, part.longest),
+        channels=patches.config.in_channels,
+        embedding=part.spec,
+    )
+    return Transformer.spec(embedding=embedding, stacks=stacks, dim=first.dim_model, heads=None, vocab_size=None)
+
+
+def _image_side(patches: PatchEmbedding, places: int | None) -> int:
+    """Pixels along a side of the square image whose patches have so many places; a multiple of the stride if any."""
+    side = math.isqrt(places or 0)
+    if not side or side**2 != places:
+        message = "an image whose patches have this many positions is not known: a native model needs its size"
+        raise config_error([Wrong("position_encoding_config.seq_len", message, places, "a square number")])
+    layer, step = patches.spec, patches.config.stride
+    part: Any = layer.part
+    sizes = (side * step, (side - 1) * step + patches.config.kernel_size - 2 * patches.config.padding)
+    return next(size for size in sizes if part.side(dict(layer.args), size) == side)
 
 
 def decoder_spec(blocks: Sequence[xFormerDecoderBlock], shared: bool = False) -> Spec:

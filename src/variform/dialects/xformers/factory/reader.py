@@ -8,6 +8,7 @@ from typing import Any
 from variform.dialects.xformers.building import as_mapping, checked, plan_part
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
 from variform.dialects.xformers.components.multi_head_config import plan_multi_head
+from variform.dialects.xformers.components.patch_embedding import read_patch_embedding
 from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
 from variform.dialects.xformers.components.simplicial_embedding import SimplicialEmbedding
 from variform.dialects.xformers.errors import Wrong, config_error, join, wrongs
@@ -73,6 +74,22 @@ class Reader:
         _, problems = plan_multi_head(own)
         self._same_size(name, own, dim_model)
         self.problems += [problem.below(name) for problem in problems if dim_model or problem.path != "dim_model"]
+        return own
+
+    def patches(self, config: Any, dim_model: int | None) -> dict[str, Any] | None:
+        """The arguments of a patch embedding; what comes out has the block's features."""
+        if config is None:
+            return None
+        name = "patch_embedding_config"
+        own = self._copy(name, config)
+        if not own:
+            return own
+        if dim_model is not None and own.get("out_channels") is None:
+            own["out_channels"] = dim_model
+        _, problems = read_patch_embedding(own)
+        self.problems += [problem.below(name) for problem in problems if dim_model or problem.path != "out_channels"]
+        if not problems and own["out_channels"] != dim_model:
+            self.wrong(f"{name}.out_channels", f"the block has dim_model = {dim_model}", value=own["out_channels"])
         return own
 
     def simplicial(self, config: Any, dim_model: int | None) -> dict[str, Any] | None:

@@ -23,7 +23,8 @@ def fourier_mix(x: Tensor, groups: int = 1) -> Tensor:
     """
     wide = x.float() if x.dtype.itemsize < 4 else x
     wide = wide.view(*x.shape[:2], groups, x.shape[2] // groups)
-    return torch.fft.fft2(wide, dim=(1, 3)).real.flatten(2).to(x.dtype)
+    mixed: Tensor = torch.fft.fft2(wide, dim=(1, 3)).real
+    return mixed.flatten(2).to(x.dtype)
 
 
 def naive_fourier_mix(x: Tensor, groups: int = 1) -> Tensor:

@@ -23,9 +23,14 @@ _BODY = {
     "proj.": "out.",
     "mlp.0.": "up.",
     "mlp.3.": "down.",
+    "conv_mlp.0.": "up.",
+    "conv_mlp.1.": "near.",
+    "conv_mlp.3.": "down.",
     "attention.native.": "attention.",
     "native.": "",
 }
+_MIXER = "attention.native."
+"""A mixer stands here where nothing projects what comes in; else it is the attention between the projections."""
 _EMBEDDING = {
     "pose_encoding.word_embeddings.weight": "weight",
     "pose_encoding.position_embeddings.weight": "position.weight",
@@ -132,6 +137,9 @@ def _step(name: str, rest: str, stack: str, layer: str, block: str, keys: tuple[
             return (f"{stack}{layer}{inner}", *twice)
         final = any(key.startswith(f"{block}{name}.sublayer.layer.norm.") for key in keys)
         return (f"{stack}{inner}" if final else f"{stack}{layer}out_{inner}",)
+    projected = any(key.startswith(f"{block}{name}.") and ".in_proj_container." in key for key in keys)
+    if inner.startswith(_MIXER) and not projected:
+        return (f"{stack}{layer}body.{inner.removeprefix(_MIXER)}",)
     for prefix, native in _BODY.items():
         if inner.startswith(prefix):
             return (f"{stack}{layer}body.{native}{inner.removeprefix(prefix)}",)

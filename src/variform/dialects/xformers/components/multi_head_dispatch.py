@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from variform.dialects.xformers.building import superset_keys, verify
 from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY, Attention
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, both, read_padding
 from variform.dialects.xformers.components.attention.merging import call_foreign
+from variform.dialects.xformers.components.attention.mixing import NativeMixer
 from variform.dialects.xformers.components.attention.native import NativeAttention
 from variform.dialects.xformers.components.input_projection import InputProjection, InputProjectionConfig
 from variform.dialects.xformers.components.positional_embedding.rotary import RotaryEmbedding
@@ -90,7 +92,8 @@ class MultiHeadDispatch(nn.Module):
         biases: Biases = (bias,) * 4 if isinstance(bias, bool) else tuple(bias)  # type: ignore[assignment]
         verify(MultiHeadDispatch, **{**given, "bias": biases})
         dim_key, dim_value = dim_key or dim_model, dim_value or dim_model
-        if wrong := head_problems(num_heads, dim_model=dim_model, dim_key=dim_key, dim_value=dim_value):
+        wrong = head_problems(num_heads, dim_model=dim_model, dim_key=dim_key, dim_value=dim_value)
+        if wrong := wrong + _unused(given, attention):
             raise config_error(wrong)
         self.num_heads = num_heads
         self.dim_model = dim_model
@@ -106,7 +109,9 @@ class MultiHeadDispatch(nn.Module):
             )
         self.rotary_embeddings = RotaryEmbedding(self.dim_key_head) if use_rotary_embeddings else None
         self.resid_drop = nn.Dropout(residual_dropout)
-        self.proj = out_proj or nn.Linear(dim_value, dim_model, bias=biases[3])
+        self.proj: nn.Module | None = None
+        if not attention.requires_skip_multi_head:
+            self.proj = out_proj or nn.Linear(dim_value, dim_model, bias=biases[3])
         if isinstance(self.proj, nn.Linear) and biases[3] and out_proj is None:
             nn.init.zeros_(self.proj.bias)
 
@@ -149,8 +154,12 @@ class MultiHeadDispatch(nn.Module):
             read_padding(key_padding_mask, sizes.batch, sizes.keys, "key_padding_mask"),
             read_padding(input_mask, sizes.batch, sizes.keys, "input_mask"),
         )
+        if isinstance(self.attention, NativeMixer):
+            y = self.attention.mix(query, key, value, att_mask, padding, positions)
+            return self.resid_drop(y if self.proj is None else self.proj(y))  # type: ignore[no-any-return]
         if self.attention.requires_skip_multi_head:
-            return call_foreign(self.attention, query, key, value, att_mask, padding, sizes)
+            y = call_foreign(self.attention, query, key, value, att_mask, padding, sizes)
+            return self.resid_drop(y)  # type: ignore[no-any-return]
         q, k, v = (query, key, value)
         if self.attention.requires_input_projection:
             q, k, v = self.in_proj_container(query, key, value)
@@ -161,6 +170,7 @@ class MultiHeadDispatch(nn.Module):
             y = self.attention.attend(q, k, v, self.attention.sides(att_mask, padding, sizes, positions))
         else:
             y = call_foreign(self.attention, q, k, v, att_mask, padding, sizes)
+        assert self.proj is not None
         return self.resid_drop(self.proj(y.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor, name: str) -> Tensor:
@@ -176,6 +186,8 @@ class MultiHeadDispatch(nn.Module):
         Raises:
             ConfigError: a setting that the native mixer does not have.
         """
+        if isinstance(self.attention, NativeMixer) and isinstance(self.proj, (nn.Linear, type(None))):
+            return self.attention.within(self.dim_model, self.proj is not None and self.proj.bias is not None)
         linears = _plain_linears(self)
         equal = self.dim_key_head == self.dim_value_head
         if not isinstance(self.attention, NativeAttention) or linears is None or not equal:
@@ -186,7 +198,7 @@ class MultiHeadDispatch(nn.Module):
             heads=self.num_heads,
             dim_head=self.dim_key_head,
             bias=linears[0].bias is not None,
-            out_bias=self.proj.bias is not None,
+            out_bias=linears[3].bias is not None,
             attention=self.attention.spec,
             rotation=None if self.rotary_embeddings is None else self.rotary_embeddings.spec,
         )
@@ -199,6 +211,22 @@ def head_problems(heads: int, **sizes: int) -> list[Wrong]:
         if size % heads and (name == "dim_model" or size != sizes["dim_model"]):
             hint = nearest_divisors(size, heads)
             problems.append(Wrong("num_heads", f"must divide {name} = {size}", heads, hint, like=AssertionError))
+    return problems
+
+
+def _unused(given: Mapping[str, Any], attention: Any) -> list[Wrong]:
+    """Settings of the heads that an attention without them would ignore."""
+    if not isinstance(attention, Attention):
+        return []
+    name, problems = type(attention).__name__, []
+    if not attention.requires_input_projection:
+        settings = ["in_proj_container", "use_rotary_embeddings", "dim_key", "dim_value"]
+        if attention.requires_skip_multi_head:
+            settings.append("out_proj")
+        for key in settings:
+            if given[key] and given[key] != given["dim_model"]:
+                message = f"{name} works on the features of the model itself, without projections: leave it out"
+                problems.append(Wrong(key, message, given[key], like=AssertionError))
     return problems
 
 

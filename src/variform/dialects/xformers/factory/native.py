@@ -10,7 +10,7 @@ from torch import nn
 
 from variform.core.spec import Shared, Spec
 from variform.dialects.xformers.components import MultiHeadDispatch, PostNorm, PreNorm, Residual
-from variform.dialects.xformers.components.feedforward import MLP
+from variform.dialects.xformers.components.feedforward import MLP, Conv2DFeedforward
 from variform.dialects.xformers.components.feedforward.native import NativeFeedforward
 from variform.dialects.xformers.components.patch_embedding import PatchEmbedding
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
@@ -21,6 +21,7 @@ from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock
 from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.image import ImageEmbedding
 from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.residual.scaled import ScaledResidual
 from variform.stack.model import Transformer
@@ -133,6 +134,8 @@ def _cross(wrapper: nn.Module, index: int) -> Spec:
     """A step to the memory; a norm before it is the memory's too."""
     heads = innermost(wrapper)
     assert isinstance(heads, MultiHeadDispatch)
+    if heads.spec.part is not MultiHead:
+        raise config_error([Wrong("", f"cross attention by {heads.spec.name!r} has no native equivalent")])
     own = dict(heads.spec.args)
     if own.pop("rotation") is not None:
         raise config_error([Wrong("", "cross attention with rotary embeddings has no native equivalent")])
@@ -150,7 +153,7 @@ def _feedforward(wrapper: nn.Module) -> Spec:
     part = innermost(wrapper)
     if isinstance(part, MLP):
         return _step(wrapper, part.spec, part.output_dropout)
-    if isinstance(part, NativeFeedforward):
+    if isinstance(part, (NativeFeedforward, Conv2DFeedforward)):
         return _step(wrapper, part.spec, 0.0)
     raise _no_equivalent(part)
 

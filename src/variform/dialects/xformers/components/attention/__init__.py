@@ -2,21 +2,27 @@
 
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
+from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
 from variform.dialects.xformers.components.attention.local import LocalAttention
+from variform.dialects.xformers.components.attention.pooling import Pooling
 from variform.dialects.xformers.components.attention.registry import (
     ATTENTION_REGISTRY,
     build_attention,
     register_attention,
 )
 from variform.dialects.xformers.components.attention.scaled_dot_product import ScaledDotProduct
+from variform.dialects.xformers.components.attention.visual import Visual
 
 __all__ = [
     "ATTENTION_REGISTRY",
     "Attention",
     "AttentionConfig",
     "AttentionMask",
+    "FourierMix",
     "LocalAttention",
+    "Pooling",
     "ScaledDotProduct",
+    "Visual",
     "build_attention",
     "register_attention",
 ]

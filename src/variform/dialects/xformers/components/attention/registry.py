@@ -8,6 +8,7 @@ from typing import Any
 from variform.dialects.xformers.building import build_part
 from variform.dialects.xformers.components.attention.adopted import adopt_attention
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
+from variform.dialects.xformers.components.attention.mixing import mixer_items
 from variform.dialects.xformers.components.attention.native import native_items
 from variform.dialects.xformers.utils import Item, Registry, get_registry_decorator
 
@@ -16,7 +17,8 @@ SURROUNDINGS = ("dropout", "seq_len", "num_heads", "dim_model", "dim_head", "dim
 
 def _natives() -> Mapping[str, Item]:
     own = ATTENTION_REGISTRY.own()
-    return native_items(frozenset(getattr(item.constructor, "stands_for", "") for item in own.values()) | set(own))
+    taken = frozenset(getattr(item.constructor, "stands_for", "") for item in own.values()) | set(own)
+    return {**mixer_items(taken), **native_items(taken)}
 
 
 ATTENTION_REGISTRY = Registry("attention", SURROUNDINGS, _natives)

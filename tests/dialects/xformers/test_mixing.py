@@ -1,0 +1,338 @@
+"""Attentions that mix the whole sequence themselves: upstream's names for them, and every mixer of the library."""
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import variform as vf
+from tests.dialects.xformers.cases import DIM, HEADS, SEQ, attention, decoder, encoder, features, fill, ids
+from variform.core.registry import unregister
+from variform.dialects.xformers.components import MultiHeadDispatch, build_attention, build_multi_head_attention
+from variform.dialects.xformers.components.attention import (
+    ATTENTION_REGISTRY,
+    Attention,
+    AttentionConfig,
+    FourierMix,
+    Pooling,
+    Visual,
+    register_attention,
+)
+from variform.dialects.xformers.components.attention.mixing import NativeMixer, mixer_items
+from variform.dialects.xformers.components.attention.pooling import PoolingAttentionConfig
+from variform.dialects.xformers.components.attention.visual import VisualAttentionConfig
+from variform.dialects.xformers.components.feedforward import Conv2DFeedforward, build_feedforward
+from variform.dialects.xformers.components.feedforward.conv_mlp import ConvMlpConfig
+from variform.dialects.xformers.factory import xFormer, xFormerConfig, xFormerEncoderBlock, xFormerEncoderConfig
+from variform.ops.fourier import naive_fourier_mix
+from variform.parts.kinds import Mixer, Streams
+from variform.weights.xformers import to_native
+
+X = features()
+REAL = torch.arange(SEQ) < torch.tensor([[SEQ], [4]])
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fourier_mix": {"dropout": 0.0},
+    "pooling": {"pool_size": 2, "stride": 2, "padding": 0},
+    "visual": {},
+    **{name: {} for name in mixer_items(frozenset()) if name not in ("fourier_mix", "pooling", "visual")},
+}
+NAMES = [*CONFIGS]
+
+
+def built(name: str, **more: Any) -> Any:
+    return fill(build_attention({"name": name, **CONFIGS[name], **more}, dim_model=DIM, num_heads=HEADS, seq_len=32))
+
+
+def dispatch(name: str, **more: Any) -> Any:
+    config = {"name": name, "seq_len": 32, **CONFIGS[name], **more}
+    return fill(build_multi_head_attention({"dim_model": DIM, "num_heads": HEADS, "attention": config}))
+
+
+def model(*stacks: dict[str, Any]) -> Any:
+    return fill(xFormer.from_config(xFormerConfig(list(stacks))))
+
+
+def twin(part: Any) -> Any:
+    native = vf.build(part.spec).double().eval()
+    native.load_state_dict(to_native(part.state_dict()))
+    return native
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+# ---- every mixer ----
+
+
+def test_upstreams_names_and_all_mixers_are_registered() -> None:
+    assert set(NAMES) <= set(ATTENTION_REGISTRY)
+    assert {"multi_head", "fourier_mix", "pooling", "visual"} <= set(NAMES)
+    assert "cross_attention" not in ATTENTION_REGISTRY  # it reads another sequence
+    assert [ATTENTION_REGISTRY[n].constructor for n in ("fourier_mix", "pooling", "visual")] == [
+        FourierMix,
+        Pooling,
+        Visual,
+    ]
+    assert ATTENTION_REGISTRY["pooling"].config is PoolingAttentionConfig
+    assert ATTENTION_REGISTRY["visual"].config is VisualAttentionConfig
+    assert ATTENTION_REGISTRY["fourier_mix"].config is AttentionConfig
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_are_what_the_native_part_can_do(name: str) -> None:
+    part = built(name)
+    can = type(part.native).abilities(dict(part.native.spec.args))
+    assert isinstance(part, NativeMixer)
+    assert part.supports_attention_mask == can.attention_mask
+    assert part.supports_key_padding_mask == can.key_padding
+    assert part.requires_same_k_q_dimensions
+    assert not part.requires_input_projection
+    assert not part.requires_head_dimension
+    assert part.requires_skip_multi_head == (name != "fourier_mix")
+    assert part.requires_squared_context == (name in ("pooling", "visual"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_its_own_it_is_the_native_part(name: str) -> None:
+    part = built(name)
+    close(part(X, X, X), part.native(X, {}))
+    close(part(X), part.native(X, {}))
+    with pytest.raises(AssertionError, match="key and value are the query itself"):
+        part(X, X.clone(), X)
+    with pytest.raises(AssertionError, match=r"takes \[B, S, dim_model\]"):
+        part(X.unsqueeze(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_and_padding_are_honoured_or_refused(name: str, causal: bool) -> None:
+    if causal and not vf.parts()["mixer", name].can.causal:
+        with pytest.raises(vf.ConfigError, match=r"cannot honour 'causal'.*it is honoured by: .*multi_head"):
+            built(name, causal=True)
+        return
+    heads = dispatch(name, **({"causal": True} if causal else {}))
+    can = type(heads.attention.native).abilities(dict(heads.attention.native.spec.args))
+    assert heads.attention.causal == causal
+    if causal:
+        changed = X.clone()
+        changed[:, 5:] += 1
+        close(heads(changed)[:, :5], heads(X)[:, :5])
+    if can.key_padding:
+        out = heads(X, key_padding_mask=REAL)
+        close(out[1, :4], heads(X[1:, :4])[0])
+    else:
+        with pytest.raises(AssertionError, match="does not support key padding"):
+            heads(X, key_padding_mask=REAL)
+    near = torch.ones(SEQ, SEQ).tril(1).triu(-1).bool()
+    if can.attention_mask:
+        out = heads(X, att_mask=near)
+        close(out, heads(X, att_mask=torch.zeros(SEQ, SEQ, dtype=X.dtype).masked_fill(~near, -torch.inf)))
+        assert not torch.allclose(out, heads(X))
+        with pytest.raises(AssertionError, match="have no scores"):
+            heads(X, att_mask=torch.full((SEQ, SEQ), 0.5, dtype=X.dtype))
+    else:
+        with pytest.raises(AssertionError, match="does not support attention masks"):
+            heads(X, att_mask=near)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("style", ["pre", "post"])
+def test_a_model_equals_its_native_twin(name: str, style: str) -> None:
+    heads = attention(name, seq_len=32, **CONFIGS[name])
+    whole = model(encoder(multi_head_config=heads, residual_norm_style=style, num_layers=2))
+    native = twin(whole)
+    close(whole(ids()), native(ids()))
+    assert whole.spec["stacks"][0]["layers"][0]["sublayers"][0]["body"].name in (name, "multi_head")
+    if whole.encoders[0].wrap_att is not None and built(name).supports_key_padding_mask:
+        out = whole(ids(), encoder_input_mask=REAL)
+        close(out[REAL], native(ids(), valid=REAL)[REAL])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_a_block_and_by_pickle(name: str) -> None:
+    config = {
+        **encoder(multi_head_config=attention(name, seq_len=32, **CONFIGS[name])),
+        "position_encoding_config": None,
+    }
+    block = fill(xFormerEncoderBlock.from_config(xFormerEncoderConfig(**config)))
+    close(block(X), block(X, X, X))
+    close(pickle.loads(pickle.dumps(block))(X), block(X))
+    close(block(X), twin(block)(X))
+
+
+def test_cross_attention_by_a_mixer_is_refused() -> None:
+    with_pooling = model(decoder(multi_head_config_cross=attention("visual")))
+    with pytest.raises(AssertionError, match="mixes one sequence"):
+        with_pooling(features(seed=1), ids())
+    with pytest.raises(vf.ConfigError, match="cross attention by 'visual' has no native equivalent"):
+        _ = with_pooling.spec
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("use_rotary_embeddings", True), ("dim_key", 2 * DIM), ("dim_value", 2 * DIM), ("out_proj", nn.Linear(DIM, DIM))],
+)
+def test_settings_of_heads_that_it_has_not_are_refused(setting: str, value: Any) -> None:
+    with pytest.raises(vf.ConfigError, match=f"(?s){setting}.*Visual works on the features"):
+        MultiHeadDispatch(DIM, HEADS, built("visual"), **{setting: value})
+    assert MultiHeadDispatch(DIM, HEADS, built("visual"), dim_key=DIM).proj is None
+
+
+def test_residual_dropout_counts() -> None:
+    heads = MultiHeadDispatch(DIM, HEADS, built("pooling"), residual_dropout=0.5).double()
+    assert bool((heads(X) == 0).any())
+    assert not bool((heads.eval()(X) == 0).any())
+
+
+def test_a_users_attention_with_its_own_heads_has_the_residual_dropout_and_no_idle_projection() -> None:
+    @register_attention("test_own_heads", AttentionConfig)
+    class OwnHeads(Attention):
+        def __init__(self, dropout: float = 0.0, *args: Any, **kwargs: Any) -> None:
+            super().__init__()
+            self.requires_skip_multi_head = True
+            self.requires_input_projection = False
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return q + k + v
+
+    try:
+        heads = build_multi_head_attention(
+            {"dim_model": DIM, "num_heads": HEADS, "residual_dropout": 0.5, "attention": {"name": "test_own_heads"}}
+        )
+    finally:
+        ATTENTION_REGISTRY.remove("test_own_heads")  # type: ignore[attr-defined]
+    assert not list(heads.parameters())
+    assert bool((heads(X) == 0).any())
+    close(heads.eval()(X), 3 * X)
+
+
+def test_a_users_own_mixer_is_reached() -> None:
+    @vf.register("test_mean")
+    class Mean(Mixer):
+        """The mean over the sequence."""
+
+        can = vf.Can(False, False, False, False, False, decode=False)
+
+        def __init__(self, dim: int = vf.INHERIT, gain: float = 1.0) -> None:
+            super().__init__()
+            self.gain = gain
+
+        def forward(self, x: Tensor, streams: Streams) -> Tensor:
+            return self.gain * x.mean(1, keepdim=True).expand_as(x)
+
+    try:
+        part = build_attention({"name": "test_mean", "gain": 2.0, "window_size": 3}, dim_model=DIM)
+        assert part.dropped == ("window_size",)
+        close(part(X), 2 * X.mean(1, keepdim=True).expand_as(X))
+        block = model(encoder(multi_head_config=attention("test_mean", gain=2.0)))
+        close(block(ids()), twin(block)(ids()))
+    finally:
+        unregister("mixer", "test_mean")
+
+
+# ---- upstream's classes ----
+
+
+def test_fourier_mix_is_over_all_features_unless_told_otherwise() -> None:
+    heads = fill(MultiHeadDispatch(DIM, HEADS, FourierMix(0.0)))
+    close(heads(X), heads.proj(naive_fourier_mix(X)))
+    close(heads(X), _same_as_spec(heads, X))
+    old = fill(MultiHeadDispatch(DIM, HEADS, FourierMix(0.0, per_head=True, num_heads=HEADS)))
+    close(old(X), old.proj(naive_fourier_mix(X, HEADS)))
+    close(old(X), _same_as_spec(old, X))
+    with pytest.raises(AssertionError, match="do not divide by 3 heads"):
+        FourierMix(0.0, per_head=True, num_heads=3)(X)
+    with pytest.raises(TypeError, match="needs this key"):
+        build_attention({"name": "fourier_mix"})
+    dropping = FourierMix(dropout=0.5)
+    assert bool((dropping(X) == 0).any())
+    assert not bool((dropping.eval()(X) == 0).any())
+
+
+def _same_as_spec(heads: Any, x: Tensor) -> Tensor:
+    native = vf.build(heads.spec).double()
+    native.out.load_state_dict(heads.proj.state_dict())
+    return native(x, {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"pool_size": 2}, {"stride": 2}, {"padding": 0}, {"pool_size": 5, "padding": 1}, {"dropout": 0.5}]
+)
+def test_every_setting_of_pooling_counts(change: dict[str, Any]) -> None:
+    plain, other = Pooling(), build_attention({"name": "pooling", **change})
+    assert plain.spec.leaves() | change == other.spec.leaves() | ({"padding": None} if "padding" not in change else {})
+    assert not torch.allclose(plain(X), other(X))
+
+
+def test_visual_by_name() -> None:
+    assert build_attention({"name": "visual", "dim_model": DIM}).spec == Visual(DIM).spec
+    with pytest.raises(TypeError, match="needs this key"):
+        build_attention({"name": "visual"})
+    dropping = Visual(DIM, dropout=0.5).double()
+    assert bool((dropping(X) == 0).any())
+
+
+# ---- the feedforward ----
+
+
+def conv(**more: Any) -> Any:
+    return fill(build_feedforward({"name": "Conv2DFeedforward", "dim_model": DIM, **more}))
+
+
+def test_the_convolutional_feedforward_is_upstreams() -> None:
+    part = conv()
+    assert isinstance(part, Conv2DFeedforward)
+    assert part.requires_squared_context
+    sizes = {name: list(p.shape) for name, p in part.named_parameters() if name.endswith("weight")}
+    assert sizes == {
+        "conv_mlp.0.weight": [DIM, DIM, 1, 1],
+        "conv_mlp.1.weight": [DIM, 1, 3, 3],
+        "conv_mlp.3.weight": [DIM, DIM, 1, 1],
+    }
+    assert {f.name for f in ConvMlpConfig.__dataclass_fields__.values()} == {
+        "name",
+        "dim_model",
+        "dropout",
+        "activation",
+        "hidden_layer_multiplier",
+        "dim_model_out",
+        "act_layer",
+    }
+    with pytest.raises(AssertionError, match="the nearest are 4 and 9"):
+        part(X[:, :8])
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"hidden_layer_multiplier": 3}, {"activation": "relu"}, {"act_layer": "star_relu"}]
+)
+def test_a_model_with_it_equals_its_native_twin(more: dict[str, Any]) -> None:
+    whole = model(encoder(feedforward_config={"name": "Conv2DFeedforward", **more}, num_layers=2))
+    close(whole(ids()), twin(whole)(ids()))
+
+
+def test_every_setting_of_it_counts() -> None:
+    plain = conv()
+    assert conv(hidden_layer_multiplier=3).spec["hidden"] == 3 * DIM
+    assert conv(dim_model_out=5)(X).shape == (2, SEQ, 5)
+    close(conv(act_layer="relu")(X), conv(activation="relu")(X))
+    assert not torch.allclose(conv(act_layer="relu")(X), plain(X))
+    close(conv(activation="gelu")(X), plain(X))
+    assert bool((conv(dropout=0.5).train()(X) == 0).any())
+    with pytest.raises(vf.ConfigError, match="another name of activation"):
+        conv(activation="relu", act_layer="gelu")
+    with pytest.raises(vf.ConfigError, match="another size of output"):
+        _ = conv(dim_model_out=5).spec
+
+
+def test_it_initialises_itself() -> None:
+    part = Conv2DFeedforward(64, hidden_layer_multiplier=2)
+    model_weights = [m for m in part.conv_mlp if isinstance(m, nn.Conv2d)]
+    part.init_weights()
+    fan_out = [128, 9, 64]
+    for module, fan in zip(model_weights, fan_out, strict=True):
+        assert module.bias is not None
+        assert not bool(module.bias.any())
+        assert 0.8 < float(module.weight.detach().std()) / (2 / fan) ** 0.5 < 1.25

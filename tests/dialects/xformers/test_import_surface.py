@@ -73,7 +73,6 @@ PENDING: dict[str, str] = {
     "components.feedforward.mixture_of_experts": "*",
     "components.patch_embedding": "*",
     "components.positional_embedding.rotary": "apply_rotary_pos_emb rotate_half",
-    "components.reversible": "*",
     "helpers.timm_sparse_attention": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",

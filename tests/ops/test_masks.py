@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 import sys
 from collections.abc import Callable
@@ -12,16 +13,24 @@ from variform.errors import ConfigError, ShapeError
 from variform.ops.masks import (
     After,
     And,
+    Axial,
     Blocks,
     Causal,
+    Coarse,
     Dense,
+    Dilated,
     Documents,
     Everything,
     Global,
     KeyPadding,
     Mask,
+    Near,
     Padding,
+    Random,
+    RandomBy,
+    RandomLinks,
     Segments,
+    ShiftedWindows,
     Window,
     from_additive,
     from_key_padding,
@@ -29,6 +38,15 @@ from variform.ops.masks import (
 )
 
 LAYOUT = torch.tensor([[True, False, True], [False, True, False], [True, True, False]])
+
+# Of two points of a grid of 3 x 4 with rows 0..2 and columns 0..3.
+RANDOM = Random(0.4, seed=3).dense(torch.arange(12), torch.arange(12))
+LINKS = RandomLinks(2, seed=1).dense(torch.arange(6), torch.arange(6))
+
+
+def apart(q: int, k: int) -> tuple[int, int]:
+    return abs(q // 4 - k // 4), abs(q % 4 - k % 4)
+
 
 # A mask and the same rule for one pair of positions in batch row b, head h.
 RULES: list[tuple[Mask, Callable[[int, int, int, int], bool]]] = [
@@ -51,6 +69,30 @@ RULES: list[tuple[Mask, Callable[[int, int, int, int], bool]]] = [
     (Blocks(LAYOUT, 4), lambda b, h, q, k: bool(LAYOUT[q // 4, k // 4])),
     (Blocks(torch.stack([LAYOUT, ~LAYOUT]), 4), lambda b, h, q, k: bool(LAYOUT[q // 4, k // 4]) != (h == 1)),
     (Dense(torch.eye(12, dtype=torch.bool), by="position"), lambda b, h, q, k: q == k),
+    (Near((3, 4), 2.0), lambda b, h, q, k: sum(d * d for d in apart(q, k)) < 4),
+    (Near((3, 4), 2, p=1), lambda b, h, q, k: sum(apart(q, k)) < 2),
+    (Near((3, 4), 9, p=3), lambda b, h, q, k: sum(d**3 for d in apart(q, k)) < 9**3),
+    (Near((3, 4), 2, p=math.inf), lambda b, h, q, k: max(apart(q, k)) < 2),
+    (Near((3, 4), 1, p=0), lambda b, h, q, k: q == k),
+    (Near((3, 4), 2, weights=(0, 1.5)), lambda b, h, q, k: 1.5 * apart(q, k)[1] < 2),
+    (Near((10,), 3), lambda b, h, q, k: abs(q - k) < 3 and max(q, k) < 10),
+    (Axial((3, 4)), lambda b, h, q, k: 0 in apart(q, k)),
+    (
+        Axial((2, 3, 2)),
+        lambda b, h, q, k: (q // 6 != k // 6) + (q // 2 % 3 != k // 2 % 3) + (q % 2 != k % 2) < 2,
+    ),
+    (ShiftedWindows((2, 6), 2), lambda b, h, q, k: q % 6 // 2 == k % 6 // 2),
+    (
+        ShiftedWindows((2, 6), 2, 1),
+        lambda b, h, q, k: q // 6 == k // 6 and (q % 6 + 1) // 2 == (k % 6 + 1) // 2,
+    ),
+    (Dilated((3, 4), 2), lambda b, h, q, k: all(d % 2 == 0 for d in apart(q, k))),
+    (Dilated((3, 4), 3), lambda b, h, q, k: all(d % 3 == 0 for d in apart(q, k))),
+    (Coarse(Window(0), 5), lambda b, h, q, k: q // 5 == k // 5),
+    (Coarse(Causal() & Window(1), 3) | Global([2]), lambda b, h, q, k: 0 <= q // 3 - k // 3 <= 1 or 2 in (q, k)),
+    (Random(0.4, seed=3), lambda b, h, q, k: bool(RANDOM[q, k])),
+    (RandomBy(0.4, torch.tensor(3)), lambda b, h, q, k: bool(RANDOM[q, k])),
+    (Coarse(RandomLinks(2, seed=1), 2), lambda b, h, q, k: bool(LINKS[q // 2, k // 2])),
 ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from variform import models
 from variform.core.spec import Shared, Spec
+from variform.parts.attention.patterned import BigBirdAttention, GlobalAttention, LongformerAttention, RandomAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.embedding.grid import ConvPatches, PatchMerging, PoolPatches
@@ -73,6 +74,29 @@ def _softmax() -> list[Sample]:
 @samples_for(LocalAttention)
 def _local() -> list[Sample]:
     return [Sample(LocalAttention.spec(window=5)), Sample(LocalAttention.spec(window=1), "itself alone")]
+
+
+@samples_for(GlobalAttention)
+def _global() -> list[Sample]:
+    return [Sample(GlobalAttention.spec(tokens=(0, 3))), Sample(GlobalAttention.spec(tokens=(2,)), "not the first")]
+
+
+@samples_for(LongformerAttention)
+def _longformer() -> list[Sample]:
+    return [Sample(LongformerAttention.spec(window=3, tokens=(0, 4)))]
+
+
+@samples_for(BigBirdAttention)
+def _bigbird() -> list[Sample]:
+    return [
+        Sample(BigBirdAttention.spec(block=2, global_blocks=1, random_blocks=2)),
+        Sample(BigBirdAttention.spec(), "long blocks"),
+    ]
+
+
+@samples_for(RandomAttention)
+def _random() -> list[Sample]:
+    return [Sample(RandomAttention.spec(r=0.3)), Sample(RandomAttention.spec(), "few pairs")]
 
 
 @samples_for(RotaryRotation)

@@ -38,6 +38,10 @@ class ConfigAssertionError(ConfigError, AssertionError):
     """A setting that contradicts another."""
 
 
+class ConfigNotImplementedError(ConfigError, NotImplementedError):
+    """A choice that does not exist."""
+
+
 class MixedConfigError(ConfigError, AssertionError, KeyError, TypeError):
     """Several problems, for which upstream raised different errors."""
 

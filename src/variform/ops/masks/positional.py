@@ -12,7 +12,7 @@ from variform.errors import ConfigError, ShapeError
 from variform.ops.masks.base import Band, Mask
 from variform.ops.masks.view import View
 
-__all__ = ["After", "Causal", "Global", "Segments", "Window"]
+__all__ = ["After", "Causal", "Coarse", "Global", "Segments", "Window"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,3 +134,39 @@ class After(Mask):
         columns = view.columns
         behind = replace(view, k_pos=view.k_pos - self.count, k_index=(columns - self.count).clamp(min=0))
         return (columns < self.count) | self.part._visit(behind)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Coarse(Mask):
+    """Another mask applied to blocks: position p counts as p // block.
+
+    `Coarse(Window(0), 64)` is attention within chunks of 64; block-sparse layouts such as BigBird's are coarse masks.
+
+    Args:
+        part: the mask between blocks.
+        block: positions of a block.
+    """
+
+    part: Mask
+    block: int
+    _leaves: ClassVar[tuple[str, ...]] = ("part",)
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ConfigError(f"Coarse(block={self.block}): a block has at least one position")
+
+    def check(self, batch: int | None, heads: int | None, q_len: int, k_len: int) -> None:
+        self.part.check(batch, heads, -(-q_len // self.block), -(-k_len // self.block))
+
+    @property
+    def has_tensors(self) -> bool:
+        return self.part.has_tensors
+
+    @property
+    def needs_segments(self) -> bool:
+        return self.part.needs_segments
+
+    def _visit(self, view: View) -> Tensor:
+        blocks = {name: getattr(view, name) // self.block for name in ("q_pos", "k_pos")}
+        rows, columns = view.rows // self.block, view.columns // self.block
+        return self.part._visit(replace(view, **blocks, q_index=rows, k_index=columns))

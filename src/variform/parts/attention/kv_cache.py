@@ -36,6 +36,32 @@ def append(state: State, k: Tensor, v: Tensor, cache: Mapping[str, Any]) -> tupl
     return keys[:, :, :length], values[:, :, :length], state
 
 
+def join_cache(
+    k: Tensor, v: Tensor, sides: Sides, state: State, cache: Mapping[str, Any], positioned: bool
+) -> tuple[Tensor, Tensor, Sides, State]:
+    """Join new keys and values to the buffers, and say of both together what a call needs to know.
+
+    Args:
+        positioned: whether something that is asked for depends on positions.
+
+    Shapes:
+        k, v: [B, Hk, L, D] -> [B, Hk, length, D]
+    """
+    k, v, state = append(state, k, v, cache)
+    # Without positions both sides count from 0, or nothing that is asked for depends on them.
+    positioned = not cache["fresh"] and positioned
+    joined = Sides(
+        q_positions=sides.q_positions if positioned else None,
+        k_positions=cache["positions"] if positioned else None,
+        q_segments=sides.q_segments,
+        k_segments=cache["segments"],
+        k_valid=cache["valid"],
+        mask=sides.mask,
+        scores=sides.scores,
+    )
+    return k, v, joined, state
+
+
 def write(buffer: Tensor, x: Tensor, cache: Mapping[str, Any]) -> Tensor:
     """Put new rows into a buffer: in place with autograd off, else into a copy.
 

@@ -15,7 +15,7 @@ from variform.ops.attention.call import Call
 from variform.ops.attention.memory import with_memory
 from variform.ops.attention.select import attention, backends
 from variform.ops.masks import Causal, Mask, Window
-from variform.parts.attention.kv_cache import append, ring_append, ring_state
+from variform.parts.attention.kv_cache import join_cache, ring_append, ring_state
 from variform.parts.kinds import Attention, Memory, Sides, State
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -71,20 +71,10 @@ class SoftmaxAttention(Attention):
         if sides.state is None or sides.cache is None:
             return self._attend(q, k, v, sides, structure)
         cache = sides.cache
-        k, v, state = append(sides.state, k, v, cache)
         if q.shape[2] == 1 and cache["start"] is not None and not cache["moved"]:
             structure = None  # every valid cached token lies at or before the one new token
-        # Without positions both sides count from 0, or nothing that is asked for depends on them.
-        positioned = not cache["fresh"] and (structure is not None or sides.mask is not None or bool(sides.scores))
-        sides = Sides(
-            q_positions=sides.q_positions if positioned else None,
-            k_positions=cache["positions"] if positioned else None,
-            q_segments=sides.q_segments,
-            k_segments=cache["segments"],
-            k_valid=cache["valid"],
-            mask=sides.mask,
-            scores=sides.scores,
-        )
+        positioned = structure is not None or sides.mask is not None or bool(sides.scores)
+        k, v, sides, state = join_cache(k, v, sides, sides.state, cache, positioned)
         return self._attend(q, k, v, sides, structure), state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides, structure: Mask | None) -> Tensor:

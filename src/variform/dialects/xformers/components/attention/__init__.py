@@ -3,8 +3,10 @@
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
+from variform.dialects.xformers.components.attention.global_tokens import GlobalAttention
 from variform.dialects.xformers.components.attention.local import LocalAttention
 from variform.dialects.xformers.components.attention.pooling import Pooling
+from variform.dialects.xformers.components.attention.random import RandomAttention
 from variform.dialects.xformers.components.attention.registry import (
     ATTENTION_REGISTRY,
     build_attention,
@@ -19,8 +21,10 @@ __all__ = [
     "AttentionConfig",
     "AttentionMask",
     "FourierMix",
+    "GlobalAttention",
     "LocalAttention",
     "Pooling",
+    "RandomAttention",
     "ScaledDotProduct",
     "Visual",
     "build_attention",

@@ -51,6 +51,10 @@ def features(length: int = SEQ, seed: int = 0, batch: int = 2) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(batch, length, DIM))
 
 
+def images() -> Tensor:
+    return torch.from_numpy(np.random.RandomState(3).randn(2, 3, 8, 8))
+
+
 def fill(module: nn.Module) -> Any:
     """Weights that depend on their names alone, in float64."""
     module = module.double().eval()
@@ -92,6 +96,15 @@ def recorded(root: str) -> dict[str, Run]:
     lower = torch.ones(SEQ, SEQ, dtype=torch.bool).tril()
     rows = torch.from_numpy(np.random.RandomState(1).rand(1, SEQ, SEQ) < 0.5) | torch.eye(SEQ, dtype=torch.bool)
     added = torch.from_numpy(np.random.RandomState(2).randn(SEQ, SEQ))
+
+    def stages(style: str) -> Any:
+        helper = at("helpers.hierarchical_configs")
+        parts = {"attention_mechanism": "scaled_dot_product", "feedforward": "MLP"}
+        first = {"embedding": 8, "patch_size": 5, "stride": 2, "padding": 2, "seq_len": 16, "repeat_layer": 2}
+        second = {"embedding": 12, "patch_size": 3, "stride": 2, "padding": 1, "seq_len": 4}
+        configs = [helper.BasicLayerConfig(**parts, **sizes) for sizes in (first, second)]
+        return model(*helper.get_hierarchical_configuration(configs, style, dim_head=4))
+
     post, deep = {"residual_norm_style": "post"}, {"residual_norm_style": "deepnorm"}
     cases: dict[str, Run] = {
         "heads": lambda: heads("scaled_dot_product")(features()),
@@ -117,6 +130,8 @@ def recorded(root: str) -> dict[str, Run]:
         "encoder post": lambda: model(encoder(num_layers=2, **post))(ids()),
         "encoder deepnorm": lambda: model(encoder(num_layers=2, **deep))(ids()),
         "both post": lambda: model(encoder(**post), decoder(num_layers=2, **post))(ids(7, 1), ids()),
+        "stages post": lambda: stages("post")(images()),
+        "stages pre": lambda: stages("pre")(images().flatten(2).transpose(1, 2)),
         "decoder block pre": lambda: _decoder_block(at("factory"))(ids(), features(7)),
     }
     for name in ("squared_relu", "gelu", "leaky_relu", "relu", "smelu", "star_relu"):

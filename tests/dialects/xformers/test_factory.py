@@ -379,6 +379,14 @@ def test_a_configuration_is_read_by_attribute() -> None:
     assert xFormerEncoderBlock(config).wrap_ff.sublayer.layer.sublayer.mlp[0].out_features == 2 * DIM
 
 
+def test_a_stack_knows_its_place() -> None:
+    own = xFormerEncoderConfig(**encoder(num_layers=3))
+    config = xFormerConfig({"a": own, "b": encoder(), "c": decoder()})
+    places = [stack.layer_position for stack in config.stack_configs.values()]  # type: ignore[union-attr]
+    assert [(place.is_first(), place.is_last()) for place in places] == [(True, False), (False, True), (True, True)]
+    assert own.layer_position.is_last()
+
+
 def test_what_had_no_use_is_listed() -> None:
     config = encoder(
         multi_head_config=attention(window_size=3),

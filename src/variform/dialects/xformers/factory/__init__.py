@@ -11,6 +11,7 @@ from variform.dialects.xformers.factory.block_configs import (
 )
 from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
 from variform.dialects.xformers.factory.model_factory import xFormer, xFormerConfig, xFormerStackConfig
+from variform.dialects.xformers.factory.torch_transformer import TorchDecoder, TorchEncoder
 from variform.dialects.xformers.factory.weight_init import xFormerWeightInit
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "FeedforwardConfig",
     "MultiHeadDispatchConfig",
     "PositionEmbeddingConfig",
+    "TorchDecoder",
+    "TorchEncoder",
     "xFormer",
     "xFormerBlockConfig",
     "xFormerConfig",

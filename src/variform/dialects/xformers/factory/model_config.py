@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from variform.dialects.xformers.components import ResidualNormStyle
 from variform.dialects.xformers.errors import Wrong, config_error, wrongs
 from variform.dialects.xformers.factory.block_configs import (
     BlockType,
+    LayerPosition,
     xFormerBlockConfig,
     xFormerDecoderConfig,
     xFormerEncoderConfig,
@@ -88,6 +90,7 @@ def read_stacks(described: Any) -> tuple[Stacks, list[Wrong]]:
             found[key] = config
     if not problems:
         problems += _contradictions(found)
+    found = _in_their_places(found)
     return (found if by_name else list(found.values())), problems
 
 
@@ -124,6 +127,19 @@ def _read(stack: Any, path: str, problems: list[Wrong]) -> xFormerBlockConfig | 
     except ConfigError as error:
         problems += wrongs(error, path)
         return None
+
+
+def _in_their_places(stacks: Mapping[Any, xFormerBlockConfig]) -> dict[Any, xFormerBlockConfig]:
+    """Copies of the configurations that know which stacks are the first and the last of their kind."""
+    places: dict[BlockType, list[Any]] = {}
+    for key, stack in stacks.items():
+        places.setdefault(stack.block_type, []).append(key)
+    placed = {}
+    for key, stack in stacks.items():
+        alike = places[stack.block_type]
+        placed[key] = copy.copy(stack)
+        placed[key].layer_position = LayerPosition(first=key == alike[0], last=key == alike[-1])
+    return placed
 
 
 def _contradictions(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:

@@ -167,7 +167,10 @@ def checked(name: str, annotation: Any, value: Any) -> tuple[Any, Wrong | None]:
         except ValueError:
             hint = did_you_mean(value, [str(option.value) for option in options])
             return value, Wrong(name, f"not one of the choices of {options.__name__}", value, hint, like=KeyError)
-    value, message = check_value(Field(name, annotation, REQUIRED, "", (), False, False), value)
+    field = Field(name, annotation, REQUIRED, "", (), False, False)
+    if isinstance(value, list) and typing.get_origin(annotation) is tuple:
+        value = tuple(value)  # files have lists alone
+    value, message = check_value(field, value)
     return value, None if message is None else Wrong(name, message, value, like=TypeError)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from variform.errors import ShapeError
+from variform.ops.chunks import by_row, in_chunks, joined, runs_of, token_places, wide_dtype
 
 __all__ = [
     "LinearState",
+    "cosine_features",
     "elu_features",
     "kernel_attention",
     "linear_attention",
@@ -39,7 +42,7 @@ def linear_state(
     batch: int, heads: int, dim: int, dim_v: int, dtype: torch.dtype, device: torch.device | str | None = None
 ) -> LinearState:
     """The state before the first token; float32 for half-precision inputs, because it is a long sum."""
-    wide = _accumulation_dtype(dtype)
+    wide = wide_dtype(dtype)
     return LinearState(
         torch.zeros(batch, heads, dim, dim_v, dtype=wide, device=device),
         torch.zeros(batch, heads, dim, dtype=wide, device=device),
@@ -50,6 +53,20 @@ def linear_state(
 def elu_features(x: Tensor) -> Tensor:
     """elu(x) + 1 as max(x, 0) + exp(min(x, 0)), which unlike the sum with 1 keeps its digits for small values."""
     return x.relu() + x.clamp(max=0).exp()
+
+
+def cosine_features(x: Tensor, positions: Tensor | None, longest: int) -> Tensor:
+    """(relu(x) cos a, relu(x) sin a) with a = pi / 2 * position / longest, so that products are weighted by cos(a - b).
+
+    Paper: https://arxiv.org/abs/2202.08791
+
+    Shapes: x `[B, H, L, D]`, positions `[L]` or `[B, L]`, None for 0, 1, ... -> `[B, H, L, 2 D]`
+    """
+    wide = wide_dtype(x.dtype)
+    places = torch.arange(x.shape[2], device=x.device) if positions is None else positions
+    angles = (places.to(wide) * (math.pi / 2 / longest))[..., None]
+    angles = angles[:, None] if angles.dim() == 3 else angles
+    return (x.relu().to(wide)[..., None, :] * torch.stack((angles.cos(), angles.sin()), -2)).flatten(-2).to(x.dtype)
 
 
 def linear_attention(
@@ -114,7 +131,7 @@ def kernel_attention(
     if causal:
         return _causal(q, k, v, k_valid, k_segments, state, chunk)
     if q_segments is not None and k_segments is not None:
-        same = _rows(q_segments, q.shape[0])[:, None, :, None] == _rows(k_segments, q.shape[0])[:, None, None, :]
+        same = by_row(q_segments, q.shape[0])[:, None, :, None] == by_row(k_segments, q.shape[0])[:, None, None, :]
         weights = (q @ k.transpose(-1, -2)).masked_fill(~same, 0)
         return _divide(weights @ v, weights.sum(-1)), None
     return _divide(q @ (k.transpose(-1, -2) @ v), (q @ k.sum(-2)[..., None])[..., 0]), None
@@ -133,12 +150,12 @@ def _causal(
     if state is None:
         state = linear_state(batch, heads, dim, v.shape[-1], q.dtype, q.device)
     size = chunk if torch.compiler.is_exporting() else min(chunk, length)
-    q, k, v = (_chunks(t, size) for t in (q, k, v))
+    q, k, v = (in_chunks(t, size) for t in (q, k, v))
     weights = (q @ k.transpose(-1, -2)).tril()
     ends, segment, last_k, old_q = None, state.segment, k, q
     if segments is not None:
-        runs, segment = _runs(_rows(segments, batch), k_valid, segment)
-        runs = runs[:, None, _tokens(q.shape[2], size, q.device).clamp(max=length - 1)]
+        runs, segment = runs_of(by_row(segments, batch), k_valid, segment)
+        runs = runs[:, None, token_places(q.shape[2], size, q.device).clamp(max=length - 1)]
         ends = functional.pad(runs[..., -1], (1, 0))  # run 0 is the state's
         before, tails = ends[..., :-1], ends[..., 1:]
         weights = weights.masked_fill(runs[..., :, None] != runs[..., None, :], 0)
@@ -148,7 +165,7 @@ def _causal(
     z = _histories(last_k.sum(-2), state.z, ends)
     numerator = weights @ v + old_q @ s[:, :, :-1].to(q.dtype)
     denominator = weights.sum(-1) + (old_q @ z[:, :, :-1, :, None].to(q.dtype))[..., 0]
-    out = _joined(_divide(numerator, denominator), length, size)
+    out = joined(_divide(numerator, denominator), length, size)
     return out, LinearState(s[:, :, -1], z[:, :, -1], segment)
 
 
@@ -165,59 +182,13 @@ def _histories(sums: Tensor, initial: Tensor, ends: Tensor | None) -> Tensor:
     return (gates @ bank.flatten(3)).view_as(bank)
 
 
-def _runs(segments: Tensor, valid: Tensor | None, previous: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of id changes up to each token since the state, and the last id; invalid tokens keep the id before them.
-
-    Shapes: segments, valid `[B, L]`, previous `[B]` -> `[B, L]`, `[B]`.
-    """
-    segments = segments.to(previous.dtype)
-    if valid is not None:
-        index = torch.arange(segments.shape[1], device=segments.device)
-        latest = torch.where(valid, index, -1).cummax(dim=1).values
-        segments = torch.where(latest >= 0, segments.gather(1, latest.clamp(min=0)), previous[:, None])
-    shifted = torch.cat((previous[:, None], segments[:, :-1]), dim=1)
-    return (segments != shifted).cumsum(1), segments[:, -1]
-
-
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """`[B, H, L, D]` -> `[B, H, n, size, D]`, the last chunk filled with zeros."""
-    batch, heads, length, dim = x.shape
-    chunks = (length + size - 1) // size
-    if torch.compiler.is_exporting():
-        # No reshape, and always two chunks or more: an exported graph then holds for every length.
-        tokens = _tokens(chunks + 1, size, x.device)
-        return x[:, :, tokens.clamp(max=length - 1)].masked_fill((tokens >= length)[..., None], 0)
-    return functional.pad(x, (0, 0, 0, chunks * size - length)).reshape(batch, heads, chunks, size, dim)
-
-
-def _joined(x: Tensor, length: int, size: int) -> Tensor:
-    """`[B, H, n, size, D]` -> `[B, H, L, D]`."""
-    if torch.compiler.is_exporting():
-        tokens = torch.arange(length, device=x.device)
-        return x[:, :, tokens // size, tokens % size]
-    return x.flatten(2, 3)[:, :, :length]
-
-
-def _tokens(chunks: int, size: int, device: torch.device) -> Tensor:
-    """Token of each place, `[chunks, size]`."""
-    return torch.arange(chunks, device=device)[:, None] * size + torch.arange(size, device=device)
-
-
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, and 0 where a query has no keys."""
-    wide = _accumulation_dtype(numerator.dtype)
+    wide = wide_dtype(numerator.dtype)
     denominator = denominator.to(wide)[..., None]
     # A division, not a product with the reciprocal: its gradient would square the reciprocal, which overflows for
     # features as small as exp(-50), and 0 * inf reaches every parameter.
     return (numerator.to(wide) / denominator.masked_fill(denominator == 0, 1)).to(numerator.dtype)
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def _rows(ids: Tensor, batch: int) -> Tensor:
-    return ids if ids.dim() == 2 else ids[None].expand(batch, -1)
 
 
 def _check(
@@ -285,6 +256,6 @@ def naive_kernel_attention(
     if k_valid is not None:
         weights = weights.masked_fill(~k_valid[:, None, None, :], 0)
     if q_segments is not None and k_segments is not None:
-        q_rows, k_rows = _rows(q_segments, q.shape[0]), _rows(k_segments, q.shape[0])
+        q_rows, k_rows = by_row(q_segments, q.shape[0]), by_row(k_segments, q.shape[0])
         weights = weights.masked_fill((q_rows[:, :, None] != k_rows[:, None, :])[:, None], 0)
     return _divide(weights @ v, weights.sum(-1))

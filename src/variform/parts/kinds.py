@@ -144,6 +144,8 @@ class Attention(Part):
     kind: ClassVar[str] = "attention"
     takes_scores: ClassVar[bool] = False
     """Whether it has scores that a position bias can change."""
+    takes_positions: ClassVar[bool] = False
+    """Whether its weights depend on where a query stands, also among the queries of another sequence."""
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:

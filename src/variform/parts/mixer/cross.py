@@ -11,6 +11,7 @@ from variform.core.dims import Shape, parse_shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
+from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
@@ -106,6 +107,13 @@ class CrossMultiHead(Mixer):
         return {"context": parse_shape(("B", "L_context", args["dim_context"] or args["dim"]))}
 
     @classmethod
+    def reads_streams(cls, args: Facts) -> frozenset[str]:
+        """The own positions too, where the attention goes by them."""
+        slot = described(args.get("attention"))
+        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.takes_positions
+        return cls.reads | {"positions"} if takes else cls.reads
+
+    @classmethod
     def abilities(cls, args: Facts) -> Can:
         """Causality towards the own sequence is kept: nothing of it is read."""
         can = slot_abilities(args)
@@ -148,7 +156,8 @@ class CrossMultiHead(Mixer):
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
-        return Sides(mask=mask, k_valid=valid)
+        positions = streams.get("positions") if self.attention.takes_positions else None
+        return Sides(q_positions=positions, mask=mask, k_valid=valid)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""

@@ -2,6 +2,7 @@
 
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
+from variform.dialects.xformers.components.attention.favor import FavorAttention
 from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
 from variform.dialects.xformers.components.attention.global_tokens import GlobalAttention
 from variform.dialects.xformers.components.attention.local import LocalAttention
@@ -20,6 +21,7 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "AttentionMask",
+    "FavorAttention",
     "FourierMix",
     "GlobalAttention",
     "LocalAttention",

@@ -28,11 +28,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types unit test-slow docs dist dist-check clean
+.PHONY: help demo test lint format types unit vision test-slow docs dist dist-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make lint format types unit test-slow docs dist dist-check clean"
+	@echo "also: make lint format types unit vision test-slow docs dist dist-check clean"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -47,6 +47,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "installing variform[dev] into $(VENV) (a few minutes the first time)"
 	@$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.examples
+
+# timm and torchvision, of which no CPU build exists, lie beside the environment: tests that want them say so.
+$(VENV)/.vision: constraints.txt $(VENV)/.dev
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/vision timm torchvision
+	@touch $@
 
 demo: $(VENV)/.examples
 	@$(BIN)/variform train examples/microgpt.yaml
@@ -64,10 +69,12 @@ format: $(VENV)/.dev
 types: $(VENV)/.dev
 	@$(BIN)/mypy
 
-unit: $(VENV)/.dev
+vision: $(VENV)/.vision
+
+unit: $(VENV)/.dev $(VENV)/.vision
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.vision
 	@$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 docs: $(VENV)/.dev

@@ -6,6 +6,7 @@ spec = vf.models.gpt(vocab_size=65, dim=128, depth=4, heads=4, max_seq_len=64)
 model = vf.build(spec)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from variform import models
@@ -23,6 +24,7 @@ from variform.library import load_parts
 from variform.weights import load_model, load_weights, save_weights
 
 if TYPE_CHECKING:
+    from variform import interop
     from variform.inspect import capture, check, compare, costs, describe, diagram, explain
 
 load_parts()
@@ -32,6 +34,8 @@ _LOOKING = frozenset({"capture", "check", "compare", "costs", "describe", "diagr
 
 def __getattr__(name: str) -> Any:
     """What looks at models is imported when it is first asked for: most programs build and run one."""
+    if name == "interop":
+        return import_module("variform.interop")
     if name not in _LOOKING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from variform import inspect
@@ -41,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LOOKING})
+    return sorted({*globals(), *_LOOKING, "interop"})
 
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""timm needs torchvision, which no CPU build fits: its tests run in a process of their own, see test_vision.py."""
+"""What needs timm is not collected here: test_vision.py runs it in a process of its own."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Attentions of the library inside BERT, GPT-2 and Llama models: equal where the function is, refused where it cannot be."""
+"""Attentions of the library inside BERT, GPT-2 and Llama models: equal where the function is, else refused."""
 
 import copy
 import io

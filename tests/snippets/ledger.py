@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from tests.interop.with_timm import declare_operators
 from tests.snippets.markdown import Block, blocks
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ class Entry:
     match: str = "exact"  # how: exact, numbers (any number may differ), or tree (a printed model may show more)
     meta: bool = False  # run under the meta device: shapes and parameters, no memory
     process: bool = False  # run in a process of its own: it registers parts or patches classes
+    vision: bool = False  # likewise, with timm on the path
     slow: bool = False
     xfail: str = ""  # what is missing; the test must fail until it is there
 
@@ -218,5 +220,7 @@ def plain(value: Any) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if entries()[sys.argv[1]].vision:
+        declare_operators()
     torch.manual_seed(0)
     run(entries()[sys.argv[1]])

@@ -6,6 +6,7 @@ field goes.
 
 import hashlib
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+import variform
+from tests.interop.with_timm import timm_folder
 from tests.snippets import ledger
 from tests.snippets.ledger import ROOT, Entry, code_blocks, entries, substitutions
 
@@ -86,10 +89,11 @@ def test_no_substitution_is_left_over() -> None:
 @pytest.mark.parametrize("entry", of_kind("run"))
 def test_block_runs(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if not entry.process:
+    if not entry.process and not entry.vision:
         ledger.run(entry)
         return
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    source = str(Path(variform.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, str(ROOT), *([timm_folder()] if entry.vision else [])]))
     call = [sys.executable, "-m", "tests.snippets.ledger", entry.id]
     done = subprocess.run(call, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-4000:]

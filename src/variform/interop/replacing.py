@@ -202,7 +202,7 @@ def _spec_of(with_: Any) -> Spec:
         return Spec(lookup(with_, ("attention",)), {})
     spec = as_spec(with_)
     if spec.kind != "attention":
-        message = f"{spec.kind} {spec.name!r} is no attention over heads, so that the model's weights have no place in it"
+        message = f"{spec.kind} {spec.name!r} is no attention over heads: the model's weights have no place in it"
         raise ConfigError(message, hint=f"one of: {', '.join(name for _, name in parts('attention'))}")
     return spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,25 +49,25 @@ class TimmAttention(nn.Module):
         """
         heads: Heads = getattr(self, SLOT)
         attention: Any = heads.attention
+        drop: Any = self.attn_drop
         if hasattr(attention, "dropout"):
-            attention.dropout = float(self.attn_drop.p)  # a rate that was changed on timm's module
-        return attend(self, heads, x, attn_mask, is_causal)
+            attention.dropout = float(drop.p)  # a rate that was changed on timm's module
+        mask, scores = read_mask(attn_mask)
+        if is_causal:
+            mask = Causal() if mask is None else mask & Causal()
+        return around_heads(self, x, lambda q, k, v: heads(q, k, v, mask=mask, scores=scores))
 
 
-def attend(module: Any, heads: Heads, x: Tensor, attn_mask: Tensor | Mask | None, is_causal: bool) -> Tensor:
-    """What timm's attention does around the heads, by the sizes of the projections that the module holds.
+def around_heads(module: Any, x: Tensor, heads: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """What timm's attention does around the heads, by the projections, norms and gate that the module holds.
 
     Shapes:
         x: [B, N, dim] -> [B, N, dim]
     """
     batch, length, _ = x.shape
     q, k, v = module.qkv(x).reshape(batch, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = (_child(module, name)(t) for name, t in (("q_norm", q), ("k_norm", k)))
-    mask, scores = read_mask(attn_mask)
-    if is_causal:
-        mask = Causal() if mask is None else mask & Causal()
-    y = heads(q, k, v, mask=mask, scores=scores, scale=q.shape[-1] ** -0.5)
-    y = _child(module, "norm")(y.transpose(1, 2).reshape(batch, length, -1))
+    y = heads(_through(module, "q_norm", q), _through(module, "k_norm", k), v)
+    y = _through(module, "norm", y.transpose(1, 2).reshape(batch, length, -1))
     gate = getattr(module, "gate", None)
     if gate is not None:
         y = y * gate(x).sigmoid()
@@ -139,5 +140,6 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     model.get_submodule(parent)._modules[name] = module
 
 
-def _child(module: nn.Module, name: str) -> Any:
-    return getattr(module, name, None) or nn.Identity()
+def _through(module: nn.Module, name: str, x: Tensor) -> Tensor:
+    child: Any = getattr(module, name, None)
+    return x if child is None else child(x)

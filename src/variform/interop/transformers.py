@@ -1,4 +1,4 @@
-"""Attentions of the library in models of transformers (github.com/huggingface/transformers), BERT, GPT-2, Llama and others.
+"""Attentions of the library in models of transformers (github.com/huggingface/transformers): BERT, GPT-2, Llama ...
 
 transformers lets a function be registered as an implementation of attention; every attention module of a model then
 calls it with its queries, keys and values. The function registered here, `variform`, looks whether the module was
@@ -147,8 +147,8 @@ def make_mask(
     simple = {hf.causal_mask_function: True, hf.bidirectional_mask_function: False}
     if function in simple and kv_offset == 0:
         valid = hf.prepare_padding_mask(given.get("attention_mask"), kv_length, kv_offset)
-        padded = valid is not None and not bool(valid.all())
-        mask.variform = Asked(simple[function], valid.bool() if padded else None, int(q_offset))
+        real = None if valid is None or bool(valid.all()) else valid.bool()
+        mask.variform = Asked(simple[function], real, int(q_offset))
     return mask  # type: ignore[no-any-return]
 
 
@@ -174,18 +174,9 @@ def attention_forward(
     """
     heads: Heads | None = getattr(module, SLOT, None)
     if heads is None:
-        return _fallback(module)(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            position_bias=position_bias,
-            softcap=softcap,
-            **given,
-        )  # type: ignore[no-any-return]
+        given |= {"dropout": dropout, "scaling": scaling, "position_bias": position_bias, "softcap": softcap}
+        found: tuple[Tensor, Tensor | None] = _fallback(module)(module, query, key, value, attention_mask, **given)
+        return found
     _refuse_unknown(given)
     attention: Any = heads.attention
     if module.training and hasattr(attention, "dropout"):
@@ -236,7 +227,7 @@ def _fallback(module: Any) -> Any:
     from transformers import AttentionInterface
 
     before = getattr(module.config, BEFORE, "sdpa")
-    known = AttentionInterface()
+    known: Any = AttentionInterface()  # type: ignore[no-untyped-call]
     return known["sdpa" if before not in known else before]  # eager has no entry, and computes the same as sdpa
 
 

@@ -1,7 +1,5 @@
-"""torchvision's operators are declared, which is all that timm needs of them."""
+"""These tests run in a process of their own, see ../test_vision.py."""
 
-import torch
+from tests.interop.with_timm import declare_operators
 
-LIBRARY = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+declare_operators()

@@ -15,7 +15,7 @@ _PATCHES = re.compile(r"((?:encoders\.(\d+)\.)?)patch_emb\b")
 _POSITIONS = re.compile(r"((?:encoders\.\d+\.)?)pose_encoding\b")
 _PATCH_WEIGHT = re.compile(r"patch_emb\.1\.(?:native\.(.*\.))?(\w+)")
 _STEP = re.compile(r"wrap_(att|cross|ff)\.(.+)")
-_WRAPPERS = re.compile(r"(?:(?:layer|sublayer)\.)*")
+_WRAPPERS = re.compile(r"(?:(?:layer|sublayer|branch)\.)*")
 _BODY = {
     "in_proj_container.q_proj.": "q.",
     "in_proj_container.k_proj.": "k.",
@@ -114,6 +114,8 @@ def _places(key: str, keys: tuple[str, ...], patches: _Patches) -> tuple[str, ..
         layer = f"stacks.0.layers.{place - 1}" if number in patches.blocks else "embedding.patches"
         return (f"{model}{layer}.{patch[1] or 'conv.'}{patch[2]}",)
     step = _STEP.fullmatch(rest)
+    if rest.startswith("final_norm."):
+        return (f"{model}stacks.0.{rest.removeprefix('final_')}",)
     if step is None:
         own = _embedding(rest, f"{block}embedding_projector.weight" in keys)
         inner = "embedding." if patches.embedded and side != "decoders" else ""
@@ -126,17 +128,19 @@ def _places(key: str, keys: tuple[str, ...], patches: _Patches) -> tuple[str, ..
 def _step(name: str, rest: str, stack: str, layer: str, block: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     """Below residual and norm wrappers: layer.norm and layer.sublayer (pre), norm and sublayer.layer (post).
 
-    The last pre-norm step stands in a further norm: norm and sublayer.(pre), which is the stack's own.
+    The last pre-norm step stands in a further norm: norm and sublayer.(pre), which is the stack's own. Reversible steps
+    have a branch where others have a layer, and a norm after it is of the branch.
     """
     match = _WRAPPERS.match(rest)
     assert match is not None
     wrappers, inner = match[0], rest[match.end() :]
     if inner.startswith("norm."):
-        if wrappers.endswith("layer.") and not wrappers.endswith("sublayer."):
+        if re.search(r"\b(layer|branch)\.$", wrappers):
             twice = (f"{stack}{layer}body.context_{inner}",) if name == "cross" else ()
             return (f"{stack}{layer}{inner}", *twice)
         final = any(key.startswith(f"{block}{name}.sublayer.layer.norm.") for key in keys)
-        return (f"{stack}{inner}" if final else f"{stack}{layer}out_{inner}",)
+        after = "branch" if any(key.startswith(f"{block}{name}.sublayer.branch.") for key in keys) else "out"
+        return (f"{stack}{inner}" if final else f"{stack}{layer}{after}_{inner}",)
     projected = any(key.startswith(f"{block}{name}.") and ".in_proj_container." in key for key in keys)
     if inner.startswith(_MIXER) and not projected:
         return (f"{stack}{layer}body.{inner.removeprefix(_MIXER)}",)

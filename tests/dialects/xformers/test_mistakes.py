@@ -40,7 +40,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     (encoder(num_layers="3"), TypeError, "num_layers", "integer"),
     (encoder(num_layers=0), TypeError, "num_layers", "greater than 0"),
     (encoder(use_triton="no"), TypeError, "use_triton", "bool"),
-    (encoder(reversible=True), ValueError, "reversible", "not available"),
+    (encoder(reversible=True, residual_norm_style="deepnorm"), AssertionError, "reversible", "DeepNorm scales it"),
     (encoder(patch_embedding_config=PATCHES | {"in_channels": 3}), ValueError, f"{PATCH}.in_channels", "dim_model = 8"),
     (
         encoder(patch_embedding_config=PATCHES | {"out_channels": 3}),

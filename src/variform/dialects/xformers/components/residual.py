@@ -68,6 +68,22 @@ class Residual(nn.Module, RequiresWrappedInputs):
         return "" if self.scale is None else f"scale={self.scale:.6g}"
 
 
+class Branch(nn.Module, RequiresWrappedInputs):
+    """branch(x, ...): stands where a `Residual` would, for reversible layers, which form the sums themselves.
+
+    Args:
+        branch: what runs.
+    """
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, inputs: list[Tensor], **kwargs: Any) -> Tensor:
+        """Run it."""
+        return _call(self.branch, inputs, kwargs)
+
+
 class _Normed(nn.Module, RequiresWrappedInputs):
     """A sublayer with a norm; see `PreNorm` and `PostNorm`.
 

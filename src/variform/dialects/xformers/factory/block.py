@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,17 @@ from variform.dialects.xformers.components.patch_embedding import build_patch_em
 from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
 from variform.dialects.xformers.components.residual import (
+    Branch,
     PostNorm,
     PreNorm,
     Residual,
     ResidualNormStyle,
     get_deepnorm_coefficients,
+    get_normalization_layer,
 )
 from variform.dialects.xformers.errors import CallError, below
 from variform.dialects.xformers.factory.block_configs import LayerPosition, xFormerBlockConfig
+from variform.dialects.xformers.factory.reversing import Given, Step, run_reversible
 from variform.errors import ShapeError
 from variform.parts.embedding.features import behind_class_tokens
 
@@ -41,6 +44,8 @@ class Block(nn.Module):
         super().__init__()
         self.dim_model = config.dim_model
         self.residual_norm_style = config.residual_norm_style
+        self.reversible = config.reversible
+        self.final_norm: nn.Module | None = None
         self.layer_position = layer_position or config.layer_position
         self.dropped: tuple[str, ...] = ()
         patches = getattr(config, "patch_embedding_config", None)
@@ -112,22 +117,53 @@ class Block(nn.Module):
         return heads
 
     def _feedforward(self, config: xFormerBlockConfig) -> nn.Module:
-        """The feedforward in its wrappers; after it the final norm, where this is the last of pre-norm layers."""
+        """The feedforward in its wrappers; after it the final norm, where this is the last of pre-norm layers.
+
+        The final norm of reversible layers stands apart: it is of the mean of both streams.
+        """
         with below("feedforward_config"):
             part: nn.Module = build_part(FEEDFORWARD_REGISTRY, config.feedforward_config)
         self._note("feedforward_config", part)
         wrapped = self._wrapped(part, config)
         if config.residual_norm_style == ResidualNormStyle.Pre and self.layer_position.is_last():
+            if config.reversible:
+                self.final_norm = get_normalization_layer(config.normalization)(config.dim_model)
+                return wrapped
             return PostNorm(config.dim_model, wrapped, config.normalization, config.use_triton)
         return wrapped
 
     def _wrapped(self, sublayer: nn.Module, config: xFormerBlockConfig) -> nn.Module:
         more = (config.normalization, config.use_triton)
         if config.residual_norm_style == ResidualNormStyle.Pre:
-            return Residual(PreNorm(config.dim_model, sublayer, *more))
-        return PostNorm(config.dim_model, Residual(sublayer, self._scale), *more)
+            normed = PreNorm(config.dim_model, sublayer, *more)
+            return Branch(normed) if config.reversible else Residual(normed)
+        inner = Branch(sublayer) if config.reversible else Residual(sublayer, self._scale)
+        return PostNorm(config.dim_model, inner, *more)
 
-    def _embed(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def steps(self) -> list[tuple[nn.Module, Step]]:
+        """The wrapped sublayers in order, and how each is called."""
+        return [(self.wrap_att, self._attend), (self.wrap_ff, self._feed)]
+
+    def check(self, given: Given) -> None:
+        """Refuse side inputs that the block has no use for.
+
+        Raises:
+            CallError: naming them.
+        """
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What comes after the last sublayer."""
+        y: Tensor = x if self.final_norm is None else self.final_norm(x)
+        return y
+
+    def _attend(self, x: Tensor, given: Given) -> Tensor:
+        more = mask_arguments(given.get("att_mask"), given.get("padding"), given.get("positions"))
+        return self.wrap_att(inputs=[x, x, x], **more)  # type: ignore[no-any-return]
+
+    def _feed(self, x: Tensor, given: Given) -> Tensor:
+        return self.wrap_ff(inputs=[x])  # type: ignore[no-any-return]
+
+    def embed(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Inputs as features, with their padding and positions; positions count the real tokens."""
         if self.patch_emb is not None:
             if padding is not None:
@@ -150,9 +186,42 @@ class Block(nn.Module):
 
 def innermost(module: nn.Module) -> Any:
     """The part inside residual and norm wrappers."""
-    while isinstance(module, (Residual, PreNorm, PostNorm)):
-        module = module.layer if isinstance(module, Residual) else module.sublayer
+    while isinstance(module, (Residual, Branch, PreNorm, PostNorm)):
+        if isinstance(module, Branch):
+            module = module.branch
+        else:
+            module = module.layer if isinstance(module, Residual) else module.sublayer
     return module
+
+
+def run_blocks(
+    blocks: Sequence[Block], x: Tensor, padding: Tensor | None, given: Given
+) -> tuple[Tensor, Tensor | None]:
+    """Blocks in order; those that are reversible, which all are or none, as one sequence.
+
+    Args:
+        blocks: of one side of a model.
+        x: the input of the first.
+        padding: bool, which tokens are real.
+        given: side inputs by name, None where there is none.
+
+    Returns:
+        the output, and its padding.
+    """
+    for block in blocks:
+        block.check(given)
+    if blocks[0].reversible:
+        x, padding, positions = blocks[0].embed(x, padding)
+        steps = [step for block in blocks for step in block.steps()]
+        return blocks[-1].finish(
+            run_reversible(steps, x, {**given, "padding": padding, "positions": positions})
+        ), padding
+    for block in blocks:
+        x, padding, positions = block.embed(x, padding)
+        for _, step in block.steps():
+            x = step(x, {**given, "padding": padding, "positions": positions})
+        x = block.finish(x)
+    return x, padding
 
 
 def padding_of(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:

@@ -69,7 +69,8 @@ class xFormerBlockConfig:
         block_type: "encoder" or "decoder".
         residual_norm_style: "pre", "post" or "deepnorm".
         normalization: "layernorm" or "skip".
-        reversible: must be False.
+        reversible: the blocks keep nothing each for the backward pass (arXiv:1707.04585): two streams begin as the
+            input, each sublayer in turn adds its branch of the one to the other, and the result is their mean.
         num_layers: how many blocks of this configuration follow one another.
         layer_position: where a block that is built on its own stands; first and last by default.
         use_triton: changes nothing; kernels are chosen by the library.
@@ -101,8 +102,9 @@ class xFormerBlockConfig:
         self.use_triton = read.value("use_triton", bool, given.pop("use_triton"))
         self.num_layers = read.value("num_layers", Size, given.pop("num_layers", 1))
         self.reversible = read.value("reversible", bool, given.pop("reversible", False))
-        if self.reversible is True:
-            read.wrong("reversible", "reversible layers are not available", hint="leave it out: the layers then add up")
+        if self.reversible is True and self.residual_norm_style == ResidualNormStyle.DeepNorm:
+            message = "reversible layers add to the stream, and DeepNorm scales it"
+            read.wrong("reversible", message, hint="residual_norm_style 'pre' or 'post'", like=AssertionError)
         self.layer_position = read.value("layer_position", LayerPosition, given.pop("layer_position", LayerPosition()))
         self.feedforward_config = read.feedforward(given.pop("feedforward_config"), self.dim_model)
         self.position_encoding_config = read.position(given.pop("position_encoding_config"), self.dim_model)
@@ -154,6 +156,9 @@ class xFormerEncoderConfig(xFormerBlockConfig):
         self.multi_head_config = read.heads("multi_head_config", multi_head_config, self.dim_model)
         self.simplicial_embeddings = read.simplicial(simplicial_embeddings, self.dim_model)
         self.patch_embedding_config = read.patches(patch_embedding_config, self.dim_model)
+        if self.reversible is True and patch_embedding_config is not None:
+            message = "patches change the stream, which reversible layers cannot compute back"
+            read.wrong("patch_embedding_config", message, hint="give the stack reversible: False", like=AssertionError)
         read.finish()
 
 

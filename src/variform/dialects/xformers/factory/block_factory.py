@@ -9,12 +9,13 @@ from variform.dialects.xformers.components.attention.masking import AttMask, bot
 from variform.dialects.xformers.components.multi_head_dispatch import MultiHeadDispatch
 from variform.dialects.xformers.components.simplicial_embedding import SimplicialEmbedding
 from variform.dialects.xformers.errors import CallError, ConfigTypeError
-from variform.dialects.xformers.factory.block import Block, innermost, mask_arguments, padding_of
+from variform.dialects.xformers.factory.block import Block, innermost, mask_arguments, padding_of, run_blocks
 from variform.dialects.xformers.factory.block_configs import (
     LayerPosition,
     xFormerDecoderConfig,
     xFormerEncoderConfig,
 )
+from variform.dialects.xformers.factory.reversing import Given, Step
 
 
 class xFormerEncoderBlock(Block):
@@ -78,18 +79,15 @@ class xFormerEncoderBlock(Block):
                     f"the second and third argument are {name}s, which in self-attention are the query itself; "
                     "masks are given by keyword: att_mask=, key_padding_mask=, input_mask="
                 )
-        return self.run(
-            query,
-            both(padding_of(query, key_padding_mask, "key_padding_mask"), padding_of(query, input_mask, "input_mask")),
-            att_mask,
-        )[0]
+        padding = both(
+            padding_of(query, key_padding_mask, "key_padding_mask"), padding_of(query, input_mask, "input_mask")
+        )
+        return run_blocks([self], query, padding, {"att_mask": att_mask})[0]
 
-    def run(self, x: Tensor, padding: Tensor | None, att_mask: AttMask | None) -> tuple[Tensor, Tensor | None]:
-        """The block on an input with bool padding; returns its output and the output's padding."""
-        x, padding, positions = self._embed(x, padding)
-        x = self.wrap_att(inputs=[x, x, x], **mask_arguments(att_mask, padding, positions))
-        x = self.wrap_ff(inputs=[x])
-        return (x if self.simplicial_embedding is None else self.simplicial_embedding(x)), padding
+    def finish(self, x: Tensor) -> Tensor:
+        """The final norm, and simplicial embeddings."""
+        x = super().finish(x)
+        return x if self.simplicial_embedding is None else self.simplicial_embedding(x)
 
     @property
     def spec(self) -> Spec:
@@ -172,27 +170,32 @@ class xFormerDecoderBlock(Block):
         )
         if memory_mask is not None and memory is not None:
             memory_mask = read_padding(memory_mask, memory.shape[0], memory.shape[1], "memory_mask")
-        return self.run(target, memory, padding, memory_mask, decoder_att_mask, encoder_att_mask)[0]
+        given = {
+            "memory": memory,
+            "memory_padding": memory_mask,
+            "att_mask": decoder_att_mask,
+            "cross_mask": encoder_att_mask,
+        }
+        return run_blocks([self], target, padding, given)[0]
 
-    def run(
-        self,
-        x: Tensor,
-        memory: Tensor | None,
-        padding: Tensor | None,
-        memory_padding: Tensor | None,
-        att_mask: AttMask | None,
-        cross_mask: AttMask | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The block on inputs with bool padding; returns its output and the output's padding."""
-        x, padding, positions = self._embed(x, padding)
-        x = self.wrap_att(inputs=[x, x, x], **mask_arguments(att_mask, padding, positions))
-        if self.wrap_cross is not None:
-            if memory is None:
-                raise CallError("this decoder block attends to a memory: pass the encoder's output")
-            x = self.wrap_cross(inputs=[x, memory, memory], **mask_arguments(cross_mask, memory_padding, None))
-        elif memory is not None or cross_mask is not None or memory_padding is not None:
+    def steps(self) -> list[tuple[nn.Module, Step]]:
+        """The wrapped sublayers in order, that to the memory second."""
+        attend, feed = super().steps()
+        return [attend, feed] if self.wrap_cross is None else [attend, (self.wrap_cross, self._look), feed]
+
+    def check(self, given: Given) -> None:
+        """A memory is there, or none and nothing about one."""
+        if self.wrap_cross is not None and given["memory"] is None:
+            raise CallError("this decoder block attends to a memory: pass the encoder's output")
+        if self.wrap_cross is None and any(
+            given[name] is not None for name in ("memory", "memory_padding", "cross_mask")
+        ):
             raise CallError("this decoder block has no cross attention: it takes no memory and no mask for one")
-        return self.wrap_ff(inputs=[x]), padding
+
+    def _look(self, x: Tensor, given: Given) -> Tensor:
+        assert self.wrap_cross is not None
+        memory, more = given["memory"], mask_arguments(given["cross_mask"], given["memory_padding"], None)
+        return self.wrap_cross(inputs=[x, memory, memory], **more)  # type: ignore[no-any-return]
 
     @property
     def spec(self) -> Spec:

@@ -30,7 +30,7 @@ class xFormerStackConfig:
     Args:
         block_config: the block.
         num_layers: how many blocks follow one another.
-        reversible: must be False.
+        reversible: the sequence of layers is reversible; see `xFormerBlockConfig`.
     """
 
     block_config: xFormerEncoderConfig | xFormerDecoderConfig
@@ -152,7 +152,22 @@ def _contradictions(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:
             message, path = "all layers need to have the same deepnorm setting", f"stack_configs.{key}"
             style = stack.residual_norm_style.value
             problems.append(Wrong(f"{path}.residual_norm_style", message, style, like=AssertionError))
-    return problems + _sizes(stacks)
+    return problems + _mixed(stacks) + _sizes(stacks)
+
+
+def _mixed(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:
+    """The blocks of one side that are reversible beside others that are not."""
+    first: dict[BlockType, bool] = {}
+    return [
+        Wrong(
+            f"stack_configs.{key}.reversible",
+            f"all {stack.block_type.value} layers are reversible, or none",
+            stack.reversible,
+            like=AssertionError,
+        )
+        for key, stack in stacks.items()
+        if first.setdefault(stack.block_type, stack.reversible) != stack.reversible
+    ]
 
 
 def _sizes(stacks: Mapping[Any, xFormerBlockConfig]) -> list[Wrong]:

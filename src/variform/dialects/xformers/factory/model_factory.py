@@ -13,7 +13,7 @@ from variform.dialects.xformers.components import ResidualNormStyle
 from variform.dialects.xformers.components.attention.masking import AttMask, both
 from variform.dialects.xformers.components.residual import DeepNormCoefficients, get_deepnorm_coefficients
 from variform.dialects.xformers.errors import CallError, Wrong, below, config_error
-from variform.dialects.xformers.factory.block import padding_of
+from variform.dialects.xformers.factory.block import padding_of, run_blocks
 from variform.dialects.xformers.factory.block_configs import (
     LayerPosition,
     xFormerBlockConfig,
@@ -159,16 +159,18 @@ class xFormer(nn.Module):
         else:
             _refuse("encoder", encoder_att_mask=encoder_att_mask)
             memory = None if tgt is None else src
+        given = {
+            "memory": memory,
+            "memory_padding": source,
+            "att_mask": decoder_att_mask,
+            "cross_mask": cross_att_mask,
+        }
         blocks: Any = self.decoders
-        for block in blocks:
-            target, padding = block.run(target, memory, padding, source, decoder_att_mask, cross_att_mask)
-        return target
+        return run_blocks(blocks, target, padding, given)[0]
 
     def _encode(self, x: Tensor, padding: Tensor | None, att_mask: AttMask | None) -> tuple[Tensor, Tensor | None]:
         blocks: Any = self.encoders
-        for block in blocks:
-            x, padding = block.run(x, padding, att_mask)
-        return x, padding
+        return run_blocks(blocks, x, padding, {"att_mask": att_mask})
 
     @property
     def spec(self) -> Spec:

@@ -14,7 +14,7 @@ from variform.dialects.xformers.components.feedforward import MLP, Conv2DFeedfor
 from variform.dialects.xformers.components.feedforward.native import NativeFeedforward
 from variform.dialects.xformers.components.patch_embedding import PatchEmbedding
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
-from variform.dialects.xformers.components.residual import Skip
+from variform.dialects.xformers.components.residual import Branch, Skip
 from variform.dialects.xformers.errors import Wrong, config_error
 from variform.dialects.xformers.factory.block import innermost
 from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
@@ -44,7 +44,7 @@ def encoder_spec(blocks: Sequence[xFormerEncoderBlock], shared: bool = False) ->
         if block.patch_emb is not None and not _embeds_patches(block):
             layers.append(block.patch_emb.spec)
         layers.append(TransformerLayer.spec(sublayers=[_attention(block.wrap_att), _feedforward(block.wrap_ff)]))
-    stacks = [LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))]
+    stacks = [_stack(blocks, layers)]
     simplicial = blocks[-1].simplicial_embedding
     if simplicial is not None:
         stacks.append(LayerStack.spec(layers=[], norm=simplicial.spec))
@@ -102,7 +102,14 @@ def decoder_spec(blocks: Sequence[xFormerDecoderBlock], shared: bool = False) ->
         if block.wrap_cross is not None:
             steps.insert(1, _cross(block.wrap_cross, index))
         layers.append(TransformerLayer.spec(sublayers=steps))
-    return _model(blocks[0], [LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))], shared)
+    return _model(blocks[0], [_stack(blocks, layers)], shared)
+
+
+def _stack(blocks: Sequence[Any], layers: list[Spec]) -> Spec:
+    if not blocks[0].reversible:
+        return LayerStack.spec(layers=layers, norm=_final_norm(blocks[-1].wrap_ff))
+    norm = blocks[-1].final_norm
+    return LayerStack.spec(layers=layers, norm=None if norm is None else _native_norm(norm), executor="reversible")
 
 
 def _model(first: Any, stacks: list[Spec], shared: bool) -> Spec:
@@ -139,7 +146,7 @@ def _cross(wrapper: nn.Module, index: int) -> Spec:
     own = dict(heads.spec.args)
     if own.pop("rotation") is not None:
         raise config_error([Wrong("", "cross attention with rotary embeddings has no native equivalent")])
-    if isinstance(wrapper, Residual) and (norm := _norm(wrapper.layer)) is not None:
+    if (norm := _norm_before(wrapper)) is not None:
         shared = Shared(f"cross_norm_{index}", norm)
         body = CrossMultiHead.spec(**own, dim_context=own["dim"], context_norm=shared)
         return _step(wrapper, body, heads.resid_drop.p, norm=shared)
@@ -159,11 +166,20 @@ def _feedforward(wrapper: nn.Module) -> Spec:
 
 
 def _step(wrapper: nn.Module, body: Spec, dropout: float, norm: Spec | Shared | None = None) -> Spec:
-    """One residual step from its wrappers: Residual(PreNorm(...)), or PostNorm(Residual(...))."""
-    if isinstance(wrapper, Residual):
-        return Sublayer.spec(body=body, norm=norm or _norm(wrapper.layer), dropout=dropout)
+    """One residual step from its wrappers: Residual(PreNorm(...)), or PostNorm(Residual(...)).
+
+    With a Branch where the residual is the norm after it is of the branch.
+    """
+    if isinstance(wrapper, Residual | Branch):
+        return Sublayer.spec(body=body, norm=norm or _norm_before(wrapper), dropout=dropout)
     assert isinstance(wrapper, PostNorm)
     residual = wrapper.sublayer
+    if isinstance(residual, Branch):
+        after = _norm(wrapper)
+        if dropout and after is not None:
+            message = "a norm of what dropout left has no native equivalent: reversible post-norm blocks have none"
+            raise config_error([Wrong("", message, hint="dropout 0, or residual_norm_style 'pre'")])
+        return Sublayer.spec(body=body, norm=None, branch_norm=after, dropout=dropout)
     assert isinstance(residual, Residual)
     scaled = None if residual.scale is None else ScaledResidual.spec(alpha=residual.scale)
     return Sublayer.spec(body=body, norm=None, out_norm=_norm(wrapper), residual=scaled, dropout=dropout)
@@ -179,8 +195,17 @@ def _final_norm(wrapper: nn.Module) -> Spec | None:
     return _norm(wrapper) if _has_final_norm(wrapper) else None
 
 
+def _norm_before(wrapper: nn.Module) -> Spec | None:
+    if isinstance(wrapper, Residual):
+        return _norm(wrapper.layer)
+    return _norm(wrapper.branch) if isinstance(wrapper, Branch) else None
+
+
 def _norm(wrapper: Any) -> Spec | None:
-    norm = wrapper.norm
+    return _native_norm(wrapper.norm)
+
+
+def _native_norm(norm: nn.Module) -> Spec | None:
     if isinstance(norm, Skip):
         return None
     if not isinstance(norm, nn.LayerNorm) or not norm.elementwise_affine:

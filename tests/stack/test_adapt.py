@@ -219,6 +219,12 @@ def test_declared_output_shapes_are_those_of_runs(kind, name):
     inner = {"part": "tokens", "vocab_size": 11}
     more = {
         "patches": {"image_size": 8, "patch_size": 2, "class_tokens": 3},
+        "image": {
+            "height": 7,
+            "width": 8,
+            "patches": {"part": "conv_patches", "kernel": 3, "stride": 2, "padding": 1, "out": D},
+            "embedding": {"part": "features", "class_tokens": 1},
+        },
         "features": {"class_tokens": 2},
         "tokens": {"vocab_size": 11},
         "factorised": {"embedding": inner, "dim_embedding": 5},

@@ -27,6 +27,7 @@ MODEL_STREAMS = frozenset(
         "condition",
         "prefix",
         "prefix_valid",
+        "losses",
         "state",
         "cache",
     }
@@ -121,7 +122,7 @@ class _Walk:
         facts = {**around, **{k: v for k, v in values.items() if v is not None}}
         if complete:
             facts.update({k: v for k, v in spec.part.derive({**facts, **values}).items() if v is not None})
-            self._refuse_impossible(spec, facts, path)
+            self._refuse_impossible(spec, facts, values, path)
         values.update(self._slots(spec, facts, values if complete else None, path, sure))
         if len(self.problems) > before or any(name not in values for name in known):
             return None
@@ -265,12 +266,16 @@ class _Walk:
             self.problems.append(Problem(path, message, hint="give these fields explicitly in the shared spec"))
         return Shared(name, resolved)
 
-    def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], path: str) -> None:
+    def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], values: Mapping[str, Any], path: str) -> None:
         """Asking a part for what it cannot do is an error here, not a silent default later."""
         asked = facts.get("causal") is True and spec.kind in ("attention", "mixer", "feedforward", "layer")
-        if asked and not spec.part.can.causal:
+        # What is in the slots of a mixer is asked for itself.
+        can = spec.part.abilities(values) if spec.kind == "feedforward" else spec.part.can
+        if asked and not can.causal:
             able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
-            message = f"{_label(spec)} has no causal form, and causal=True is asked for"
+            how = "with these settings" if spec.part.can.causal else ""
+            message = " ".join(filter(None, (_label(spec), "has no causal form", how)))
+            message += ", and causal=True is asked for"
             self.problems.append(Problem(path, message, hint=f"causal: {able}"))
 
     def _report(self, path: str, name: str, message: str, **more: Any) -> None:

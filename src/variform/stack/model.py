@@ -32,7 +32,8 @@ class Transformer(Model):
 
     Shapes:
         inputs: what the embedding takes, [B, L] token ids or [B, C, H, W] images
-        returns: what the head gives, [B, L, vocab_size] or [B, classes]; with a state, (that, new state)
+        returns: what the head gives, [B, L, vocab_size] or [B, classes]; with a state, (that, new state); with
+            `losses`, (that, the losses by name)
 
     Args:
         embedding: from raw inputs to [B, L, dim].
@@ -85,6 +86,7 @@ class Transformer(Model):
         prefix_valid: Tensor | None = None,
         state: State | None = None,
         hidden: bool = False,
+        losses: bool = False,
     ) -> Any:
         """Run the model.
 
@@ -102,6 +104,8 @@ class Transformer(Model):
             prefix_valid: [B, P] bool, False at padding of the prefix.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
             hidden: return the hidden states in place of the head's output.
+            losses: return (output, losses): the further losses of parts that have them (`load_balance` and `router_z`
+                of experts) by name, [n] each, one a use in the order of the layers; none in models without such parts.
 
         Raises:
             ShapeError: a size, dtype or length that does not fit, or a stream that no part of the model reads.
@@ -129,6 +133,10 @@ class Transformer(Model):
             streams["positions"], streams["cache"] = planned.positions, planned.cache
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)
+        if losses:
+            if state is not None:
+                raise ShapeError("losses belong to whole sequences: they are not told while decoding with a state")
+            streams["losses"] = ()
         after = behind_prefix(prefix, prefix_valid, streams, length)
         try:
             x, branches = self._run(inputs, streams, after, state)
@@ -143,7 +151,7 @@ class Transformer(Model):
                 raise
             raise wrong from error
         if planned is None or state is None:
-            return out
+            return (out, losses_by_name(streams["losses"])) if losses else out
         return out, {**planned.state, **turned(state), "parts": branches}
 
     def _run(
@@ -221,7 +229,7 @@ class Transformer(Model):
     def _refuse_unread(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
             if value is not None and name not in self.reads_below:
-                known = ", ".join(sorted(self.reads_below - {"state", "cache"})) or "none"
+                known = ", ".join(sorted(self.reads_below - {"state", "cache", "losses"})) or "none"
                 raise ShapeError(f"{name} was given, and no part of this model reads it; it reads: {known}")
 
 
@@ -283,6 +291,7 @@ class EncoderDecoder(Model):
         source_valid: Tensor | None = None,
         valid: Tensor | None = None,
         state: State | None = None,
+        losses: bool = False,
         **streams: Any,
     ) -> Any:
         """Encode `source`, decode `target`; with a state, `source` may be None (it was encoded by `init_state`).
@@ -293,6 +302,7 @@ class EncoderDecoder(Model):
             source_valid: [B, Ls] bool, False at padding of the source.
             valid: [B, L] bool, False at padding of the target.
             state: decode state; the result is then (output, new state).
+            losses: return (output, losses); see `Transformer.forward`. The encoder's come first.
             **streams: further streams of the decoder (`positions`, `mask`, `segments`).
 
         Raises:
@@ -304,10 +314,17 @@ class EncoderDecoder(Model):
                 raise ShapeError(f"an encoder-decoder takes no {name!r}; {did_you_mean(name, _DECODER_STREAMS)}")
         if state is not None:
             self._check_state(state, source, source_valid)
+            if losses:
+                raise ShapeError("losses belong to whole sequences: they are not told while decoding with a state")
             out, new = self.decoder(target, valid=valid, state=state["decoder"], **streams)
             return out, {"decoder": new}
-        context = self.encode(source, source_valid)
-        return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
+        if not losses:
+            context = self.encode(source, source_valid)
+            return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
+        context, first = self.encoder(_needed(source), valid=source_valid, hidden=True, losses=True)
+        more = {"context": context, "context_mask": source_valid, **streams}
+        out, second = self.decoder(target, valid=valid, losses=True, **more)
+        return out, {name: torch.cat([t[name] for t in (first, second) if name in t]) for name in {**first, **second}}
 
     @property
     def max_seq_len(self) -> int | None:
@@ -323,9 +340,7 @@ class EncoderDecoder(Model):
 
     def encode(self, source: Tensor | None, valid: Tensor | None = None) -> Tensor:
         """The encoder's hidden states, [B, Ls, dim]."""
-        if source is None:
-            raise ShapeError("a source is needed, unless a decode state that has read it is given")
-        context: Tensor = self.encoder(source, valid=valid, hidden=True)
+        context: Tensor = self.encoder(_needed(source), valid=valid, hidden=True)
         return context
 
     def init_state(
@@ -355,6 +370,17 @@ class EncoderDecoder(Model):
 
 
 _DECODER_STREAMS = ("positions", "segments", "mask", "condition", "prefix", "prefix_valid", "hidden")
+
+
+def losses_by_name(told: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses that parts have published, in order, as one tensor a name."""
+    return {name: torch.stack([loss for own, loss in told if own == name]) for name, _ in told}
+
+
+def _needed(source: Tensor | None) -> Tensor:
+    if source is None:
+        raise ShapeError("a source is needed, unless a decode state that has read it is given")
+    return source
 
 
 def streams_read(model: Part) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.errors import Problem
+from variform.errors import Problem, ShapeError
 from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 from variform.stack.reversible import reversible_problems, run_reversible
@@ -24,7 +24,7 @@ Size = Annotated[int, Field(gt=0)]
 class LayerStack(Stack):
     """Layers in order, then a final norm.
 
-    Names that its layers publish end here. `dim`, `heads` and `causal`, when given, hold for the stack's layers
+    Names that its layers publish end here, losses apart. `dim`, `heads` and `causal`, when given, hold for its layers
     instead of the model's. The executor `checkpoint` recomputes each layer in the backward pass instead of keeping
     its activations (Chen et al. 2016, arXiv:1604.06174); values and gradients are the same.
 
@@ -80,17 +80,27 @@ class LayerStack(Stack):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the layers and the final norm."""
         if self.executor == "reversible":
-            x, state = run_reversible(self.layers, x, streams)
+            x, published = self._reversible(x, streams)
         elif self.executor == "checkpoint" and self.training:
-            x, state = self._checkpointed(x, streams)
+            x, published = self._checkpointed(x, streams)
         else:
-            x, state = _ending(run_in_order(self.layers, x, streams, "layers"))
+            x, published = _ending(run_in_order(self.layers, x, streams, "layers"))
         if self.norm is not None:
             x = self.norm(x, streams.get("condition"))
-        return x if state is None else (x, {"state": state})
+        return (x, published) if published else x
 
-    def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, State | None]:
+    def _reversible(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
+        if streams.get("losses") is not None and any("losses" in getattr(m, "reads", ()) for m in self.modules()):
+            raise ShapeError(
+                "reversible layers hand on nothing but their result, and no losses of their parts: "
+                "take the executor 'checkpoint'"
+            )
+        x, state = run_reversible(self.layers, x, streams)
+        return x, {} if state is None else {"state": state}
+
+    def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
         state: State = {}
+        kept: dict[str, Any] = {}
         for place, layer in enumerate(self.layers.in_order()):
             slot = f"layers.{place}"
 
@@ -102,16 +112,16 @@ class LayerStack(Stack):
             state.update(new.pop("state", {}))
             if new:
                 streams = {**streams, **new}
-        return x, state or None
+                kept.update(new)
+        return _ending((x, {**kept, "state": state} if state else kept))
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """One branch a layer, by place."""
         return list_state(self.layers, "layers", batch, max_len, streams)
 
 
-def _ending(out: Output) -> tuple[Tensor, State | None]:
+def _ending(out: Output) -> tuple[Tensor, dict[str, Any]]:
     if isinstance(out, tuple):
         x, published = out
-        state: Mapping[str, Any] | None = published.get("state")
-        return x, None if state is None else dict(state)
-    return out, None
+        return x, {name: published[name] for name in ("state", "losses") if name in published}
+    return out, {}

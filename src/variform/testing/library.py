@@ -15,6 +15,8 @@ from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.conv2d import Conv2D
+from variform.parts.feedforward.expert_choice import ExpertChoice
+from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
 from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.multi_head import MultiHead
@@ -64,6 +66,26 @@ def _visual() -> list[Sample]:
 @samples_for(Conv2D)
 def _conv2d() -> list[Sample]:
     return [Sample(Conv2D.spec(hidden=12)), Sample(Conv2D.spec(hidden=12, grid=(3, 5)), "on a grid")]
+
+
+@samples_for(MixtureOfExperts)
+def _mixture_of_experts() -> list[Sample]:
+    return [
+        Sample(MixtureOfExperts.spec(experts=[FEED] * 4)),
+        Sample(
+            MixtureOfExperts.spec(experts=[FEED, FEED.replace(bias=False)], k=1, common=FEED),
+            "one of two, and one for all",
+        ),
+        Sample(MixtureOfExperts.spec(experts=[FEED] * 3, k=3, normalise=False, capacity=0.5), "within a capacity"),
+    ]
+
+
+@samples_for(ExpertChoice)
+def _expert_choice() -> list[Sample]:
+    return [
+        Sample(ExpertChoice.spec(experts=[FEED] * 4)),
+        Sample(ExpertChoice.spec(experts=[FEED] * 3, capacity=0.7, common=FEED), "less than one expert a token"),
+    ]
 
 
 @samples_for(SoftmaxAttention)

@@ -91,7 +91,8 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add the step's loss; every `log_every` steps a row with their mean."""
         step = trainer.global_step
-        self.loss_sum = self.loss_sum.to(outputs["loss"].device) + outputs["loss"].detach().double()
+        loss_now = outputs["cross_entropy"].double()
+        self.loss_sum = self.loss_sum.to(loss_now.device) + loss_now
         self.loss_count += 1
         if step % self.train.log_every and step != self.train.steps:
             return

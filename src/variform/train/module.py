@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning
@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from variform.core.build import materialise
+from variform.core.part import Part
+from variform.errors import ConfigError, did_you_mean
 from variform.parts.kinds import Stack
 from variform.train.data import DROPOUT, mixed_seed
 from variform.train.sections import TrainSection
@@ -31,6 +33,10 @@ class LanguageModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.section = train
+        self.has_losses = has_losses(model)
+        if train.losses and not self.has_losses:
+            message = "no part of the model has a loss of its own"
+            raise ConfigError(message, path="train.losses", value=train.losses, hint="leave it out")
         self.gradient_norm: Tensor | None = None
         self.last_rate = 0.0
         self.val_loss = math.nan
@@ -62,10 +68,12 @@ class LanguageModule(lightning.LightningModule):
         """Seed the step: dropout, too, is a function of the seed, the step and the process alone."""
         torch.manual_seed(mixed_seed(self.section.seed, DROPOUT, self.global_step + 1, self.global_rank))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of this process's windows."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Mean cross-entropy of this process's windows; `loss` has the weighted losses of parts added to it."""
         x, y = batch
-        return F.cross_entropy(self.model(x).flatten(0, 1).float(), y.flatten())
+        logits, further = self.model(x, losses=True) if self.has_losses else (self.model(x), {})
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+        return {"loss": total(loss, further, self.section.losses), "cross_entropy": loss.detach()}
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -91,6 +99,34 @@ class LanguageModule(lightning.LightningModule):
         limit = self.section.grad_clip
         self.last_rate = float(optimizer.param_groups[0]["lr"])
         self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+
+
+LOSS_WEIGHTS = {"load_balance": 0.01, "router_z": 0.001}
+"""As in Switch (arXiv:2101.03961) and ST-MoE (arXiv:2202.08906)."""
+
+
+def has_losses(model: nn.Module) -> bool:
+    """Whether a part of the model publishes losses where it is asked to."""
+    return any(isinstance(part, Part) and "losses" in part.reads for part in model.modules())
+
+
+def total(loss: Tensor, further: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """A loss and the weighted losses of parts, each use of a part counted.
+
+    Args:
+        loss: the loss of the task.
+        further: what `model(..., losses=True)` gives beside the output.
+        weights: by name; `LOSS_WEIGHTS` for those left out, or 1.
+
+    Raises:
+        ConfigError: a weight for a loss that there is not.
+    """
+    for name in weights:
+        if name not in further:
+            raise ConfigError(f"no part has a loss {name!r}", path="train.losses", hint=did_you_mean(name, further))
+    for name, own in further.items():
+        loss = loss + weights.get(name, LOSS_WEIGHTS.get(name, 1.0)) * own.sum()
+    return loss
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -61,6 +61,11 @@ class TrainSection(Section):
     grad_clip: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="largest gradient norm; null for no limit"
     )
+    losses: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="weights of the losses that parts of the model have beside the cross-entropy, by name; "
+        "load_balance 0.01 and router_z 0.001 (of experts) where they are not given, all others 1",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16 is autocast, weights float32"
     )

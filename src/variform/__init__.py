@@ -25,11 +25,11 @@ from variform.weights import load_model, load_weights, save_weights
 
 if TYPE_CHECKING:
     from variform import interop
-    from variform.inspect import capture, check, compare, costs, describe, diagram, explain
+    from variform.inspect import capture, check, compare, costs, describe, diagram, explain, plot_mask
 
 load_parts()
 
-_LOOKING = frozenset({"capture", "check", "compare", "costs", "describe", "diagram", "explain"})
+_LOOKING = frozenset({"capture", "check", "compare", "costs", "describe", "diagram", "explain", "plot_mask"})
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from variform.inspect.costs import Costs
 from variform.inspect.describe import Description, Memory, describe
 from variform.inspect.diagram import Diagram, diagram
 from variform.inspect.explain import Explanation, explain
+from variform.inspect.plot import plot_mask
 from variform.inspect.rows import Row
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "describe",
     "diagram",
     "explain",
+    "plot_mask",
 ]

@@ -111,16 +111,14 @@ class Mask(ABC):
         return block_layout(self, q_len, k_len, block)
 
     def plot(self, q_len: int, k_len: int | None = None, ax: Axes | None = None) -> Axes:
-        """Draw batch row 0, head 0 with matplotlib (extra `plot`) and return the axes."""
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError("plotting a mask needs matplotlib: pip install 'variform[plot]'") from error
+        """Draw batch row 0, head 0 with matplotlib (extra `plot`) and return the axes; `vf.plot_mask` does more."""
+        from variform.ops.masks.draw import draw, pyplot
+
         k_len = q_len if k_len is None else k_len
         shown = self.dense(torch.arange(q_len), torch.arange(k_len))
         shown = (shown[0, 0] if shown.dim() == 4 else shown).expand(q_len, k_len)
-        axes: Axes = pyplot.subplots()[1] if ax is None else ax
-        axes.imshow(shown.cpu().numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        axes: Axes = pyplot().subplots()[1] if ax is None else ax
+        draw(axes, shown)
         axes.set(xlabel="key", ylabel="query", title=f"{self!r}: density {self.density(q_len, k_len):.3f}")
         return axes
 

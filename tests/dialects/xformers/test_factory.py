@@ -349,6 +349,8 @@ def test_stacks_in_a_list_by_name_alone_or_as_objects() -> None:
         [xFormerEncoderConfig(**encoder(num_layers=2))],
         [xFormerStackConfig(xFormerEncoderConfig(**encoder()), num_layers=2, reversible=False)],
         [xFormerStackConfig(encoder(), num_layers=2, reversible=False)],  # type: ignore[arg-type]
+        [{"block_config": encoder(), "num_layers": 2, "reversible": False}],
+        [{"block_config": encoder(num_layers=2)}],
     ]
     specs = [xFormer.from_config(xFormerConfig(stack)).spec for stack in stacks]
     assert all(spec == specs[0] for spec in specs)

@@ -60,20 +60,14 @@ NAMES = {
 
 # What is not there yet.
 PENDING: dict[str, str] = {
-    "components": "PatchEmbeddingConfig build_patch_embedding",
-    "components.attention": """BlockSparseAttention FavorAttention GlobalAttention LinformerAttention NystromAttention
-        OrthoFormerAttention RandomAttention _DENSITY_THRESHOLD maybe_sparsify""",
-    "components.attention.attention_patterns": "*",
+    "components.attention": """BlockSparseAttention LinformerAttention NystromAttention OrthoFormerAttention
+        _DENSITY_THRESHOLD maybe_sparsify""",
     "components.attention.core": "*",
     "components.attention._sputnik_sparse": "*",
-    "components.attention.feature_maps": "*",
     "components.attention.nystrom": "*",
-    "components.attention.sparsity_config": "*",
     "components.attention.utils": "*",
     "components.feedforward.mixture_of_experts": "*",
-    "components.patch_embedding": "*",
     "components.positional_embedding.rotary": "apply_rotary_pos_emb rotate_half",
-    "helpers.timm_sparse_attention": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",
     "sparse": "*",

@@ -67,7 +67,12 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     (encoder(multi_head_config=without(heads(), "num_heads")), TypeError, "multi_head_config.num_heads", "needs"),
     (encoder(multi_head_config=7), TypeError, "multi_head_config", "expected a dict"),
     (encoder(multi_head_config=attention("nope")), KeyError, "multi_head_config.attention.name", "known"),
-    (encoder(multi_head_config=attention(window=3)), TypeError, "multi_head_config.attention.window", "window_size"),
+    (
+        encoder(multi_head_config=attention(windw_size=3)),
+        TypeError,
+        "multi_head_config.attention.windw_size",
+        "window_size",
+    ),
     (encoder(multi_head_config=attention(dropout="lots")), TypeError, "multi_head_config.attention.dropout", "number"),
     (
         encoder(multi_head_config=attention("linear", causal="no")),
@@ -127,6 +132,7 @@ SWEPT = {
     "attention_query_mask": torch.eye(SEQ, dtype=torch.bool)[:, :1],
     "layout": torch.ones(1, 1, dtype=torch.long),
     "block_size": 16,
+    "window": 5,
 }
 
 
@@ -153,7 +159,7 @@ def test_causality_holds_or_is_refused(name: str) -> None:
 
 def test_what_a_part_itself_refuses_has_its_path_too() -> None:
     with pytest.raises(AssertionError, match="odd size") as caught:
-        xFormer({"one": encoder(multi_head_config=attention("local", window_size=4))})
+        xFormerConfig({"one": encoder(multi_head_config=attention("local", window_size=4))})
     assert isinstance(caught.value, vf.ConfigError)
     assert [p.path for p in caught.value.problems] == ["stack_configs.one.multi_head_config.attention.window_size"]
 

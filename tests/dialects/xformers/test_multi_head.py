@@ -330,6 +330,12 @@ def test_mistakes_are_reported_together_with_their_paths() -> None:
         build_multi_head_attention({"dim_model": 10, "num_heads": 2})
 
 
+def test_whole_floats_serve_as_sizes() -> None:
+    assert build_attention({"name": "local", "dropout": 0, "window_size": 14 / 2}).window_size == 7
+    with pytest.raises(TypeError, match="integer"):
+        build_attention({"name": "local", "dropout": 0, "window_size": 7.5})
+
+
 def test_causality_is_never_dropped() -> None:
     @dataclass
     class Config(AttentionConfig):

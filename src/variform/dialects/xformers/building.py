@@ -170,8 +170,10 @@ def checked(name: str, annotation: Any, value: Any) -> tuple[Any, Wrong | None]:
     field = Field(name, annotation, REQUIRED, "", (), False, False)
     if isinstance(value, list) and typing.get_origin(annotation) is tuple:
         value = tuple(value)  # files have lists alone
-    value, message = check_value(field, value)
-    return value, None if message is None else Wrong(name, message, value, like=TypeError)
+    found, message = check_value(field, value)
+    if message is not None and isinstance(value, float) and value.is_integer():
+        found, message = check_value(field, int(value))  # sizes that old code divided: MODEL / heads
+    return (found, None) if message is None else (value, Wrong(name, message, value, like=TypeError))
 
 
 def _sort_out(

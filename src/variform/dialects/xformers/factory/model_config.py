@@ -105,6 +105,9 @@ def _read(stack: Any, path: str, problems: list[Wrong]) -> xFormerBlockConfig | 
     if isinstance(stack, xFormerStackConfig):
         more = {"num_layers": stack.num_layers, "reversible": stack.reversible}
         stack = stack.block_config
+    elif isinstance(stack, Mapping) and "block_config" in stack:
+        more = {str(key): value for key, value in stack.items() if key != "block_config"}
+        stack = stack["block_config"]
     if isinstance(stack, xFormerBlockConfig):
         if not more:
             return stack

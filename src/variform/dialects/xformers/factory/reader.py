@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from variform.dialects.xformers.building import as_mapping, checked, plan_part
+import torch
+
+from variform.dialects.xformers.building import as_mapping, build_part, checked, plan_part
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
-from variform.dialects.xformers.components.multi_head_config import plan_multi_head
+from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention, plan_multi_head
 from variform.dialects.xformers.components.patch_embedding import read_patch_embedding
 from variform.dialects.xformers.components.positional_embedding import POSITION_EMBEDDING_REGISTRY
 from variform.dialects.xformers.components.simplicial_embedding import SimplicialEmbedding
@@ -74,6 +77,8 @@ class Reader:
         _, problems = plan_multi_head(own)
         self._same_size(name, own, dim_model)
         self.problems += [problem.below(name) for problem in problems if dim_model or problem.path != "dim_model"]
+        if not problems:
+            self._try(name, lambda: build_multi_head_attention(own))
         return own
 
     def patches(self, config: Any, dim_model: int | None) -> dict[str, Any] | None:
@@ -140,7 +145,17 @@ class Reader:
             own["dim_model"] = dim_model
         _, problems = plan_part(registry, own)
         self.problems += [problem.below(name) for problem in problems if dim_model or problem.path != "dim_model"]
+        if not problems:
+            self._try(name, lambda: build_part(registry, own))
         return own
+
+    def _try(self, name: str, build: Callable[[], Any]) -> None:
+        """Build a part without memory for its weights: some mistakes only the part itself can see."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), suppress(RuntimeError, NotImplementedError):
+            try:
+                build()
+            except ConfigError as error:
+                self.problems += wrongs(error, name)
 
     def _copy(self, name: str, config: Any) -> PartConfig:
         """The user's mapping, copied as deep as its mappings and lists go."""

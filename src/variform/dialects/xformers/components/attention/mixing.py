@@ -16,7 +16,7 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
-from variform.dialects.xformers.building import Key
+from variform.dialects.xformers.building import Key, native_keys
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask, read_padding
 from variform.dialects.xformers.errors import CallError
@@ -188,7 +188,7 @@ def _item(part: type[Part]) -> Item:
         args = {key: value for key, value in given.items() if key in own}
         NativeMixer.__init__(self, Spec(part, args), **facts)
 
-    keys = {name: Key(name, Any, False, True) for name in (*own, *surroundings)}
+    keys = {name: Key(name, Any, False, True) for name in surroundings} | native_keys(part)
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
     body["config_keys"] = {"name": Key("name", str, False, False), **keys}
     config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in keys], bases=(AttentionConfig,))

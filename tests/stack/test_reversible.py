@@ -374,8 +374,24 @@ class Counting(FeedForward):
 
 def test_a_layer_that_keeps_something_is_refused() -> None:
     stack, (x, streams) = built([Sublayer.spec(body=Counting.spec())]), inputs()
-    with pytest.raises(ShapeError, match="Counting changes its buffer 'calls'"):
+    with pytest.raises(ShapeError, match="Counting changes its buffer 'calls' in place"):
         stack(x, streams)
+
+
+def test_features_that_are_drawn_anew_are_those_of_their_own_forward_pass() -> None:
+    attend = MultiHead.spec(attention={"part": "favor", "dim_features": 6, "iter_before_redraw": 1})
+    layers = [Shared("one", Sublayer.spec(body=attend, dropout=0.2)), FEED, Shared("one")]
+    results, features = [], []
+    for plainly in (False, True):
+        stack, (x, _) = built(layers), inputs()
+        torch.manual_seed(3)
+        losses = [(literal(stack, x, {}) if plainly else stack(x, {})).square().sum() for _ in range(3)]
+        for index in (1, 0, 2):
+            losses[index].backward()
+        results.append([x.grad, *(p.grad for p in stack.parameters())])
+        features.append(list(stack.buffers()))
+    assert_same(results[0], results[1])
+    assert_same(features[0], features[1], 0)
 
 
 REFUSED: dict[str, tuple[Any, str, str]] = {

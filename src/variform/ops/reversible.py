@@ -99,7 +99,7 @@ def _reversible(
         both streams after the last step.
 
     Raises:
-        ShapeError: parameters are sharded, or a module changes a buffer while it runs.
+        ShapeError: parameters are sharded, or a module changes a buffer in place while it runs.
     """
     parameters = [
         p for module in _modules(steps) for p in module._parameters.values() if p is not None and p.requires_grad
@@ -145,10 +145,11 @@ class _Reversible(torch.autograd.Function):
         ctx: Any, steps: tuple[Step, ...], run: Forward, count: int, x1: Tensor, x2: Tensor, *more: Tensor
     ) -> Pair:
         sides, ctx.parameters = more[:count], more[count:]
-        ctx.steps, ctx.draws, ctx.casts = steps, Draws(x1.device), _casts(x1.device.type)
+        ctx.steps, ctx.draws, ctx.casts = steps, _Watched(x1.device, steps), _casts(x1.device.type)
         ctx.versions = [p._version for p in ctx.parameters]
-        with _casting(ctx.casts), _unchanged_buffers(steps):
+        with _casting(ctx.casts):
             y1, y2 = run(x1, x2, sides, ctx.draws)
+        ctx.draws.close()
         y1, y2 = y1.view_as(y1), y2.view_as(y2)  # a single step hands an input on
         ctx.save_for_backward(y1, y2, *sides)
         return y1, y2
@@ -167,9 +168,9 @@ class _Reversible(torch.autograd.Function):
         with ctx.draws.aside(), _casting(ctx.casts):
             for index in range(len(ctx.steps) - 1, -1, -1):
                 step = ctx.steps[index]
-                ctx.draws.again(index)
                 x = a.detach().requires_grad_()
-                with torch.enable_grad(), _aliases(step.module, ctx.parameters) as own:
+                aliases = _aliases(step.module, ctx.parameters)
+                with ctx.draws.computing_again(index), torch.enable_grad(), aliases as own:
                     branch = step.run(x, leaves)
                 found: Sequence[Tensor | None] = (None,) * (1 + len(own) + len(leaves))
                 used = [leaf for leaf, need in zip(leaves, wanted, strict=False) if need]
@@ -229,18 +230,58 @@ def _aliases(module: nn.Module, parameters: Sequence[Tensor]) -> Iterator[dict[i
             own[name] = parameter
 
 
-@contextmanager
-def _unchanged_buffers(steps: Sequence[Step]) -> Iterator[None]:
-    """Refuse modules that change their buffers while they run: computed again, they would start from other values."""
-    before = [(m, dict(m._buffers), [_version(b) for b in m._buffers.values()]) for m in _modules(steps) if m._buffers]
-    yield
-    for module, buffers, versions in before:
-        for (name, buffer), version in zip(buffers.items(), versions, strict=True):
-            if module._buffers.get(name) is not buffer or _version(buffer) != version:
-                raise ShapeError(
-                    f"{type(module).__name__} changes its buffer {name!r} while it runs, so that a reversible layer "
-                    "cannot compute it again; take the executor 'plain', or modules that keep nothing"
-                )
+class _Watched(Draws):
+    """Also knows which buffers steps replaced (features that are drawn anew, say), to compute with the same again.
+
+    Args:
+        device: where the steps run.
+        steps: in order.
+
+    Raises:
+        ShapeError: on `note` or `close`, if a module changed a buffer in place, so that what it was is lost.
+    """
+
+    def __init__(self, device: torch.device, steps: Sequence[Step]) -> None:
+        super().__init__(device)
+        self.owners = [[module for module in step.module.modules() if module._buffers] for step in steps]
+        self.replaced: list[list[tuple[nn.Module, str, Tensor | None]]] = []
+        self.before: list[tuple[nn.Module, dict[str, Tensor | None], list[int]]] | None = None
+
+    def note(self) -> None:
+        """A step begins, and the one before it is over."""
+        self.close()
+        owners = self.owners[len(self.states)]
+        self.before = [(m, dict(m._buffers), [_version(b) for b in m._buffers.values()]) for m in owners]
+        super().note()
+
+    def close(self) -> None:
+        """The last step is over."""
+        if self.before is None:
+            return
+        found = []
+        for module, buffers, versions in self.before:
+            for (name, buffer), version in zip(buffers.items(), versions, strict=True):
+                if _version(buffer) != version:
+                    raise ShapeError(
+                        f"{type(module).__name__} changes its buffer {name!r} in place while it runs, so that a "
+                        "reversible layer cannot compute it again; the executor 'plain' runs it once"
+                    )
+                if module._buffers.get(name) is not buffer:
+                    found.append((module, name, module._buffers.get(name)))
+        self.replaced.append(found)
+
+    @contextmanager
+    def computing_again(self, index: int) -> Iterator[None]:
+        """Generators and buffers as they were in a step; afterwards the buffers are those of now."""
+        self.again(index)
+        now = [(module, dict(module._buffers)) for module in self.owners[index]]
+        for module, name, buffer in self.replaced[index]:
+            module._buffers[name] = buffer
+        try:
+            yield
+        finally:
+            for module, buffers in now:
+                module._buffers.update(buffers)
 
 
 def _version(buffer: Tensor | None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from variform.ops.attention import costs
 from variform.ops.attention.call import Call
+from variform.ops.attention.pattern import TILES, Pattern, pattern_of, readable, split
 from variform.ops.attention.plan import Group, Plan, conjuncts, execution_block, indices, make_plan
 from variform.ops.attention.sdpa import fused
 from variform.ops.masks import And, Blocks, Mask
@@ -24,11 +27,6 @@ from variform.ops.masks.view import point_view
 
 __all__ = ["BlockSparseBackend"]
 
-_DENSITY = {False: 0.5, True: 0.4}
-"""Share of blocks below which gathering beats a dense mask, by whether the dtype is a half precision; measured with
-blocks of 128 on one core of a Xeon, for training; short blocks break even at two thirds of it."""
-_SHORTEST = 512
-"""Below this many queries or keys the fused kernel on all pairs is as fast."""
 _REMEMBERED_ELEMENTS = 1 << 24
 """Largest mask of a group that is kept between calls (16 MiB of bool)."""
 
@@ -48,33 +46,40 @@ class BlockSparseBackend:
             return "with positions given, which keys are near is not known beforehand"
         if any(not modifier.is_additive for modifier in call.scores):
             return "a score modifier is not an added bias"
-        if _skippable(call) is None:
+        if not readable(call, split(call)[0]) and _skippable(call) is None:
             return "no structure (window, blocks, global positions) tells which blocks to skip"
         return None
 
     def advantage(self, call: Call, training: bool) -> str | None:
         """Few enough blocks on long enough sequences."""
-        if torch.compiler.is_compiling() or call.target != "cpu" or not call.aligned:
+        if torch.compiler.is_compiling() or call.target != "cpu" or not call.aligned or call.is_plain_causal:
             return None
-        q_len, k_len = call.q.shape[2], call.k.shape[2]
-        if min(q_len, k_len) < _SHORTEST or call.is_plain_causal:
-            return None
-        mask = _skippable(call)
-        if mask is None:
-            return None
-        block = execution_block(mask)
-        density = make_plan(mask, q_len, k_len, block).density
-        if density > _DENSITY[call.q.dtype.itemsize < 4] * (1.0 if block >= 128 else 2 / 3):
-            return None
-        return f"{density:.0%} of the blocks are visited"
+        choice = costs.choose(call, training)
+        if choice is not None:
+            return choice.why if choice.backend == self.name else None
+        share, words = self._share(call)
+        return words if share < 1.0 else None
+
+    def passed_over(self, call: Call, training: bool) -> str | None:
+        """How many blocks would be visited, and from how few on they pay."""
+        choice = costs.choose(call, training)
+        return self._share(call)[1] if choice is None else choice.tiles
+
+    def _share(self, call: Call) -> tuple[float, str | None]:
+        """The expected time of a mask without tensors to read, as a share of the fused kernel's; and why."""
+        mask, q_len, k_len = _skippable(call), call.q.shape[2], call.k.shape[2]
+        if mask is None or min(q_len, k_len) < costs.SHORTEST:
+            return 1.0, None
+        plan = make_plan(mask, q_len, k_len, execution_block(mask))
+        price = costs.tile_price(plan.block, call.q.dtype.itemsize < 4)
+        return plan.density * price, costs.blocks_text(plan.density, plan.block, 1 / price)
 
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
         call.check()
-        mask = _skippable(call)
-        assert mask is not None, "refuses() lets calls with a structure through only"
         batch, heads, q_len, _ = call.q.shape
-        plan = make_plan(mask, q_len, call.k.shape[2], execution_block(mask))
+        tiling = _tiling(call)
+        plan = tiling.plan
         kv_heads = call.k.shape[1] if call.is_grouped else heads
         index = indices(plan, batch, heads, kv_heads, call.q.device, isinstance(call.q, FakeTensor))
         q = _blocks(call.q, plan.block).index_select(0, index.queries)
@@ -84,7 +89,7 @@ class BlockSparseBackend:
         row_sizes = [samples * len(group.rows) for group in plan.groups]
         tile_sizes = [samples * len(group.tiles) for group in plan.groups]
         outs = [
-            _attend(call, plan, group, samples, *parts)
+            _attend(call, tiling, group, samples, *parts)
             for group, *parts in zip(
                 plan.groups,
                 torch.split(q, row_sizes),
@@ -95,6 +100,34 @@ class BlockSparseBackend:
         ]
         out = torch.cat(outs).index_select(0, index.inverse)
         return out.view(batch, heads, plan.q_blocks * plan.block, -1)[:, :, :q_len]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiling:
+    """Which tiles of a call are visited.
+
+    Args:
+        mask: what the plan was made from.
+        pattern: what is remembered of the mask, where it has tensors.
+        passing: masks on top that change from call to call.
+    """
+
+    plan: Plan
+    mask: Mask
+    pattern: Pattern | None = None
+    passing: Mask | None = None
+
+
+def _tiling(call: Call) -> _Tiling:
+    lasting, passing = split(call)
+    pattern = pattern_of(call, lasting)
+    if pattern is not None and lasting is not None:
+        choice = costs.choose(call, call.needs_grad)
+        tile = TILES[-1] if choice is None or choice.tile is None else choice.tile
+        return _Tiling(pattern.plan(lasting, tile), lasting, pattern, passing)
+    mask = _skippable(call)
+    assert mask is not None, "refuses() lets calls with a structure through only"
+    return _Tiling(make_plan(mask, call.q.shape[2], call.k.shape[2], execution_block(mask)), mask)
 
 
 def _skippable(call: Call) -> Mask | None:
@@ -122,8 +155,9 @@ def _blocks(x: Tensor, block: int) -> Tensor:
     return x.reshape(-1, block * dim)
 
 
-def _attend(call: Call, plan: Plan, group: Group, samples: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(call: Call, tiling: _Tiling, group: Group, samples: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One group: `[samples * rows, block * D]` -> `[samples * rows, block * Dv]`."""
+    plan = tiling.plan
     rows, dim_v = len(group.rows), call.v.shape[-1]
     if group.count == 0:
         # Sums over nothing keep the graph to q, k and v where no block at all is visited.
@@ -131,21 +165,45 @@ def _attend(call: Call, plan: Plan, group: Group, samples: int, q: Tensor, k: Te
     q = q.view(samples, rows, plan.block, -1)
     k = k.view(samples, rows, group.count * plan.block, -1)
     v = v.view(samples, rows, group.count * plan.block, -1)
-    mask = _mask(call, plan, group)
+    mask = _mask(call, tiling, group)
     scale = call.softmax_scale
     return fused(q, k, v, mask, dropout=call.dropout, scale=scale).reshape(samples * rows, -1)
 
 
-def _mask(call: Call, plan: Plan, group: Group) -> Tensor | None:
+def _mask(call: Call, tiling: _Tiling, group: Group) -> Tensor | None:
     """What hides pairs inside the group's blocks, with the added bias: `[samples | 1, rows, block, count * block]`."""
-    symbol = call.symbolic_mask()
-    if call.k_valid is None and call.q_segments is None and not call.scores and symbol is not None:
-        if plan.exact and symbol == _skippable(call):
+    plan, symbol = tiling.plan, call.symbolic_mask()
+    changes = call.k_valid is not None or call.q_segments is not None or bool(call.scores)
+    if tiling.pattern is not None and not isinstance(call.q, FakeTensor):
+        inside = None if plan.exact else _inside(call, tiling, group)
+        if not changes and tiling.passing is None:
+            return inside
+        on_top = _evaluate(call, tiling.passing, plan, group)
+        if inside is None or on_top is None:
+            return on_top if inside is None else inside
+        return on_top & inside if on_top.dtype == torch.bool else on_top.masked_fill(~inside, -torch.inf)
+    if not changes and symbol is not None:
+        if plan.exact and symbol == tiling.mask:
             return None
         remember = not symbol.has_tensors and not isinstance(call.q, FakeTensor)
         if remember and len(group.tiles) * plan.block**2 <= _REMEMBERED_ELEMENTS:
             return _remembered_mask(symbol, plan, group, call.q.shape[2], call.k.shape[2], call.q.device)
     return _evaluate(call, symbol, plan, group)
+
+
+def _inside(call: Call, tiling: _Tiling, group: Group) -> Tensor:
+    """The lasting mask inside the group's blocks, remembered with the tensors that it comes from."""
+    assert tiling.pattern is not None, "asked for with a pattern only"
+    key = (tiling.plan.block, tiling.plan.groups.index(group))
+    known = tiling.pattern.inside.get(key)
+    if known is None:
+        with real_tensors(), torch.no_grad():
+            alone = Call(call.q[..., :0], call.k[..., :0], call.v[..., :0])
+            known = _evaluate(alone, tiling.mask, tiling.plan, group)
+        assert known is not None, "a mask was given"
+        if known.numel() <= _REMEMBERED_ELEMENTS:
+            tiling.pattern.inside[key] = known
+    return known
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from variform.ops.masks import And, Blocks, Mask
 from variform.ops.masks.counts import block_layout, real_tensors
 
-__all__ = ["Group", "Indices", "Plan", "conjuncts", "execution_block", "indices", "make_plan"]
+__all__ = ["Group", "Indices", "Plan", "conjuncts", "execution_block", "indices", "make_plan", "plan_of_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,18 @@ def _versions(mask: Mask) -> tuple[int, ...]:
 def _make_plan(mask: Mask, versions: tuple[int, ...], q_len: int, k_len: int, block: int) -> Plan:
     with real_tensors():
         layout = block_layout(mask, q_len, k_len, block)
-        q_blocks, k_blocks = layout.shape[-2:]
-        rows = [torch.nonzero(row)[:, 0].tolist() for row in layout.reshape(-1, k_blocks)]
+        whole = q_len % block == 0 and k_len % block == 0
+        return plan_of_layout(layout, block, whole and isinstance(mask, Blocks) and mask.block == block)
+
+
+def plan_of_layout(layout: Tensor, block: int, exact: bool) -> Plan:
+    """The plan that visits the tiles of a layout.
+
+    Shapes:
+        layout: bool [q tiles, k tiles], or [H, ...] where heads differ
+    """
+    q_blocks, k_blocks = layout.shape[-2:]
+    rows = [torch.nonzero(row)[:, 0].tolist() for row in layout.reshape(-1, k_blocks)]
     by_count: dict[int, list[int]] = {}
     for row, tiles in enumerate(rows):
         by_count.setdefault(len(tiles), []).append(row)
@@ -101,8 +111,6 @@ def _make_plan(mask: Mask, versions: tuple[int, ...], q_len: int, k_len: int, bl
         for count, members in sorted(by_count.items())
     )
     density = sum(len(tiles) for tiles in rows) / max(1, layout.numel())
-    whole = q_len % block == 0 and k_len % block == 0
-    exact = whole and isinstance(mask, Blocks) and mask.block == block
     return Plan(block, q_blocks, k_blocks, layout.dim() == 3, groups, density, exact)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,9 +12,11 @@ from variform.ops.attention import meter
 from variform.ops.attention.block_sparse import BlockSparseBackend
 from variform.ops.attention.call import Call
 from variform.ops.attention.flex import FlexBackend
+from variform.ops.attention.pattern import pattern_of, split
 from variform.ops.attention.reference import ReferenceBackend
 from variform.ops.attention.sdpa import SdpaBackend
-from variform.ops.masks import Causal
+from variform.ops.attention.sparse import SparseBackend
+from variform.ops.masks import Causal, Everything
 
 __all__ = ["Backend", "Candidate", "attention", "backends", "candidates", "register_backend"]
 
@@ -27,13 +29,22 @@ class Backend(Protocol):
         """The name by which it is asked for."""
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Why the call cannot be computed, in words; None when it can. Reads shapes and types, never values."""
+        """Why the call cannot be computed, in words; None when it can. Reads shapes and types, never values of q, k, v
+        and never those of masks on other devices or under a compiler."""
 
     def advantage(self, call: Call, training: bool) -> str | None:
         """Why the call is expected to run faster here than on `sdpa`; None when it is not."""
 
     def run(self, call: Call) -> Tensor:
         """Compute the call: `[B, H, Lq, Dv]`."""
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A backend that can tell what its decision for or against a call hangs on."""
+
+    def passed_over(self, call: Call, training: bool) -> str | None:
+        """What a call that it could compute would need to run faster here; None where nothing was weighed."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Candidate:
 
 _sdpa = SdpaBackend()
 _reference = ReferenceBackend()
-_specialised: list[Backend] = [BlockSparseBackend(), FlexBackend()]
+_specialised: list[Backend] = [BlockSparseBackend(), SparseBackend(), FlexBackend()]
 
 
 def backends() -> dict[str, Backend]:
@@ -85,7 +96,10 @@ def attention(call: Call, backend: str = "auto") -> Tensor:
     """
     if meter.sinks and meter.target is not None:
         return _stand_in(replace(call, device=meter.target), backend)
-    chosen = _choose(call) if backend == "auto" else _demanded(call, backend)
+    if backend == "auto":
+        call, chosen = _choose(call)
+    else:
+        chosen = _demanded(call, backend)
     if meter.sinks:
         with meter.metered(call, backend):
             return chosen.run(call)
@@ -94,7 +108,7 @@ def attention(call: Call, backend: str = "auto") -> Tensor:
 
 def _stand_in(call: Call, backend: str) -> Tensor:
     """Report a call that is meant for another device, and run what keeps the tensors that its backend there keeps."""
-    chosen = _choose(call) if backend == "auto" else _named(backend)
+    call, chosen = _choose(call) if backend == "auto" else (call, _named(backend))
     with meter.metered(call, backend):
         if chosen is _reference or chosen.refuses(call, call.needs_grad) is not None:
             return _reference.run(call)
@@ -108,7 +122,9 @@ def _stand_in(call: Call, backend: str) -> Tensor:
 def candidates(call: Call, backend: str = "auto") -> list[Candidate]:
     """What every backend says to the call, the chosen one first; for `explain`, on real or fake tensors."""
     training = call.needs_grad
-    chosen = _choose(call) if backend == "auto" else None
+    chosen = None
+    if backend == "auto":
+        call, chosen = _choose(call)
     found = []
     for name, candidate in backends().items():
         refusal = candidate.refuses(call, training)
@@ -129,19 +145,33 @@ def _why(backend: Backend, call: Call, training: bool, refusal: str | None, chos
         reason = "fused kernel" + (f" ({'; '.join(notes)})" if notes else "")
     if chosen:
         return reason or "computes every call"
+    if reason is None and isinstance(backend, Weighing):
+        reason = backend.passed_over(call, training)
     return f"passed over: {reason}" if reason else "no advantage for this call"
 
 
-def _choose(call: Call) -> Backend:
+def _choose(call: Call) -> tuple[Call, Backend]:
+    """The backend for a call, and the call in the form that tells it most."""
     structure = call.structure
     unmasked = call.mask is None and call.q_segments is None and len(call.scores) == 0
     if unmasked and (structure is None or type(structure) is Causal or call.q.shape[2] == 1):
-        return _sdpa  # the hot path of training and decoding, decided without asking anyone
+        return call, _sdpa  # the hot path of training and decoding, decided without asking anyone
+    call = _symbolic(call)
     training = call.needs_grad
     for backend in _specialised:
         if backend.advantage(call, training) is not None and backend.refuses(call, training) is None:
-            return backend
-    return _sdpa if _sdpa.refuses(call, training) is None else _reference
+            return call, backend
+    return call, _sdpa if _sdpa.refuses(call, training) is None else _reference
+
+
+def _symbolic(call: Call) -> Call:
+    """The call with masks of tensors replaced by the window that they are, if they are one."""
+    lasting, passing = split(call)
+    pattern = pattern_of(call, lasting)
+    if pattern is None or pattern.band is None:
+        return call
+    band = None if isinstance(pattern.band, Everything) else pattern.band
+    return replace(call, structure=band, mask=passing)
 
 
 def _named(name: str) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.errors import CallError
 from variform.ops.masks import Causal, Dense, Mask
+from variform.ops.memo import TensorMemo
 from variform.ops.scores import DenseBias, ScoreMod
 
 AttMask = Tensor | AttentionMask | Mask
@@ -60,13 +62,12 @@ def read_att_mask(mask: AttMask | None, sizes: Sizes) -> tuple[Mask | None, tupl
     full = _fitted(mask, sizes)
     if full.dtype == torch.bool:
         return Dense(full), ()
-    kept = (full == 0) | (full == 1)
-    if full.is_floating_point():
-        multiplies = not full.requires_grad and bool(kept.all()) and bool((full == 1).any())
-        return (Dense(full == 1), ()) if multiplies else _additive(full)
-    if not bool(kept.all()):
+    kept = _remembered(full, "kept", _ones)
+    if kept is not None and (not full.is_floating_point() or bool(kept.any())):
+        return Dense(kept), ()
+    if not full.is_floating_point():
         raise CallError(f"an att_mask of {mask.dtype} holds 0 and 1 alone; pass bool, or floats that are added")
-    return Dense(full == 1), ()
+    return _additive(full)
 
 
 def read_padding(mask: Any, batch: int, keys: int, name: str) -> Tensor | None:
@@ -107,9 +108,30 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 def _additive(full: Tensor) -> tuple[Mask | None, tuple[ScoreMod, ...]]:
     """-inf and 0 alone are a mask, which more backends and attentions know than a bias."""
-    if not full.requires_grad and bool(((full == 0) | (full == -torch.inf)).all()):
-        return Dense(full == 0), ()
-    return None, (DenseBias(full),)
+    kept = _remembered(full, "allowed", _zeros)
+    return (None, (DenseBias(full),)) if kept is None else (Dense(kept), ())
+
+
+def _ones(full: Tensor) -> Tensor | None:
+    """Where it is 1, if it holds 0 and 1 alone."""
+    return full == 1 if bool(((full == 0) | (full == 1)).all()) else None
+
+
+def _zeros(full: Tensor) -> Tensor | None:
+    """Where it is 0, if it holds 0 and -inf alone."""
+    return full == 0 if bool(((full == 0) | (full == -torch.inf)).all()) else None
+
+
+def _remembered(full: Tensor, kind: str, read: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+    """The bool tensor that numbers stand for: one and the same each time, so that its pattern is looked at once."""
+    if full.requires_grad:
+        return None
+    if torch.compiler.is_compiling() or not full.is_cpu:
+        return read(full)
+    return _KNOWN.get([full], kind, lambda: read(full))
+
+
+_KNOWN = TensorMemo()
 
 
 def _fitted(mask: Tensor, sizes: Sizes) -> Tensor:

@@ -67,7 +67,6 @@ PENDING: dict[str, str] = {
     "components.attention.nystrom": "*",
     "components.attention.utils": "*",
     "components.feedforward.mixture_of_experts": "*",
-    "components.positional_embedding.rotary": "apply_rotary_pos_emb rotate_half",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",
     "sparse": "*",

@@ -24,6 +24,7 @@ from variform.dialects.xformers.components.attention import (
     register_attention,
 )
 from variform.dialects.xformers.components.positional_embedding import RotaryEmbedding
+from variform.dialects.xformers.components.positional_embedding.rotary import apply_rotary_pos_emb, rotate_half
 from variform.ops.masks import Causal, Window
 
 BATCH, SEQ, DIM, HEADS = 3, 7, 12, 4
@@ -213,6 +214,16 @@ def test_rotary_depends_on_distance_alone() -> None:
     x = torch.randn(1, SEQ, DIM - 4, dtype=torch.float64)
     close(module(x), module(x, positions=torch.arange(SEQ) + 9))
     assert not torch.allclose(module(x), module(x, positions=torch.arange(SEQ) * 2))
+
+
+def test_rotary_functions_are_the_embedding() -> None:
+    q, k = torch.randn(2, 2, 3, 7, 8, dtype=torch.float64)
+    angles = torch.arange(9, dtype=torch.float64)[:, None] / 10000 ** (torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    cos, sin = (f(torch.cat((angles, angles), -1))[None, None] for f in (torch.cos, torch.sin))
+    turned = RotaryEmbedding(8)(q, k)
+    for x, y in zip((q, k), turned, strict=True):
+        torch.testing.assert_close(apply_rotary_pos_emb(x, cos, sin), y, rtol=0, atol=1e-6)
+    assert torch.equal(rotate_half(rotate_half(q)), -q)
 
 
 def test_rotary_angles_keep_their_digits_in_half_precision() -> None:

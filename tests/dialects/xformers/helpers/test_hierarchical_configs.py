@@ -148,6 +148,18 @@ def learns(model: Any) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_the_metaformer_of_the_examples_has_its_size() -> None:
+    stages = [
+        stage(embedding=width, patch_size=3, stride=2, padding=1, seq_len=(32 // 2**index) ** 2)
+        for index, width in enumerate((64, 128, 320, 512), start=1)
+    ]
+    config = get_hierarchical_configuration(stages, dim_head=32)
+    with torch.device("meta"):
+        model = xFormer.from_config(xFormerConfig(config, weight_init="moco"))
+    assert sum(p.numel() for p in model.parameters()) == 6_570_688
+    assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 4, 512)
+
+
 def test_heads_must_fit_every_stage() -> None:
     with pytest.raises(AssertionError, match="dim_head = 5 must divide it") as caught:
         get_hierarchical_configuration([stage(embedding=10), stage(), second()], dim_head=5)

@@ -44,6 +44,8 @@ class _Side(nn.Module):
 class TorchEncoder(_Side):
     """An encoder for `torch.nn.Transformer(custom_encoder=...)`, with PyTorch's conventions of masks and axes.
 
+    Mind that `torch.nn.Transformer` draws the weights of all matrices anew when it is made: load weights after that.
+
     Args:
         model: encoder stacks that take features.
         batch_first: as of the `torch.nn.Transformer`.

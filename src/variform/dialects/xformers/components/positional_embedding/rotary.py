@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
 from variform.parts.position.rotary import RotaryRotation
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """Each pair (x_i, x_{i + d/2}) turned by a quarter: (-x_{i + d/2}, x_i)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def apply_rotary_pos_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate features by given angles: x cos + rotate_half(x) sin.
+
+    Shapes:
+        x: [B, heads, S, D], cos and sin: [1, 1, S' >= S, D] -> [B, heads, S, D]
+    """
+    length = x.shape[-2]
+    return x * cos[..., :length, :] + rotate_half(x) * sin[..., :length, :]
 
 
 class RotaryEmbedding(nn.Module):

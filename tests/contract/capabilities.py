@@ -75,6 +75,7 @@ ROWS = (
         "yyryryy",
     ),
     Row("long convolution (Hyena-like)", ("mixer/hyena", "mixer/long_convolution"), "yyroryo"),
+    Row("diagonal state space (S4D)", ("mixer/s4d",), "yyroryy"),
     Row("selective state space (Mamba-style)", ("mixer/mamba", "mixer/selective_state_space"), "yyryryy"),
     Row("latent attention (MLA)", ("mixer/latent_attention", "mixer/multi_head_latent"), "yyyyoyy"),
     Row("token shift", ("layer/token_shift", "mixer/token_shift"), "yy-y-yy"),

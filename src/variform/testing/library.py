@@ -19,6 +19,7 @@ from variform.parts.feedforward.expert_choice import ExpertChoice
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
 from variform.parts.mixer.fourier import FourierMix
+from variform.parts.mixer.hyena import Hyena
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.pooling import Pooling
 from variform.parts.mixer.visual import Visual
@@ -50,6 +51,11 @@ def _multi_head() -> list[Sample]:
 @samples_for(FourierMix)
 def _fourier_mix() -> list[Sample]:
     return [Sample(FourierMix.spec()), Sample(FourierMix.spec(groups=4, project=True), "in groups, with a map")]
+
+
+@samples_for(Hyena)
+def _hyena() -> list[Sample]:
+    return [Sample(Hyena.spec()), Sample(Hyena.spec(order=3, width=8, layers=1, bands=2), "two convolutions")]
 
 
 @samples_for(Pooling)

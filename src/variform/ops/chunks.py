@@ -109,6 +109,13 @@ def carried(added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
     return torch.stack(before, 2), state
 
 
+def blocks_below(pairs: Tensor, block: int) -> Tensor:
+    """Of pairs of tokens `[.., size, size]`, every second block with the one before, `[.., n, block, block]`."""
+    count = pairs.shape[-1] // (2 * block)
+    split = pairs.view(*pairs.shape[:-2], count, 2, block, count, 2, block)
+    return split[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
 def grouped(tensors: Sequence[Tensor], heads: int) -> list[Tensor]:
     """Key heads repeated for the query heads that use them, `[B, Hk, ...]` -> `[B, heads, ...]`."""
     return [t if t.shape[1] == heads else t.repeat_interleave(heads // t.shape[1], 1) for t in tensors]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from variform.errors import ShapeError
-from variform.ops.chunks import Borders, borders, carried, in_chunks, joined, wide_dtype
+from variform.ops.chunks import Borders, blocks_below, borders, carried, in_chunks, joined, wide_dtype
 
 __all__ = ["GatedState", "decayed_attention", "gated_attention", "gated_state", "naive_gated_attention"]
 
@@ -142,10 +142,7 @@ def _block_before(q: Tensor, k: Tensor, v: Tensor, total: Tensor, pairs: Tensor 
         -1, -2
     )
     if pairs is not None:
-        count = pairs.shape[-1] // (2 * block)
-        across = pairs.view(*pairs.shape[:-2], count, 2, block, count, 2, block)
-        same = torch.stack([across[..., i, 1, :, i, 0, :] for i in range(count)], -3)
-        weights = weights.masked_fill(~same, 0)
+        weights = weights.masked_fill(~blocks_below(pairs, block), 0)
     given = weights @ v[..., 0, :, :]
     return torch.stack((torch.zeros_like(given), given), -3).flatten(-4, -2)
 

@@ -11,7 +11,6 @@ import variform as vf
 from tests.dialects.xformers.cases import DIM, SEQ, attention, decoder, encoder, ids
 from variform.dialects.xformers.components import build_multi_head_attention
 from variform.dialects.xformers.components.attention import (
-    ATTENTION_REGISTRY,
     FavorAttention,
     ScaledDotProduct,
     build_attention,
@@ -153,22 +152,6 @@ def test_the_number_of_features_is_not_that_of_a_head() -> None:
     assert part.dim_features == 80  # ceil(16 (1 + log2 16))
 
 
-@pytest.mark.parametrize("name", ["favor", "linear", "cosformer"])
-def test_a_causal_decoder_sees_no_later_token(name: str) -> None:
-    torch.manual_seed(0)
-    causal = {"causal": True, **({"seq_len": SEQ} if name == "cosformer" else {})}
-    block = encoder(multi_head_config=attention(name, **causal))
-    source = encoder()
-    model = xFormer.from_config(
-        xFormerConfig([source, decoder(multi_head_config_masked=block["multi_head_config"])])
-    ).double()
-    out = model.eval()(src=ids(), tgt=ids(seed=1))
-    changed = ids(seed=1)
-    changed[:, 5:] = 0
-    torch.testing.assert_close(model(src=ids(), tgt=changed)[:, :5], out[:, :5])
-    assert not torch.allclose(model(src=ids(), tgt=changed)[:, 5:], out[:, 5:])
-
-
 def test_causal_cross_attention_in_a_model_trains() -> None:
     model = xFormer.from_config(
         xFormerConfig([encoder(), decoder(multi_head_config_cross=attention("favor", causal=True, seq_len=SEQ))])
@@ -213,12 +196,3 @@ def test_random_orthogonal_matrices() -> None:
         products = scaled @ scaled.mT
         torch.testing.assert_close(products, torch.diag_embed(products.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-3)
         assert scaled.square().sum(-1).mean().item() == pytest.approx(8, rel=0.1)
-
-
-def test_attentions_of_the_linear_family_are_offered_by_name() -> None:
-    assert {"favor", "linear", "cosformer"} <= set(ATTENTION_REGISTRY)
-    q, k, v = qkv()
-    part = build_attention({"name": "cosformer", "seq_len": 12, "causal": True})
-    assert part(q, k, v).shape == (3, 12, 8)
-    with pytest.raises(vf.ConfigError, match="max_seq_len"):
-        build_attention({"name": "cosformer"})

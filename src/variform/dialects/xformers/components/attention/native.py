@@ -104,11 +104,23 @@ class NativeAttention(Attention):
             raise CallError(f"q, k, v are all [N, S, D] or all [B, heads, S, D], not {shapes}")
         folded = q.dim() == 3
         if folded:
-            q, k, v = q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+            q, k, v = (self._unfolded(t) for t in (q, k, v))
+            if isinstance(key_padding_mask, Tensor) and key_padding_mask.dim() == 2 and q.shape[1] > 1:
+                key_padding_mask = key_padding_mask[:: len(key_padding_mask) // q.shape[0] or 1]
         sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
         padding = read_padding(key_padding_mask, sizes.batch, sizes.keys, "key_padding_mask")
         y = self.attend(q, k, v, self.sides(mask if att_mask is None else att_mask, padding, sizes))
-        return y.squeeze(1) if folded else y
+        return y.flatten(0, 1) if folded else y
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """[B * heads, S, D] with the heads apart for parts whose heads are not alike; else as rows of one head each."""
+        heads = getattr(self.native, "heads", 1)
+        if x.shape[0] % heads:
+            name = self.native.name
+            raise CallError(
+                f"the attention {name!r} has {heads} heads, which {x.shape[0]} folded rows do not divide into"
+            )
+        return x.reshape(-1, heads, *x.shape[1:])
 
     def sides(
         self, att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes, positions: Tensor | None = None

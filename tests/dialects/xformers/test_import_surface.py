@@ -60,12 +60,9 @@ NAMES = {
 
 # What is not there yet.
 PENDING: dict[str, str] = {
-    "components.attention": """BlockSparseAttention LinformerAttention NystromAttention OrthoFormerAttention
-        _DENSITY_THRESHOLD maybe_sparsify""",
+    "components.attention": "BlockSparseAttention _DENSITY_THRESHOLD maybe_sparsify",
     "components.attention.core": "*",
     "components.attention._sputnik_sparse": "*",
-    "components.attention.nystrom": "*",
-    "components.attention.utils": "*",
     "components.feedforward.mixture_of_experts": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",

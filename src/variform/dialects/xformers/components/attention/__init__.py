@@ -5,7 +5,11 @@ from variform.dialects.xformers.components.attention.base import Attention, Atte
 from variform.dialects.xformers.components.attention.favor import FavorAttention
 from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
 from variform.dialects.xformers.components.attention.global_tokens import GlobalAttention
+from variform.dialects.xformers.components.attention.lambda_layer import LambdaLayer
+from variform.dialects.xformers.components.attention.linformer import LinformerAttention
 from variform.dialects.xformers.components.attention.local import LocalAttention
+from variform.dialects.xformers.components.attention.nystrom import NystromAttention
+from variform.dialects.xformers.components.attention.ortho import OrthoFormerAttention
 from variform.dialects.xformers.components.attention.pooling import Pooling
 from variform.dialects.xformers.components.attention.random import RandomAttention
 from variform.dialects.xformers.components.attention.registry import (
@@ -24,7 +28,11 @@ __all__ = [
     "FavorAttention",
     "FourierMix",
     "GlobalAttention",
+    "LambdaLayer",
+    "LinformerAttention",
     "LocalAttention",
+    "NystromAttention",
+    "OrthoFormerAttention",
     "Pooling",
     "RandomAttention",
     "ScaledDotProduct",

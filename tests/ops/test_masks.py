@@ -32,10 +32,12 @@ from variform.ops.masks import (
     Segments,
     ShiftedWindows,
     Window,
+    counts,
     from_additive,
     from_key_padding,
     from_torch_mha,
 )
+from variform.ops.masks.candidates import candidates
 
 LAYOUT = torch.tensor([[True, False, True], [False, True, False], [True, True, False]])
 
@@ -279,3 +281,43 @@ def test_after_lets_every_query_see_the_keys_in_front() -> None:
     ]
     with pytest.raises(ShapeError):
         After(KeyPadding(keep), 2).dense(torch.arange(2), torch.arange(4))
+
+
+# ---- tiles that hold no pair ----
+
+LONG = [
+    Window(30, 20) | Global((0, 700)),
+    Causal() & (Window(90) | Global((5, 640))),
+    Coarse(Window(1, 1) | Global((0,)) | RandomLinks(2), 16),
+    Causal() & Coarse(Window(1) | RandomLinks(1), 48),
+    Causal() & ~Window(300),
+    Global((3,)) & Window(4, 4),
+    Axial((30, 30)) | Random(0.001),
+]
+
+
+@pytest.mark.parametrize("mask", LONG, ids=repr)
+@pytest.mark.parametrize(("q_len", "k_len", "block"), [(899, 870, 48), (512, 512, 64), (130, 900, 32)])
+def test_passing_over_empty_tiles_changes_no_count_and_no_layout(
+    mask: Mask, q_len: int, k_len: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = mask.dense(torch.arange(q_len), torch.arange(k_len)).expand(q_len, k_len)
+    monkeypatch.setattr(counts, "_LONG", 0)
+    monkeypatch.setattr(counts, "_FEW", 1.0)
+    monkeypatch.setattr(counts, "_TILE", block)
+    padded = torch.nn.functional.pad(dense, (0, -k_len % block, 0, -q_len % block))
+    tiles = padded.view(padded.shape[0] // block, block, -1, block).transpose(1, 2)
+    assert mask.layout(q_len, k_len, block).equal(tiles.any(-1).any(-1))
+    assert counts._counted(mask, q_len, k_len, 0) == int(dense.sum())
+    later = mask.dense(torch.arange(7, q_len + 7), torch.arange(k_len))
+    assert counts._counted(mask, q_len, k_len, 7) == int(later.sum())
+    assert not (candidates(mask, q_len, k_len, block) < tiles.any(-1).any(-1)).any()
+
+
+def test_long_sparse_masks_are_planned_from_few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(counts, "_strips", lambda *given: seen.append(given))
+    mask = Causal() & (Window(255) | Global([0]))
+    assert mask.layout(8192, 8192, 128).sum() == 64 * 3 - 3 + 61
+    assert counts._counted(mask, 8192, 8192, 0) == 256 * 8192 - 255 * 256 // 2 + (8192 - 256)
+    assert not seen

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from variform.errors import ConfigError, ShapeError
 
-__all__ = ["block_layout", "expand_layout", "gaussian_weights", "grid_distances", "sample_pairs"]
+__all__ = ["block_layout", "expand_layout", "gaussian_weights", "grid_distances", "pad_to_blocks", "sample_pairs"]
 
 
 def grid_distances(sizes: Sequence[int], p: float = 2.0, weights: Sequence[float] | None = None) -> Tensor:

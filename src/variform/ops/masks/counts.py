@@ -13,12 +13,15 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from variform.ops.masks.base import Mask
+from variform.ops.masks.candidates import band_layout, candidates, is_fixed, visited_pairs
 from variform.ops.masks.view import grid_view
 
 __all__ = ["band_pairs", "block_layout", "count_pairs", "real_tensors"]
 
 _STRIP_ELEMENTS = 1 << 24
 """Elements of a dense strip that counting holds at once (16 MiB of bool)."""
+_LONG, _TILE, _FEW = 2048, 128, 0.5
+"""Lengths from which on empty tiles are passed over, the side of a tile, and the largest share for which it pays."""
 
 
 def count_pairs(mask: Mask, q_len: int, k_len: int, offset: int = 0) -> int | float:
@@ -55,6 +58,11 @@ def _counted_once(mask: Mask, q_len: int, k_len: int, offset: int) -> int | floa
 
 
 def _counted(mask: Mask, q_len: int, k_len: int, offset: int) -> int | float:
+    if offset == 0 and min(q_len, k_len) >= _LONG and is_fixed(mask):
+        with real_tensors():
+            tiles = candidates(mask, q_len, k_len, _TILE).nonzero()
+            if len(tiles) <= _FEW * (q_len / _TILE) * (k_len / _TILE):
+                return sum(int(seen.sum()) for seen in visited_pairs(mask, tiles, q_len, k_len, _TILE))
     rows = max(1, _STRIP_ELEMENTS // max(1, k_len))
     total: int | float = 0
     with real_tensors():
@@ -70,7 +78,14 @@ def block_layout(mask: Mask, q_len: int, k_len: int, block: int) -> Tensor:
     q_blocks, k_blocks = -(-q_len // block), -(-k_len // block)
     band = mask.band()
     if band is not None:
-        return _band_layout(q_len, k_len, block, band[0], band[1])
+        return band_layout(q_len, k_len, block, band[0], band[1])
+    if is_fixed(mask) and min(q_len, k_len) >= _LONG:
+        layout = candidates(mask, q_len, k_len, block)
+        tiles = layout.nonzero()
+        if len(tiles) <= _FEW * layout.numel():
+            exact = [seen.any(-1).any(-1) for seen in visited_pairs(mask, tiles, q_len, k_len, block)]
+            layout[tiles[:, 0], tiles[:, 1]] = torch.cat(exact) if exact else False
+            return layout
     strips = []
     per_strip = block * max(1, _STRIP_ELEMENTS // max(1, k_len * block))
     for strip in _strips(mask, q_len, k_len, per_strip, 0):
@@ -81,16 +96,6 @@ def block_layout(mask: Mask, q_len: int, k_len: int, block: int) -> Tensor:
         strips.append(tiles.any(-1).any(-2))
     layout = torch.cat(strips, dim=1) if strips else torch.zeros(1, q_blocks, k_blocks, dtype=torch.bool)
     return layout[0] if layout.shape[0] == 1 else layout
-
-
-def _band_layout(q_len: int, k_len: int, block: int, back: int | None, ahead: int | None) -> Tensor:
-    """A block is visited when the distances that occur in it overlap the band."""
-    q_first = torch.arange(0, q_len, block)[:, None]
-    k_first = torch.arange(0, k_len, block)[None, :]
-    q_last, k_last = (q_first + block - 1).clamp(max=q_len - 1), (k_first + block - 1).clamp(max=k_len - 1)
-    near = q_last - k_first >= (-k_len if ahead is None else -ahead)
-    far = q_first - k_last <= (q_len if back is None else back)
-    return near & far
 
 
 def _strips(mask: Mask, q_len: int, k_len: int, rows: int, offset: int) -> Iterator[Tensor]:

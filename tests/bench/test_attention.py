@@ -8,9 +8,9 @@ from torch import nn
 
 import variform as vf
 from variform.bench.attention import Measured, Row, Setting, _crossover, bench_attention, chosen
-from variform.bench.measure import medians, peak_bytes
 from variform.bench.plot import plot
 from variform.bench.table import text
+from variform.inspect.measure import medians, peak_bytes
 
 SMALL = Setting(dim=16, heads=2, rounds=1)
 CPU = torch.device("cpu")

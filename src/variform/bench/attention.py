@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from variform.bench.measure import medians, peak_bytes
 from variform.core.build import build
 from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError, did_you_mean
+from variform.inspect.measure import medians, peak_bytes
 from variform.parts.mixer.multi_head import MultiHead
 from variform.testing.filling import minimal
 

@@ -1,0 +1,1 @@
+"""Benchmarks under the names that upstream gave them."""

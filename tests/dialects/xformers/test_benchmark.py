@@ -24,9 +24,8 @@ def test_both_models_learn_the_task(make: type) -> None:
 
 
 def test_models_have_the_same_size() -> None:
-    sizes = [
-        sum(p.numel() for p in make(64).parameters()) for make in (benchmark.xformers_model, benchmark.pytorch_model)
-    ]
+    makers = (benchmark.xformers_model, benchmark.pytorch_model)
+    sizes = [sum(p.numel() for p in make(64).parameters()) for make in makers]
     assert sizes[0] == sizes[1]
 
 

@@ -43,7 +43,7 @@ class Results(NamedTuple):
 
 
 def xformers_model(emb: int, heads: int = HEADS, layers: int = LAYERS, dropout: float = DROPOUT) -> nn.Module:
-    """The encoder of the dialect: norms after the sums, scaled dot-product attention, an MLP of four times the width."""
+    """The encoder of the dialect: norms after the sums, scaled dot-product attention, an MLP four times as wide."""
     stack = {
         "block_type": "encoder",
         "dim_model": emb,

@@ -48,10 +48,10 @@ def _adopt(name: str, item: Item, base: Callable[[Any], type[Part] | None]) -> N
     parameters.sort(key=lambda p: p.default is not p.empty)
     try:
         trial = _trial(item, parameters, keys)
+        adapter = base(trial)  # reads its flags, which are not there where its constructor is a sketch
     except Exception as error:  # a user's constructor, with values that were guessed
         NOT_ADOPTED[name] = f"an instance with the smallest settings could not be made: {error}"
         return
-    adapter = base(trial)
     if adapter is None:
         return
     before = parts(adapter.kind).get((adapter.kind, name))

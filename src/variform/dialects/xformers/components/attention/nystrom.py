@@ -114,11 +114,11 @@ class NystromAttention(NativeAttention):
         """
         if q.dim() != 3:
             return super().forward(q, k, v, att_mask, key_padding_mask, mask=mask)
-        heads, padding = self._unfolded(q.shape[0], key_padding_mask)
+        heads, padding = self._by_sequence(q.shape[0], key_padding_mask)
         q, k, v = (unflatten(t, 0, (-1, heads)) for t in (q, k, v))
         return super().forward(q, k, v, att_mask, padding, mask=mask).flatten(0, 1)
 
-    def _unfolded(self, rows: int, padding: Tensor | None) -> tuple[int, Tensor | None]:
+    def _by_sequence(self, rows: int, padding: Tensor | None) -> tuple[int, Tensor | None]:
         """How many heads are folded into `rows`, and the mask with a line for each sequence."""
         heads = 1 if rows % self.num_heads else self.num_heads
         if padding is None or padding.dim() == 1:

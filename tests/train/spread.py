@@ -46,6 +46,7 @@ def main(rank: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.save([run(rank, ddp) for ddp in (False, True)], Path(folder) / f"found{rank}.pt")
+    torch.save(run_dialect(rank), Path(folder) / f"dialect{rank}.pt")
     torch.distributed.barrier()  # a process that is gone while the other still closes its sockets aborts it
     torch.distributed.destroy_process_group()
 
@@ -61,3 +62,28 @@ def run(rank: int, ddp: bool) -> dict[str, Any]:
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     return {"loss": loss.detach(), "gradients": gradients, "out": model(share).detach(), "kept": kept}
+
+
+def dialect_part(**more: Any) -> Any:
+    """Four experts of the xFormers dialect behind a gate of two choices."""
+    from variform.dialects.xformers.components.feedforward import build_feedforward
+
+    config = {"name": "MixtureOfExperts", "dim_model": 6, "dropout": 0, "activation": "relu", "number_of_experts": 4}
+    return build_feedforward({**config, "gate": "top_2", "hidden_layer_multiplier": 1, **more}).double()
+
+
+def dialect_loss(part: Any, x: Tensor) -> Tensor:
+    return part(x).square().flatten(1).sum(1).mean() + 0.3 * part.l_aux + 0.1 * part.l_z  # type: ignore[no-any-return]
+
+
+def run_dialect(rank: int) -> dict[str, Any]:
+    _, x = model_and_batch()
+    torch.manual_seed(5)
+    whole = dialect_part()
+    part = dialect_part(number_of_local_experts=2)
+    part.gate.load_state_dict(whole.gate.state_dict())
+    for number, expert in enumerate(part.experts):
+        expert.load_state_dict(whole.experts[2 * rank + number].state_dict())
+    loss = dialect_loss(part, x[rank * ROWS // 2 : (rank + 1) * ROWS // 2])
+    loss.backward()
+    return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in part.named_parameters()}}

@@ -172,7 +172,7 @@ def _logits(writer: Writer, part: Spec, place: Place, source: str) -> None:
 
 
 OPENERS: dict[type[Part], Opener] = {
-    MLP: Opener(lambda part, streams: True, _mlp),
+    MLP: Opener(lambda part, streams: not part["out_dropout"], _mlp),
     GLU: Opener(lambda part, streams: True, _glu),
     MultiHead: Opener(_opens_self, _self_attention),
     CrossMultiHead: Opener(_opens_cross, _cross_attention),

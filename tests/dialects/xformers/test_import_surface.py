@@ -34,15 +34,20 @@ NAMES = {
     "components.attention.utils": "maybe_merge_masks reshape_key_padding_mask",
     "components.feedforward": """FEEDFORWARD_REGISTRY Feedforward FeedforwardConfig FusedMLP MLP build_feedforward
         register_feedforward""",
-    "components.feedforward.mixture_of_experts": "GateConfig",
+    "components.feedforward.fused_mlp": "FusedMLP FusedMlpConfig",
+    "components.feedforward.mixture_of_experts": "GateConfig MixtureOfExperts MoEConfig RoundRobinGate",
+    "components.feedforward.mlp": "MLP MlpConfig",
     "components.multi_head_dispatch": "MultiHeadDispatch MultiHeadDispatchConfig",
-    "components.patch_embedding": "PatchEmbeddingConfig build_patch_embedding",
+    "components.activations": "Activation build_activation",
+    "components.patch_embedding": """ConditionalReshape PatchEmbeddingConfig PatchToSequence PoolType
+        build_patch_embedding""",
     "components.positional_embedding": """POSITION_EMBEDDING_REGISTRY RotaryEmbedding build_positional_embedding
         register_positional_embedding""",
     "components.positional_embedding.rotary": "RotaryEmbedding apply_rotary_pos_emb rotate_half",
-    "components.residual": "ResidualNormStyle get_deepnorm_coefficients",
+    "components.residual": """NormalizationType PostNorm PreNorm RequiresWrappedInputs Residual ResidualNormStyle
+        get_deepnorm_coefficients""",
     "components.reversible": "ReversibleBlock ReversibleSequence",
-    "components.simplicial_embedding": "SimplicialEmbedding",
+    "components.simplicial_embedding": "SimplicialEmbedding SimplicialEmbeddingConfig",
     "factory": """xFormer xFormerConfig xFormerDecoderBlock xFormerDecoderConfig xFormerEncoderBlock
         xFormerEncoderConfig xFormerStackConfig xFormerWeightInit""",
     "factory.block_configs": "LayerPosition xFormerDecoderConfig xFormerEncoderConfig",
@@ -63,7 +68,6 @@ PENDING: dict[str, str] = {
     "components.attention": "BlockSparseAttention _DENSITY_THRESHOLD maybe_sparsify",
     "components.attention.core": "*",
     "components.attention._sputnik_sparse": "*",
-    "components.feedforward.mixture_of_experts": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
     "ops": "*",
     "sparse": "*",

@@ -79,24 +79,14 @@ class ExpertChoice(FeedForward):
         valid = streams.get("valid")
         if valid is not None:
             x = torch.where(valid.unsqueeze(-1), x, 0)
-        batch, length, dim = x.shape
-        count = len(self.experts)
         logits = router_logits(x, self.router.weight, self.jitter if self.training else 0.0)
         chance = logits.softmax(-1)
-        rank = chance if valid is None else torch.where(valid.unsqueeze(-1), chance, -1)
-        most = min(length, math.ceil(self.capacity * length / count))
-        # A stable order: equal tokens are taken by their places, with padding and without.
-        order = torch.sort(rank.detach(), stable=True, dim=1, descending=True).indices[:, :most]  # [B, most, E]
-        weight = chance.gather(1, order)
-        if valid is not None:
-            limit = row_share(self.capacity, length, count, valid, order)
-            taken = torch.arange(most, device=x.device).view(1, -1) < torch.minimum(limit, valid.sum(1, keepdim=True))
-            weight = torch.where(taken.unsqueeze(-1), weight, 0)
-        rows = order + length * torch.arange(batch, device=x.device).view(-1, 1, 1)
-        rows = rows.permute(2, 0, 1).flatten()  # expert by expert
-        out = run_sorted(x.flatten(0, 1)[rows], [batch * most] * count, self._run, self.group)
-        weighted = out * weight.permute(2, 0, 1).reshape(-1, 1).to(out.dtype)
-        y = out.new_zeros(batch * length, dim).index_add(0, rows, weighted).view_as(x)
+        rows, weight = chosen_rows(chance, self.capacity, valid)
+        count = len(self.experts)
+        flat = x.flatten(0, 1)
+        out = run_sorted(flat[rows], [rows.numel() // count] * count, self._run, self.group)
+        weighted = out * weight.to(out.dtype).unsqueeze(-1)
+        y = out.new_zeros(flat.shape).index_add(0, rows, weighted).view_as(x)
         if self.common is not None:
             y = y + call(self.common, x, {}, "common", {})
         told = streams.get("losses")
@@ -105,3 +95,25 @@ class ExpertChoice(FeedForward):
     def _run(self, number: int, x: Tensor) -> Tensor:
         y: Tensor = self.experts[number](x, {})
         return y
+
+
+def chosen_rows(chance: Tensor, capacity: float, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tokens that experts choose, expert by expert, as places in [B L], and their weights; both [E B n].
+
+    Args:
+        chance: [B, L, E], the probabilities of experts for each token.
+        capacity: how many experts take a token on average.
+        valid: [B, L] bool, False at padding. Rows with more of it leave places of experts over: they have weight 0.
+    """
+    batch, length, count = chance.shape
+    rank = chance if valid is None else torch.where(valid.unsqueeze(-1), chance, -1)
+    most = min(length, math.ceil(capacity * length / count))
+    # A stable order: equal tokens are taken by their places, with padding and without.
+    order = torch.sort(rank.detach(), stable=True, dim=1, descending=True).indices[:, :most]  # [B, n, E]
+    weight = chance.gather(1, order)
+    if valid is not None:
+        limit = row_share(capacity, length, count, valid, order)
+        taken = torch.arange(most, device=order.device).view(1, -1) < torch.minimum(limit, valid.sum(1, keepdim=True))
+        weight = torch.where(taken.unsqueeze(-1), weight, 0)
+    rows = order + length * torch.arange(batch, device=order.device).view(-1, 1, 1)
+    return rows.permute(2, 0, 1).flatten(), weight.permute(2, 0, 1).flatten()

@@ -37,6 +37,7 @@ class MLP(FeedForward):
         norm: a norm on the inner features (NormFormer, arXiv:2110.09456).
         init_std: standard deviation of the initial weights; torch's default when None.
         writes: residual writes of the model, for the initial scale of W2.
+        out_dropout: probability of zeroing an output feature, in training.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MLP(FeedForward):
         norm: Norm | None = None,
         init_std: float | None = INHERIT,
         writes: int | None = INHERIT,
+        out_dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         hidden = hidden or int(mult * dim)
@@ -58,6 +60,7 @@ class MLP(FeedForward):
         self.act = ACTIVATIONS[activation]
         self.norm = norm
         self.dropout = dropout
+        self.out_dropout = out_dropout
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
@@ -78,7 +81,7 @@ class MLP(FeedForward):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         y: Tensor = own["down"](x)
-        return y
+        return F.dropout(y, self.out_dropout) if self.out_dropout and self.training else y
 
 
 @register("glu")

@@ -25,7 +25,7 @@ from variform.dialects.xformers.components.residual import (
     get_deepnorm_coefficients,
     get_normalization_layer,
 )
-from variform.dialects.xformers.errors import CallError, below
+from variform.dialects.xformers.errors import CallError, Wrong, below, config_error
 from variform.dialects.xformers.factory.block_configs import LayerPosition, xFormerBlockConfig
 from variform.dialects.xformers.factory.reversing import Given, Step, run_reversible
 from variform.errors import ShapeError
@@ -84,8 +84,15 @@ class Block(nn.Module):
         return repr(shown)
 
     def _describe_parts(self) -> None:
-        """The attributes by which callers choose what a block is given."""
+        """The attributes by which callers choose what a block is given.
+
+        Raises:
+            ConfigError: the attention is causal and the feedforward is not.
+        """
         attention = self.mha.attention
+        if getattr(attention, "causal", False) and not self.feedforward.causal:
+            message = "lets tokens depend on later ones, and the attention of the block is causal"
+            raise config_error([Wrong("feedforward_config", message, type(self.feedforward).__name__)])
         self.supports_attention_mask = attention.supports_attention_mask
         self.requires_same_k_q_dimensions = attention.requires_same_k_q_dimensions
         squared = attention.requires_squared_context or self.feedforward.requires_squared_context
@@ -161,7 +168,8 @@ class Block(nn.Module):
         return self.wrap_att(inputs=[x, x, x], **more)  # type: ignore[no-any-return]
 
     def _feed(self, x: Tensor, given: Given) -> Tensor:
-        return self.wrap_ff(inputs=[x])  # type: ignore[no-any-return]
+        padding = given.get("padding") if self.feedforward.takes_padding else None
+        return self.wrap_ff(inputs=[x], **({} if padding is None else {"padding": padding}))  # type: ignore[no-any-return]
 
     def embed(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Inputs as features, with their padding and positions; positions count the real tokens."""

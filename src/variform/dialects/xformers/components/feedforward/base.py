@@ -39,6 +39,10 @@ class Feedforward(nn.Module, metaclass=ABCMeta):
 
     dropped: tuple[str, ...] = ()
     """Keys of its configuration that it had no use for."""
+    takes_padding = False
+    """Whether its forward takes `padding`, [B, S] bool, False at padding."""
+    causal = True
+    """Whether what becomes of a token depends on no later one."""
 
     @abstractmethod
     def __init__(

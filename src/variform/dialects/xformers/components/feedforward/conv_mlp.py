@@ -51,6 +51,7 @@ class Conv2DFeedforward(Feedforward):
     """
 
     stands_for: ClassVar[str] = "conv2d"
+    causal = False
 
     def __init__(
         self,

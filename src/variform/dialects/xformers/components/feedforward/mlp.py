@@ -91,8 +91,3 @@ class MLP(Feedforward):
         last = self.mlp[4]
         assert isinstance(last, nn.Dropout)
         return last.p
-
-
-@register_feedforward("FusedMLP", MlpConfig)
-class FusedMLP(MLP):
-    """The same function as `MLP`; upstream computed it with kernels of its own, and did not train its offsets."""

@@ -15,6 +15,7 @@ from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
 from variform.dialects.xformers.building import Key, native_keys
+from variform.dialects.xformers.components.activations import as_native
 from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
 from variform.dialects.xformers.errors import CallError
 from variform.dialects.xformers.utils import Item
@@ -35,15 +36,17 @@ class NativeFeedforward(Feedforward):
     def __init__(self, spec: Spec, **facts: Any) -> None:
         super().__init__()
         self.native: NativePart = build(spec, **facts)
+        self.takes_padding = "valid" in self.native.reads
+        self.causal = type(self.native).abilities(dict(self.native.spec.args)).causal
 
     @property
     def spec(self) -> Spec:
         """The native part."""
         return self.native.spec
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, padding: Tensor | None = None) -> Tensor:
         """Transform each token."""
-        out = self.native(inputs, {})
+        out = self.native(inputs, {} if padding is None else {"valid": padding})
         if not isinstance(out, Tensor):
             raise CallError(
                 f"the feedforward {self.native.name!r} publishes streams: it needs a native model around it"
@@ -62,9 +65,13 @@ def _item(part: type[Part]) -> Item:
 
     def init(self: NativeFeedforward, **given: Any) -> None:
         facts = {"dim": given["dim_model"]} if "dim_model" in given else {}
+        if "activation" in given:
+            given["activation"] = as_native(given["activation"])
         NativeFeedforward.__init__(self, Spec(part, {k: v for k, v in given.items() if k in own}), **facts)
 
     keys = {"dim_model": Key("dim_model", Any, False, True)} | native_keys(part)
+    if "activation" in keys:  # names of either side
+        keys["activation"] = Key("activation", str, keys["activation"].required, True)
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
     body["config_keys"] = {"name": Key("name", str, False, False), **keys}
     config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in own], bases=(FeedforwardConfig,))

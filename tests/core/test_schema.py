@@ -91,3 +91,11 @@ def test_limits_defaults_and_docs_come_from_the_constructor() -> None:
     assert "gelu" in str(fields["activation"])
     assert part_schema(MLP)["required"] == ["part"]
     assert part_info(MLP)["fields"][0]["type"] == "int (> 0)"
+
+
+def test_what_no_file_can_hold_may_not_be_written() -> None:
+    field = part_schema(vf.parts()["attention", "nystrom"])["properties"]["skip"]
+    check = jsonschema.Draft202012Validator(field)
+    assert check.is_valid(None)
+    for value in ("identity", {}, 3):
+        assert not check.is_valid(value)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pydantic
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from torch import nn
 
 from variform.core.inherit import Inherit
@@ -147,9 +148,17 @@ def field_schema(field: Field) -> dict[str, Any]:
     return schema
 
 
+class _Writable(GenerateJsonSchema):
+    """Objects that no file can hold, such as modules, are not among what may be written."""
+
+    def is_instance_schema(self, schema: Any) -> JsonSchemaValue:
+        """Nothing."""
+        return {"not": {}}
+
+
 def type_schema(annotation: Any) -> dict[str, Any]:
     """The JSON Schema of a plain type."""
-    return _adapter(annotation).json_schema()
+    return _adapter(annotation).json_schema(schema_generator=_Writable)
 
 
 @functools.cache

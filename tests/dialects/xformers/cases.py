@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from variform.parts.feedforward.mlp import MLP
+
 DIM, HEADS, SEQ, VOCAB = 8, 2, 9, 11
 
 
@@ -31,6 +33,21 @@ def vocab(**more: Any) -> dict[str, Any]:
 
 def mlp(**more: Any) -> dict[str, Any]:
     return {"name": "MLP", "dropout": 0, "activation": "relu", "hidden_layer_multiplier": 4, **more}
+
+
+def swept(registry: Any, length: int = SEQ) -> dict[str, Any]:
+    """What some parts of a kind need, given to each of them, as sweeps do."""
+    needed = {
+        "attention_query_mask": torch.eye(length, dtype=torch.bool)[:, :1],
+        "layout": torch.ones(-(-length // 16), -(-length // 16), dtype=torch.long),
+        "block_size": 16,
+        "window": 3,
+        "experts": [MLP.spec(hidden=12), MLP.spec(hidden=12)],
+        "number_of_experts": 2,
+        "gate": "top_2",
+    }
+    known = importlib.import_module("variform.dialects.xformers.building").known_keys(registry)
+    return {key: value for key, value in needed.items() if key in known}
 
 
 def _block(kind: str) -> dict[str, Any]:

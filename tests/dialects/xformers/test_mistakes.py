@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import variform as vf
-from tests.dialects.xformers.cases import DIM, SEQ, VOCAB, attention, decoder, encoder, ids, mlp, vocab
-from variform.dialects.xformers.building import known_keys
+from tests.dialects.xformers.cases import DIM, SEQ, VOCAB, attention, decoder, encoder, ids, mlp, swept, vocab
 from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY
 from variform.dialects.xformers.factory import (
     xFormer,
@@ -126,26 +125,16 @@ def test_a_mistake_names_its_place(config: dict[str, Any], like: type[Exception]
     assert [problem.path for problem in caught.value.problems] == [f"stack_configs.1.{path}"]
 
 
-# What some attentions need; all are given to each, as sweeps do.
-SWEPT = {
-    "seq_len": SEQ,
-    "attention_query_mask": torch.eye(SEQ, dtype=torch.bool)[:, :1],
-    "layout": torch.ones(1, 1, dtype=torch.long),
-    "block_size": 16,
-    "window": 5,
-}
-
-
 @pytest.mark.parametrize("name", list(ATTENTION_REGISTRY))
 def test_causality_holds_or_is_refused(name: str) -> None:
-    swept = {key: value for key, value in SWEPT.items() if key in known_keys(ATTENTION_REGISTRY) | {"seq_len"}}
-    config = encoder(multi_head_config=attention(name, causal=True, **swept), num_layers=2)
+    needed = {"seq_len": SEQ, **swept(ATTENTION_REGISTRY)}
+    config = encoder(multi_head_config=attention(name, causal=True, **needed), num_layers=2)
     try:
         model = xFormer(config).double().eval()
     except vf.ConfigError as error:
         assert "causal" in str(error)  # noqa: PT017  either outcome is right
         assert error.problems[0].path.startswith("stack_configs.0.multi_head_config.attention")  # noqa: PT017
-        model = xFormer(encoder(multi_head_config=attention(name, **swept), num_layers=2)).double().eval()
+        model = xFormer(encoder(multi_head_config=attention(name, **needed), num_layers=2)).double().eval()
         assert not model.encoders[0].causal
         assert model(ids()).isfinite().all()
         return

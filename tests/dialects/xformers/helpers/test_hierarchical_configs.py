@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 import variform as vf
-from tests.dialects.xformers.cases import fill
-from variform.dialects.xformers.building import known_keys
+from tests.dialects.xformers.cases import fill, swept
 from variform.dialects.xformers.components import ResidualNormStyle
 from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
@@ -118,26 +117,15 @@ def test_positions_of_another_count_than_a_square_have_no_native_model() -> None
         model.spec  # noqa: B018
 
 
-def swept(registry: Any, **more: Any) -> dict[str, Any]:
-    known = known_keys(registry)
-    return {key: value for key, value in more.items() if key in known}
-
-
 @pytest.mark.parametrize("name", list(ATTENTION_REGISTRY))
 def test_any_attention_learns(name: str) -> None:
-    def described(length: int) -> dict[str, Any]:
-        mask = torch.eye(length, dtype=torch.bool)[:, :1]
-        layout = torch.ones(1, 1, dtype=torch.long)
-        keys = {"attention_query_mask": mask, "layout": layout, "block_size": 16, "window": 3}
-        return {"name": name, **swept(ATTENTION_REGISTRY, **keys)}
-
-    stages = stage(attention_mechanism=described(16)), second(attention_mechanism=described(4))
-    learns(build(*stages, use_rotary_embeddings=False))
+    first, last = ({"name": name, **swept(ATTENTION_REGISTRY, length)} for length in (16, 4))
+    learns(build(stage(attention_mechanism=first), second(attention_mechanism=last), use_rotary_embeddings=False))
 
 
 @pytest.mark.parametrize("name", list(FEEDFORWARD_REGISTRY))
 def test_any_feedforward_learns(name: str) -> None:
-    described = {"name": name, **swept(FEEDFORWARD_REGISTRY, number_of_experts=2, gate="top_2")}
+    described = {"name": name, **swept(FEEDFORWARD_REGISTRY)}
     learns(build(stage(feedforward=described), second(feedforward=described)))
 
 

@@ -253,6 +253,11 @@ def test_heads_may_take_different_global_blocks() -> None:
     assert layout[2].equal(layout[0])
 
 
+@pytest.mark.parametrize("cls", [DenseSparsityConfig, BSLongformerSparsityConfig])
+def test_heads_of_one_rule_are_equal_whatever_is_asked(cls: Any) -> None:
+    assert blocks(cls(3, 16, different_layout_per_head=True)).equal(blocks(cls(3, 16)))
+
+
 @pytest.mark.parametrize("attention", ["bidirectional", "unidirectional"])
 @pytest.mark.parametrize("cls", [BigBirdSparsityConfig, VariableSparsityConfig])
 def test_random_blocks_are_counted_seeded_and_drawn_by_head(cls: Any, attention: str) -> None:

@@ -15,6 +15,7 @@ from variform.dialects.xformers.components.positional_embedding.registry import 
     POSITION_EMBEDDING_REGISTRY,
     register_positional_embedding,
 )
+from variform.errors import ShapeError
 from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.position.absolute import SinusoidalPosition
 
@@ -30,7 +31,7 @@ class SinePositionalEmbedding(PlacedEmbedding):
 
     Args:
         dim_model: features; even.
-        seq_len: the usual length; any other works too.
+        seq_len: the longest sequence; None for no limit.
         **superset: keys of other position embeddings, listed in `dropped`.
     """
 
@@ -39,11 +40,14 @@ class SinePositionalEmbedding(PlacedEmbedding):
         verify(SinePositionalEmbedding, dim_model=dim_model, seq_len=seq_len)
         self.dropped = superset_keys(POSITION_EMBEDDING_REGISTRY, superset, "sine")
         self.dim_model = dim_model
+        self.seq_len = seq_len
         self.code: SinusoidalPosition = build(SinusoidalPosition.spec(dim=dim_model))
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Add the codes of the positions."""
         x = x.unsqueeze(-1) if x.dim() == 2 else x
+        if self.seq_len is not None and x.shape[1] > self.seq_len:
+            raise ShapeError(f"the sequence has {x.shape[1]} tokens, and seq_len is {self.seq_len}")
         like = x if x.is_floating_point() else x.float()
         return like + self.code(positions, x.shape[1], like)
 
@@ -54,5 +58,5 @@ class SinePositionalEmbedding(PlacedEmbedding):
 
     @property
     def longest(self) -> int | None:
-        """Any length works."""
-        return None
+        """The longest sequence, where it is limited."""
+        return self.seq_len

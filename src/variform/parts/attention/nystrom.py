@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,12 +15,12 @@ from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.ops.causal_nystrom import attend_groups, build_pyramid, scheme
+from variform.ops.causal_nystrom import Pyramid, attend_groups, build_pyramid, scheme
 from variform.ops.masks import Causal
 from variform.ops.nystrom import Inverse, landmark_attention, segment_means
 from variform.ops.ranks import Front, front
 from variform.ops.shapes import unflatten
-from variform.parts.attention.nystrom_state import empty, extend, recent
+from variform.parts.attention.nystrom_state import empty, extend_all, extend_rows, recent
 from variform.parts.attention.softmax import attend
 from variform.parts.kinds import Attention, Sides, State
 
@@ -197,44 +198,65 @@ class NystromAttention(Attention):
     # ---- causal ----
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor, own: Front | None) -> Tensor:
-        length, cut = q.shape[2], self.cut
-        levels = cut.levels(length)
+        levels = self.cut.levels(q.shape[2])
         q = q * q.shape[-1] ** -0.5
         if own is not None:
             q, k, v = own.gather(q), own.gather(k), own.gather(v)
         pyramid = build_pyramid(_mean_query(q, k.shape[1]), k, v, levels)
-        groups = (length + cut.chunk - 1) // cut.chunk
-        padded = unflatten(F.pad(q, (0, 0, 0, groups * cut.chunk - length)), 2, (groups, cut.chunk))
-        first = torch.arange(groups, device=q.device) * cut.chunk
-        y = attend_groups(padded, pyramid, first, cut, levels).flatten(2, 3)[:, :, :length]
+        y = self._in_line(q, pyramid, 0, levels)
         return y if own is None else own.restore(y)
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> tuple[Tensor, State]:
         """New tokens after those in the state: into the pyramid first, then each attends as in the whole sequence."""
         assert sides.cache is not None
         assert sides.state is not None
-        length, cut, cache = q.shape[2], self.cut, sides.cache
+        cache, length = sides.cache, q.shape[2]
+        # A start that is known as a number saves most of the work; a compiled step has one form for all starts.
+        start = None if torch.compiler.is_compiling() else cache["start"]
         new = None if sides.q_valid is None or cache["start"] is not None else front(sides.q_valid)
         q = q * q.shape[-1] ** -0.5
         if new is not None:
             q, k, v = new.gather(q), new.gather(k), new.gather(v)
-        seen = _seen(cache, new, q)
-        pyramid, state = extend(sides.state, _mean_query(q, k.shape[1]), k, v, seen, new, cut)
-        # One token is a group of its own; more of them stand in the chunks they belong to.
-        size = 1 if length == 1 else cut.chunk
-        groups = 1 if length == 1 else (length + cut.chunk - 2) // cut.chunk + 1
-        begin = seen // size * size
-        place = torch.arange(groups * size, device=q.device) - (seen - begin)[:, None]
-        place = place.clamp(0, length - 1)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
-        grouped = unflatten(q.gather(2, place), 2, (groups, size))
-        first = begin[:, None] + torch.arange(groups, device=q.device) * size
-        y = attend_groups(grouped, pyramid, first, cut, cut.levels(cache["length"])).flatten(2, 3)
-        back = ((seen - begin)[:, None] + torch.arange(length, device=q.device))[:, None, :, None]
-        y = y.gather(2, back.expand(-1, y.shape[1], -1, y.shape[3]))
+        levels, means = self.cut.levels(cache["length"]), _mean_query(q, k.shape[1])
+        before = 0 if self.filters is None else self.filters.shape[2] - 1
+        if start is not None:
+            pyramid, state = extend_all(sides.state, means, k, v, start, self.cut)
+            y = self._in_line(q, pyramid, start, levels)
+            values = F.pad(state["v"][:, :, max(0, start - before) : start + length], (0, 0, max(0, before - start), 0))
+        else:
+            seen = _seen(cache, new, q)
+            pyramid, state = extend_rows(sides.state, means, k, v, seen, new, self.cut)
+            y = self._row_by_row(q, pyramid, seen, levels)
+            values = recent(state, seen, length, before, self.cut)
         if self.filters is not None:
-            y = y + self._filtered(recent(state, seen, length, self.filters.shape[2] - 1, cut), y.shape[1])
+            y = y + self._filtered(values, y.shape[1])
         y = y if new is None else new.restore(y)
         return (F.dropout(y, self.dropout) if self.training and self.dropout else y), state
+
+    def _in_line(self, q: Tensor, pyramid: Pyramid, start: int, levels: int) -> Tensor:
+        """Queries of the ranks from `start` on. One alone is a group of its own; more stand in their chunks."""
+        length = q.shape[2]
+        size = 1 if length == 1 else self.cut.chunk
+        begin = start // size * size
+        offset = start - begin
+        groups = (offset + length + size - 1) // size
+        padded = F.pad(q, (0, 0, offset, groups * size - offset - length))
+        first = begin + torch.arange(groups, device=q.device) * size
+        y = attend_groups(unflatten(padded, 2, (groups, size)), pyramid, first, self.cut, levels)
+        return y.flatten(2, 3)[:, :, offset : offset + length]
+
+    def _row_by_row(self, q: Tensor, pyramid: Pyramid, seen: Tensor, levels: int) -> Tensor:
+        """The same where each row has a start of its own, `[B]`."""
+        length = q.shape[2]
+        size = 1 if length == 1 else self.cut.chunk
+        groups = 1 if length == 1 else (length + size - 2) // size + 1
+        begin = seen // size * size
+        offset = (seen - begin)[:, None]
+        place = (torch.arange(groups * size, device=q.device) - offset).clamp(0, length - 1)
+        grouped = unflatten(_at(q, place), 2, (groups, size))
+        first = begin[:, None] + torch.arange(groups, device=q.device) * size
+        y = attend_groups(grouped, pyramid, first, self.cut, levels).flatten(2, 3)
+        return _at(y, offset + torch.arange(length, device=q.device))
 
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """Keys, values and queries of the tokens and of all segments, twice as many entries as tokens."""
@@ -257,9 +279,13 @@ def _mean_query(q: Tensor, kv_heads: int) -> Tensor:
     return q if q.shape[1] == kv_heads else unflatten(q, 1, (kv_heads, -1)).mean(2)
 
 
-def _seen(cache: object, new: Front | None, like: Tensor) -> Tensor:
+def _at(x: Tensor, place: Tensor) -> Tensor:
+    """`[B, H, L, D]` at `[B, n]`."""
+    return x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _seen(cache: Mapping[str, Any], new: Front | None, like: Tensor) -> Tensor:
     """How many tokens each row had before this call."""
-    assert isinstance(cache, dict)
     if cache["start"] is not None:
         return torch.full((like.shape[0],), cache["start"], dtype=torch.long, device=like.device)
     total: Tensor = cache["valid"].sum(1)

@@ -30,7 +30,27 @@ def empty(batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_
     return {**{name: buffer(size, like.dtype) for name, size in sizes.items()}, "bias": buffer(1, wide)}
 
 
-def extend(
+def extend_all(state: State, q: Tensor, k: Tensor, v: Tensor, start: int, cut: Scheme) -> tuple[Pyramid, State]:
+    """Put new tokens at the ranks from `start` on, in all rows, and make the segments that they complete.
+
+    Shapes:
+        q, k: `[B, H, L, D]`, v: `[B, H, L, Dv]`
+    """
+    starts = _starts(_capacity(state, cut), cut)
+    end = start + k.shape[2]
+    buffers = _put(state, (q, k, v, torch.zeros_like(k[..., :1])), start, None)
+    for level in range(1, len(starts) - 1):
+        first, last = start >> level, end >> level
+        if first == last:  # nor does a longer segment end here
+            break
+        below = starts[level - 1]
+        parts = (buffers[name][:, :, below + 2 * first : below + 2 * last] for name in NAMES)
+        q2, k2, v2, bias2 = (unflatten(t, 2, (last - first, 2)) for t in parts)
+        buffers = _put(buffers, merge(q2, k2, v2, bias2), starts[level] + first, None)
+    return Pyramid(buffers["q"], buffers["k"], buffers["v"], buffers["bias"], starts), buffers
+
+
+def extend_rows(
     state: State, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, new: Front | None, cut: Scheme
 ) -> tuple[Pyramid, State]:
     """Put new tokens behind the `seen` ones of each row, and make the segments that they may have completed.
@@ -42,7 +62,7 @@ def extend(
     length, device = k.shape[2], k.device
     ranks = seen[:, None] + torch.arange(length, device=device)
     slots = ranks if new is None else torch.where(new.real, ranks, starts[-1])
-    buffers = _put(state, (q, k, v, torch.zeros_like(k[..., :1])), slots)
+    buffers = _put(state, (q, k, v, torch.zeros_like(k[..., :1])), None, slots)
     for level in range(1, len(starts) - 1):
         below, begin, end = starts[level - 1], starts[level], starts[level + 1]
         count = min((length - 1 >> level) + 2, end - begin)
@@ -52,7 +72,7 @@ def extend(
         pairs = _at(buffers, torch.where(inside[..., None], parts, starts[-1]).flatten(1))
         q2, k2, v2, bias2 = (unflatten(t, 2, (count, 2)) for t in pairs)
         merged = merge(q2, k2, v2, bias2)
-        buffers = _put(buffers, merged, torch.where(inside, begin + segment, starts[-1]))
+        buffers = _put(buffers, merged, None, torch.where(inside, begin + segment, starts[-1]))
     return Pyramid(buffers["q"], buffers["k"], buffers["v"], buffers["bias"], starts), buffers
 
 
@@ -86,8 +106,8 @@ def _capacity(state: State, cut: Scheme) -> int:
     return low
 
 
-def _put(buffers: State, rows: tuple[Tensor, ...], slots: Tensor) -> State:
-    cache = {"start": None, "slots": slots}
+def _put(buffers: State, rows: tuple[Tensor, ...], start: int | None, slots: Tensor | None) -> State:
+    cache = {"start": start, "slots": slots}
     return {name: write(buffers[name], x, cache) for name, x in zip(NAMES, rows, strict=True)}
 
 

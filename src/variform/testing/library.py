@@ -6,6 +6,7 @@ from typing import Any
 
 from variform import models
 from variform.core.spec import Shared, Spec
+from variform.parts.attention.block_sparse import BlockSparseAttention
 from variform.parts.attention.patterned import BigBirdAttention, GlobalAttention, LongformerAttention, RandomAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.features import FeatureEmbedding
@@ -119,6 +120,17 @@ def _bigbird() -> list[Sample]:
     return [
         Sample(BigBirdAttention.spec(block=2, global_blocks=1, random_blocks=2)),
         Sample(BigBirdAttention.spec(), "long blocks"),
+    ]
+
+
+@samples_for(BlockSparseAttention)
+def _block_sparse() -> list[Sample]:
+    size = 40
+    own = [[abs(i - j) < 2 or j in (0, 3) or i == 2 for j in range(size)] for i in range(size)]
+    rows = tuple("".join("01"[one] for one in row) for row in own)
+    return [
+        Sample(BlockSparseAttention.spec(layout=rows, block=4)),
+        Sample(BlockSparseAttention.spec(layout=(rows, ("1" * size,) * size) * 2, block=5), "by head"),
     ]
 
 

@@ -65,7 +65,7 @@ NAMES = {
 
 # What is not there yet.
 PENDING: dict[str, str] = {
-    "components.attention": "BlockSparseAttention _DENSITY_THRESHOLD maybe_sparsify",
+    "components.attention": "_DENSITY_THRESHOLD maybe_sparsify",
     "components.attention.core": "*",
     "components.attention._sputnik_sparse": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",

@@ -52,8 +52,10 @@ class BlockSparseBackend:
 
     def advantage(self, call: Call, training: bool) -> str | None:
         """Few enough blocks on long enough sequences."""
-        if torch.compiler.is_compiling() or call.target != "cpu" or not call.aligned or call.is_plain_causal:
+        if torch.compiler.is_compiling() or call.target != "cpu" or not call.aligned:
             return None
+        if call.is_plain_causal and not call.dropout:
+            return None  # the fused kernel skips what comes later
         choice = costs.choose(call, training)
         if choice is not None:
             return choice.why if choice.backend == self.name else None
@@ -71,7 +73,7 @@ class BlockSparseBackend:
         if mask is None or min(q_len, k_len) < costs.SHORTEST:
             return 1.0, None
         plan = make_plan(mask, q_len, k_len, execution_block(mask))
-        price = costs.tile_price(plan.block, call.q.dtype.itemsize < 4)
+        price = costs.tile_price(call, plan.block)
         return plan.density * price, costs.blocks_text(plan.density, plan.block, 1 / price)
 
     def run(self, call: Call) -> Tensor:
@@ -134,7 +136,7 @@ def _skippable(call: Call) -> Mask | None:
     """The conjuncts of the call's masks that tell, before any data is seen, which blocks hold no pair."""
     parts = [part for whole in (call.structure, call.mask) if whole is not None for part in conjuncts(whole)]
     known = [part for part in parts if _is_known(part)]
-    if all(part.band() in ((None, None), (None, 0)) for part in known):
+    if all(part.band() == (None, None) for part in known):
         return None
     return known[0] if len(known) == 1 else And(tuple(known))
 

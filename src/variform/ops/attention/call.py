@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from variform.errors import ShapeError
-from variform.ops.masks import And, Causal, Mask
-from variform.ops.masks.counts import count_pairs
+from variform.ops.masks import And, Causal, Everything, Mask
+from variform.ops.masks.counts import block_layout, count_pairs, real_tensors
 from variform.ops.scores import ScoreMod
 
 __all__ = ["Call"]
@@ -191,6 +191,21 @@ class Call:
         if not countable:
             return q_len * k_len
         return count_pairs(countable[0] if len(countable) == 1 else And(tuple(countable)), q_len, k_len, offset)
+
+    def visited_tiles(self, block: int = 128) -> tuple[int, int]:
+        """Tiles of `block` queries x `block` keys with a pair that `structure` and `mask` allow in some row: (visited,
+        all), of one head or, where heads differ, of all. Causality alone visits those on or below the diagonal.
+
+        Errors: `ShapeError` for a call with positions, whose pairs are not known beforehand.
+        """
+        if not self.aligned:
+            raise ShapeError("which tiles are visited depends on positions whose values are not read")
+        q_len, k_len = self.q.shape[2], self.k.shape[2]
+        countable = [part for whole in (self.structure, self.mask) if whole is not None for part in _countable(whole)]
+        mask = And(tuple(countable)) if countable else Everything()
+        with real_tensors():
+            layout = block_layout(mask, q_len, k_len, block)
+            return int(layout.count_nonzero()), layout.numel()
 
     def flops(self) -> tuple[int, int]:
         """Floating-point operations of the two products, a multiply-add counting 2: (visited, dense-equivalent).

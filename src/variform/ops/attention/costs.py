@@ -67,10 +67,12 @@ def choose(call: Call, training: bool) -> Choice | None:
     return Choice("block_sparse", tile, words, words, f"{pairs}; tiles are cheaper")
 
 
-def tile_price(block: int, half: bool) -> float:
+def tile_price(call: Call, block: int) -> float:
     """What a pair in a gathered tile costs, where a pair of the fused kernel costs 1."""
     nearest = max((length for length in TILES if length <= block), default=TILES[0])
-    return TILE_PRICE[nearest] * (_HALF if half else 1.0)
+    if call.dropout:
+        return TILE_PRICE[nearest] * 0.6  # neither is fused then
+    return TILE_PRICE[nearest] * (_HALF if call.q.dtype.itemsize < 4 else 1.0)
 
 
 def _single_pairs(call: Call, pattern: Pattern, training: bool) -> tuple[float, float]:
@@ -96,10 +98,9 @@ def _tiled(call: Call, mask: Mask, pattern: Pattern, training: bool) -> tuple[in
     """The best tile length, its time as a share of the fused kernel's, and what was found in words."""
     if min(call.q.shape[2], call.k.shape[2]) < SHORTEST:
         return None, 2.0, f"below {SHORTEST} queries or keys the fused kernel on all pairs is as fast"
-    half = call.q.dtype.itemsize < 4
     best, share = TILES[-1], float("inf")
     for block in reversed(TILES):
-        price = tile_price(block, half)
+        price = tile_price(call, block)
         if pattern.density * price >= min(1.0, share):
             break  # shorter tiles cost more, and hold no fewer pairs
         found = pattern.tile_density(mask, block) * price
@@ -107,7 +108,7 @@ def _tiled(call: Call, mask: Mask, pattern: Pattern, training: bool) -> tuple[in
             best, share = block, found
     if share == float("inf"):
         return None, 2.0, f"{_percent(pattern.density)} of the pairs are attended: too many for tiles of any length"
-    return best, share, blocks_text(pattern.tile_density(mask, best), best, 1 / tile_price(best, half))
+    return best, share, blocks_text(pattern.tile_density(mask, best), best, 1 / tile_price(call, best))
 
 
 def blocks_text(density: float, block: int, even: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -138,8 +139,8 @@ def _and(parts: list[Mask]) -> Mask | None:
 
 
 def readable(call: Call, mask: Mask | None) -> bool:
-    """Whether a mask has tensors, and all can be looked at by value here and now, as can the call's pairs."""
-    if mask is None or not mask.has_tensors or not call.aligned or call.target != "cpu":
+    """Whether there are pairs to be found that no formula tells, and a mask's tensors can be read here and now."""
+    if mask is None or (not mask.has_tensors and mask.band() is not None) or not call.aligned or call.target != "cpu":
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
@@ -150,7 +151,7 @@ def readable(call: Call, mask: Mask | None) -> bool:
     leaves = [leaf for leaf in pytree.tree_leaves(mask) if isinstance(leaf, Tensor)]
     if any(type(leaf) not in _PLAIN[:3] or not leaf.is_cpu for leaf in leaves):
         return False
-    return call.q.shape[2] * call.k.shape[2] <= max(_LARGEST, *(leaf.numel() for leaf in leaves))
+    return call.q.shape[2] * call.k.shape[2] <= max([_LARGEST, *(leaf.numel() for leaf in leaves)])
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
@@ -167,6 +168,8 @@ def pattern_of(call: Call, mask: Mask | None) -> Pattern | None:
     mask.check(call.q.shape[0], call.q.shape[1], q_len, k_len)
     every, tree = pytree.tree_flatten(mask)
     leaves = [leaf for leaf in every if isinstance(leaf, Tensor)]
+    if not leaves:
+        return _look_once(mask, q_len, k_len)
     return _KNOWN.get(leaves, (tree, q_len, k_len), lambda: _look(mask, q_len, k_len))
 
 
@@ -178,6 +181,10 @@ def _look(mask: Mask, q_len: int, k_len: int) -> Pattern:
         dense = _dense(mask, q_len, k_len)
         pairs = int(dense.count_nonzero())
         return Pattern(q_len, k_len, dense.shape[0], dense.shape[1], pairs, _band(dense, pairs))
+
+
+_look_once = functools.lru_cache(maxsize=64)(_look)
+"""For masks without tensors: they are equal when they say the same."""
 
 
 def _dense(mask: Mask, q_len: int, k_len: int) -> Tensor:

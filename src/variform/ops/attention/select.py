@@ -154,7 +154,8 @@ def _choose(call: Call) -> tuple[Call, Backend]:
     """The backend for a call, and the call in the form that tells it most."""
     structure = call.structure
     unmasked = call.mask is None and call.q_segments is None and len(call.scores) == 0
-    if unmasked and (structure is None or type(structure) is Causal or call.q.shape[2] == 1):
+    simple = structure is None or (type(structure) is Causal and not call.dropout)
+    if unmasked and (simple or call.q.shape[2] == 1):
         return call, _sdpa  # the hot path of training and decoding, decided without asking anyone
     call = _symbolic(call)
     training = call.needs_grad

@@ -2,6 +2,7 @@
 
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
+from variform.dialects.xformers.components.attention.blocksparse import BlockSparseAttention
 from variform.dialects.xformers.components.attention.favor import FavorAttention
 from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
 from variform.dialects.xformers.components.attention.global_tokens import GlobalAttention
@@ -25,6 +26,7 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "AttentionMask",
+    "BlockSparseAttention",
     "FavorAttention",
     "FourierMix",
     "GlobalAttention",

@@ -107,7 +107,7 @@ class NativeAttention(Attention):
             q, k, v = (self._unfolded(t) for t in (q, k, v))
             if isinstance(key_padding_mask, Tensor) and key_padding_mask.dim() == 2 and q.shape[1] > 1:
                 key_padding_mask = key_padding_mask[:: len(key_padding_mask) // q.shape[0] or 1]
-        sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2], self.requires_head_dimension)
         padding = read_padding(key_padding_mask, sizes.batch, sizes.keys, "key_padding_mask")
         y = self.attend(q, k, v, self.sides(mask if att_mask is None else att_mask, padding, sizes))
         return y.flatten(0, 1) if folded else y

@@ -394,6 +394,13 @@ def test_features_that_are_drawn_anew_are_those_of_their_own_forward_pass() -> N
     assert_same(features[0], features[1], 0)
 
 
+def test_sharded_parameters_are_refused() -> None:
+    stack, (x, streams) = built(LAYERS["encoder"]), inputs()
+    next(stack.parameters()).device_mesh = "as a DTensor has it"
+    with pytest.raises(ShapeError, match="DDP"):
+        stack(x, streams)
+
+
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "publishes": (
         [TransformerLayer.spec(sublayers=[Publish.spec(stream="a"), FEED, AddStream.spec(stream="a")])],

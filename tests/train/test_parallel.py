@@ -52,17 +52,18 @@ def test_ddp_equals_one_process(alone: Path, tmp_path: Path) -> None:
     assert_same_losses(tmp_path / "runs" / "tiny-001", alone / "runs" / "tiny-001")
 
 
-def test_ddp_gradients_of_reversible_layers_equal_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dialect", [False, True], ids=["native", "xformers"])
+def test_ddp_gradients_of_reversible_layers_equal_those_of_one_process(dialect: bool, tmp_path: Path) -> None:
     """An encoder and a decoder, two forward passes in one step; no unused parameters are looked for."""
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=replicas.main, args=(rank, str(tmp_path))) for rank in range(2)]
+    processes = [context.Process(target=replicas.main, args=(rank, str(tmp_path), dialect)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(250)
     assert [process.exitcode for process in processes] == [0, 0]
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    model, source, target = replicas.model_and_batch()
+    model, source, target = replicas.model_and_batch(dialect)
     replicas.loss_of(model, source, target).backward()
     assert set(found) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():

@@ -77,7 +77,8 @@ def fill(module: nn.Module) -> Any:
     module = module.double().eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*parameter.shape)
+            upstream = name.replace("native.", "").replace("filters", "skip_connection.weight")
+            noise = np.random.RandomState(zlib.crc32(upstream.encode())).randn(*parameter.shape)
             parameter.copy_(torch.from_numpy(noise) * 0.3)
     return module
 
@@ -94,6 +95,9 @@ def recorded(root: str) -> dict[str, Run]:
     def heads(name: str, *, bias: Any = (True,) * 4, rotary: bool = False, **config: Any) -> Any:
         part = at("components.attention").build_attention({"name": name, "dropout": 0.0, **config})
         return fill(at("components").MultiHeadDispatch(DIM, HEADS, part, bias=bias, use_rotary_embeddings=rotary))
+
+    def landmarks(**config: Any) -> Any:
+        return heads("nystrom", **{"num_heads": HEADS, "num_landmarks": 4, **config})
 
     def model(*stacks: dict[str, Any]) -> Any:
         factory = at("factory")
@@ -135,6 +139,15 @@ def recorded(root: str) -> dict[str, Run]:
         "heads rotary": lambda: heads("scaled_dot_product", rotary=True)(features()),
         "heads local": lambda: heads("local", window_size=5)(features()),
         "heads local causal": lambda: heads("local", window_size=3, causal=True)(features()),
+        "heads linformer": lambda: heads("linformer", seq_len=SEQ, k=4)(features()),
+        "heads linformer of fewer tokens": lambda: heads("linformer", seq_len=SEQ)(features(6)),
+        "heads nystrom": lambda: landmarks()(features()),
+        "heads nystrom exactly": lambda: landmarks(use_razavi_pinverse=False)(features()),
+        "heads nystrom improved twice": lambda: landmarks(inv_iterations=2)(features()),
+        "heads nystrom convolution": lambda: landmarks(conv_kernel_size=5)(features()),
+        "heads nystrom cross": lambda: landmarks()(features(6), features(), features()),
+        "heads nystrom of all": lambda: landmarks(num_landmarks=SEQ, causal=True)(features()),
+        "heads orthoformer of all": lambda: heads("orthoformer", num_landmarks=SEQ)(features()),
         "sine": lambda: position("sine")(features(6)),
         "sine of numbers": lambda: position("sine")(features(6)[..., 0]),
         "learnable": lambda: position("learnable")(features()),

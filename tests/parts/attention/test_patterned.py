@@ -159,11 +159,21 @@ def test_dropout_acts_in_training_alone() -> None:
         torch.testing.assert_close(part(*given, Sides()), vf.build(spec)(*given, Sides()), **EXACT)
 
 
-def test_long_sequences_visit_few_blocks() -> None:
-    spec = vf.models.bert(vocab_size=11, dim=16, depth=1, heads=2, max_seq_len=2048)
-    spec = vf.override(spec, {"stacks.0.layers.*.sublayers.0.body.attention": LongformerAttention.spec(window=65)})
-    told = vf.explain(spec, batch=1, length=2048)
-    assert "block_sparse" in str(told)
+@pytest.mark.parametrize(
+    ("spec", "backend"),
+    [
+        (LongformerAttention.spec(window=65), "-> block_sparse"),
+        (GlobalAttention.spec(tokens=tuple(range(9))), "-> block_sparse"),
+        (BigBirdAttention.spec(random_blocks=1), "-> block_sparse"),
+        (RandomAttention.spec(r=0.01), "-> sparse"),
+    ],
+)
+def test_long_sequences_visit_few_pairs(spec: Spec, backend: str) -> None:
+    model = vf.models.bert(vocab_size=11, dim=16, depth=1, heads=2, max_seq_len=2048)
+    model = vf.override(model, {"stacks.0.layers.*.sublayers.0.body.attention": spec})
+    assert backend in str(vf.explain(model, batch=1, length=2048))
+    told = vf.describe(model, batch=1, length=2048)
+    assert told.flops < told.flops_dense / 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem
-from variform.ops.masks import Causal, Coarse, Global, Mask, Random, RandomBy, RandomLinks, Window
+from variform.ops.masks import Causal, Coarse, Global, Mask, RandomBy, RandomLinks, Window
+from variform.ops.masks.counts import real_tensors
 from variform.parts.attention.kv_cache import join_cache
 from variform.parts.attention.softmax import attend, backend_problems
 from variform.parts.kinds import Attention, Sides, State
@@ -240,29 +241,22 @@ class RandomAttention(Patterned):
         super().__init__(causal, dropout, scale, backend)
         self.r = r
         self.constant_masking = constant_masking
-        self.first_seed = seed
+        with real_tensors():
+            self.given_seed = torch.tensor(
+                seed, device="cpu"
+            )  # a number to look at where the model itself is without data
         self.register_buffer("seed", torch.empty((), dtype=torch.int64))
-        self._known: tuple[Tensor, int, Mask] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The seed that was given."""
-        self.seed.fill_(self.first_seed)
+        self.seed.copy_(self.given_seed)
 
     def pattern(self) -> Mask:
         """The pairs of the seed, or newly drawn ones, and the diagonal."""
+        seed = self.seed
         if self.training and not self.constant_masking:
-            return Window(0) | RandomBy(self.r, torch.randint(0, 1 << 31, (), device=self.seed.device))
-        if torch.compiler.is_compiling():
-            return Window(0) | RandomBy(self.r, self.seed)
-        return self._constant()
-
-    def _constant(self) -> Mask:
-        """With the seed as a number: plans and counts of such a mask are remembered by the backends."""
-        seed, known = self.seed, self._known
-        version = 0 if seed.is_inference() else seed._version
-        if known is None or known[0] is not seed or known[1] != version:
-            unread = seed.is_meta or isinstance(seed, FakeTensor)
-            mask = Window(0) | Random(self.r, self.first_seed if unread else int(seed))
-            known = self._known = (seed, version, mask)
-        return known[2]
+            seed = torch.randint(0, 1 << 31, (), device=seed.device)
+        elif seed.is_meta or isinstance(seed, FakeTensor):
+            seed = self.given_seed
+        return Window(0) | RandomBy(self.r, seed)

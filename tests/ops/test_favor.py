@@ -26,16 +26,19 @@ def inputs(length: int, keys: int | None = None) -> list[Tensor]:
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_values_and_gradients(name: str, length: int, causal: bool) -> None:
-    given, options = inputs(length), _options(name, length)
+    options = _options(name, length)
+    given = [*inputs(length), torch.randn(2, 3, length, 1, dtype=torch.float64, requires_grad=True)]
     for epsilon in (0.0, 0.3):
-        wanted = _with_gradients(
-            naive_favor_attention(*given, causal=causal, epsilon=epsilon, **options), given, options
-        )
+
+        def run(op: Any, leaves: list[Tensor], epsilon: float = epsilon, **more: Any) -> list[Tensor]:
+            out = op(*leaves[:3], causal=causal, offset=leaves[3], epsilon=epsilon, **options, **more)
+            return _with_gradients(out[0] if isinstance(out, tuple) else out, leaves, options)
+
+        wanted = run(naive_favor_attention, given)
         for dtype, chunk in ((torch.float64, 16), (torch.float64, 128), (torch.float32, 16)):
-            tolerance = 1e-10 if dtype == torch.float64 else 1e-5
             leaves = [t.detach().to(dtype).requires_grad_() for t in given]
-            found = favor_attention(*leaves, causal=causal, epsilon=epsilon, chunk=chunk, **options)[0]
-            assert error(_with_gradients(found, leaves, options), wanted) < tolerance
+            found = run(favor_attention, leaves, chunk=chunk)
+            assert error(found, wanted) < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
 def test_another_sequence() -> None:
@@ -108,12 +111,16 @@ def test_directions_are_orthogonal_and_of_the_right_lengths() -> None:
     torch.testing.assert_close(regular.norm(dim=0), torch.full((40,), 4.0))
 
 
+def whole(logarithm: tuple[Tensor, Tensor]) -> Tensor:
+    return logarithm[0] + logarithm[1]
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_products_of_features_are_exponentials_in_the_mean(mirrored: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(6, 8, dtype=torch.float64) * 0.5
     features = orthogonal_features(8, 200_000).double()
-    phi = log_features(x, features, mirrored).exp()
+    phi = whole(log_features(x, features, mirrored)).exp()
     found = phi @ phi.T / phi.shape[-1]
     torch.testing.assert_close(found, (x @ x.T / 8**0.5).exp(), rtol=0.05, atol=0.0)
 
@@ -121,11 +128,10 @@ def test_products_of_features_are_exponentials_in_the_mean(mirrored: bool) -> No
 def test_inputs_may_be_scaled_to_one_length_and_multiplied() -> None:
     x, features = torch.randn(5, 8), orthogonal_features(8, 16)
     scaled = x * 8**0.5 / x.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(
-        log_features(7 * x, features, True, normalize=True), log_features(scaled, features, True)
-    )
-    doubled = log_features(2 * 8**-0.25 * x, features, False, temperature=1.0)
-    torch.testing.assert_close(doubled, log_features(2 * x, features, False))
+    normalised = whole(log_features(7 * x, features, True, normalize=True))
+    torch.testing.assert_close(normalised, whole(log_features(scaled, features, True)))
+    doubled = whole(log_features(2 * 8**-0.25 * x, features, False, temperature=1.0))
+    torch.testing.assert_close(doubled, whole(log_features(2 * x, features, False)))
 
 
 def test_what_does_not_fit_is_refused() -> None:

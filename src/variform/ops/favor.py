@@ -62,16 +62,18 @@ def orthogonal_features(
 
 def log_features(
     x: Tensor, features: Tensor, mirrored: bool, normalize: bool = False, temperature: float | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Logarithms of positive features phi with E[phi(q) . phi(k)] = exp(q . k / sqrt(D)), up to a constant factor.
 
-    log phi(x) = x' W - |x'|^2 / 2 with x' = x / D^(1/4); `mirrored` appends those of -W (hyperbolic features).
+    log phi(x) = x' W - |x'|^2 / 2 with x' = x / D^(1/4), in two parts, of which the second is one number a token;
+    `mirrored` appends those of -W (hyperbolic features).
 
     Args:
         normalize: first scale each x to the length sqrt(D).
         temperature: what x is multiplied by, in place of D^(-1/4).
 
-    Shapes: x `[..., D]`, features `[D, m]` -> `[..., m]`, or `[..., 2 m]` when mirrored; float32 for half precision.
+    Shapes: x `[..., D]`, features `[D, m]` -> `[..., m]`, or `[..., 2 m]` when mirrored, and `[..., 1]`; float32 for
+        half precision.
     """
     wide = wide_dtype(x.dtype)
     x = x.to(wide)
@@ -80,7 +82,7 @@ def log_features(
     x = x * (x.shape[-1] ** -0.25 if temperature is None else temperature)
     projected = x @ features.to(wide)
     projected = torch.cat((projected, -projected), -1) if mirrored else projected
-    return projected - 0.5 * x.square().sum(-1, keepdim=True)
+    return projected, -0.5 * x.square().sum(-1, keepdim=True)
 
 
 class FavorState(NamedTuple):
@@ -113,6 +115,7 @@ def favor_attention(
     v: Tensor,
     *,
     causal: bool,
+    offset: Tensor | None = None,
     epsilon: float = 0.0,
     k_valid: Tensor | None = None,
     q_segments: Tensor | None = None,
@@ -127,7 +130,8 @@ def favor_attention(
     query without keys gives zeros.
 
     Args:
-        q, k: log phi.
+        q, k: log phi, the first part alone.
+        offset: the second part of log phi(k); that of the queries cancels.
         causal: query i sees keys j <= i; needs Lq == Lk. Prefix sums over the sequence, in O(L).
         epsilon: added to the features of a token, relative to its largest one.
         k_valid: which keys are real; the others may hold anything.
@@ -135,8 +139,8 @@ def favor_attention(
         state: history before this chunk of tokens (causal only), from the call before or `favor_state`.
         chunk: block length of the causal form.
 
-    Shapes: q `[B, H, Lq, m]`, k `[B, H, Lk, m]`, v `[B, H, Lk, Dv]`, k_valid bool `[B, Lk]` -> `[B, H, Lq, Dv]` and the
-        state after the last token (None when not causal).
+    Shapes: q `[B, H, Lq, m]`, k `[B, H, Lk, m]`, v `[B, H, Lk, Dv]`, offset `[B, H, Lk, 1]`, k_valid bool `[B, Lk]` ->
+        `[B, H, Lq, Dv]` and the state after the last token (None when not causal).
     """
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         raise ShapeError(f"favor attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} do not fit")
@@ -145,13 +149,13 @@ def favor_attention(
     if not causal and state is not None:
         raise ShapeError("a state is the history of causal attention; causal=False cannot use it")
     if k_valid is not None:
-        invalid = ~k_valid[:, None, :, None]
-        k, v = k.masked_fill(invalid, NOTHING), v.masked_fill(invalid, 0)
-    wide = wide_dtype(v.dtype)
-    q, k, scale = _scaled(q, epsilon), _scaled(k, epsilon), k.detach().amax(-1)
-    if k_valid is not None:
         k = k.masked_fill(~k_valid[:, None, :, None], 0)
-    values = functional.pad(v.to(wide), (0, 1), value=1.0)
+    (q, _), (k, scale) = _scaled(q, epsilon), _scaled(k, epsilon)
+    scale = (scale if offset is None else scale + offset)[..., 0]
+    values = functional.pad(v.to(wide_dtype(v.dtype)), (0, 1), value=1.0)
+    if k_valid is not None:
+        scale = scale.masked_fill(~k_valid[:, None, :], NOTHING)
+        values = values.masked_fill(~k_valid[:, None, :, None], 0)  # neither in sums nor in what they are divided by
     if causal:
         sums, state = _causal(q, k, values, scale, k_valid, k_segments, state, chunk)
     else:
@@ -160,23 +164,23 @@ def favor_attention(
     return (sums[..., :-1] / weight.masked_fill(weight == 0, 1)).to(v.dtype), state
 
 
-def _scaled(logarithms: Tensor, epsilon: float) -> Tensor:
-    """Features divided by the largest of each token, to which `epsilon` is relative."""
+def _scaled(logarithms: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Features divided by the largest of each token, to which `epsilon` is relative; and the divisor's logarithm."""
     largest = logarithms.amax(-1, keepdim=True)
     fixed = largest.detach()  # the divisor cancels in the end; the offset that is relative to it does not
     features = (logarithms - fixed).exp()
-    return features + epsilon * (largest - fixed).exp() if epsilon else features
+    return features + epsilon * (largest - fixed).exp() if epsilon else features, fixed
 
 
 def _every(q: Tensor, k: Tensor, values: Tensor, scale: Tensor, q_ids: Tensor | None, k_ids: Tensor | None) -> Tensor:
     """Sums over all keys, or over those with the query's id."""
     if q_ids is None or k_ids is None:
-        k = k * (scale - scale.amax(-1, keepdim=True)).exp()[..., None]
-        return q @ (k.transpose(-1, -2) @ values)
+        factors = (scale - scale.detach().amax(-1, keepdim=True)).exp()
+        return q @ (k.transpose(-1, -2) @ (values * factors[..., None]))
     same = by_row(q_ids, q.shape[0])[:, None, :, None] == by_row(k_ids, q.shape[0])[:, None, None, :]
     scales = scale[:, :, None, :].masked_fill(~same, NOTHING)
-    weights = q @ k.transpose(-1, -2) * (scales - scales.amax(-1, keepdim=True)).exp()
-    return weights.masked_fill(~same, 0) @ values
+    factors = (scales - scales.detach().amax(-1, keepdim=True)).exp()
+    return (q @ k.transpose(-1, -2) * factors.masked_fill(scales == NOTHING, 0)) @ values
 
 
 def _causal(
@@ -195,11 +199,11 @@ def _causal(
     size = min(chunk, length)
     found = None if segments is None else borders(segments, valid, state.segment, size)
     places = token_places((length + size - 1) // size, size, q.device).clamp(max=length - 1)
-    largest = _largest_so_far(scale, state.scale, segments, valid, state.segment)[:, :, places]
+    largest = _largest_so_far(scale.detach(), state.scale, segments, valid, state.segment)[:, :, places]
     q, k, values = (in_chunks(t, size) for t in (q, k, values))
     pairs, past, rest, kept = _factors(scale[:, :, places], largest, state.scale, found)
-    before, last = carried((k * rest[..., None]).transpose(-1, -2) @ values, kept[..., None], state.s)
-    sums = (q @ k.transpose(-1, -2) * pairs) @ values + (q * past[..., None]) @ before
+    before, last = carried(k.transpose(-1, -2) @ (values * rest[..., None]), kept[..., None], state.s)
+    sums = (q @ k.transpose(-1, -2) * pairs) @ values + (q @ before) * past[..., None]
     new = FavorState(last, largest[:, :, -1, -1], state.segment if found is None else found.ids)
     return joined(sums, length, size), new
 
@@ -247,12 +251,14 @@ def naive_favor_attention(
     v: Tensor,
     *,
     causal: bool,
+    offset: Tensor | None = None,
     epsilon: float = 0.0,
     k_valid: Tensor | None = None,
     q_segments: Tensor | None = None,
     k_segments: Tensor | None = None,
 ) -> Tensor:
     """`favor_attention` without a state, through all pairs and without any scaling; the oracle."""
+    k = k if offset is None else k + offset
     q, k = (t.exp() + epsilon * t.amax(-1, keepdim=True).exp() for t in (q, k))
     weights = q @ k.transpose(-1, -2)
     if causal:

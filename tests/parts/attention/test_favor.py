@@ -69,7 +69,7 @@ def test_dropout_is_of_the_output_in_training() -> None:
 @pytest.mark.parametrize(("dim", "count"), [(8, 32), (16, 80), (12, 56), (64, 448), (1, 2)])
 def test_the_default_number_of_features(dim: int, count: int) -> None:
     assert default_count(dim) == count
-    assert RandomFeatures(dim)(torch.randn(3, dim))[0].shape == (3, count)
+    assert RandomFeatures(dim)(torch.randn(3, dim))[0][0].shape == (3, count)
     assert RandomFeatures(dim, 5, "sm_hyp").count == 6  # pairs
     assert RandomFeatures(dim, 5, "sm_orf").count == 5
 

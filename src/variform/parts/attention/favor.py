@@ -74,8 +74,8 @@ class FavorAttention(Attention):
         if sides.k_valid is not None:
             k = k.masked_fill(~sides.k_valid[:, None, :, None], 0)
         groups, state = q.shape[1] // k.shape[1], sides.state
-        log_q, log_k = self.feature_map(q, k)
-        log_k, v = grouped((log_k, v), q.shape[1])
+        (log_q, _), (log_k, offset) = self.feature_map(q, k)
+        log_k, offset, v = grouped((log_k, offset, v), q.shape[1])
         past = None
         if state is not None:
             s, scale = grouped((state["s"], state["scale"]), q.shape[1])
@@ -85,6 +85,7 @@ class FavorAttention(Attention):
             log_k,
             v,
             causal=self.causal,
+            offset=offset,
             epsilon=self.epsilon,
             k_valid=sides.k_valid,
             q_segments=sides.q_segments,

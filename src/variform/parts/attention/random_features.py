@@ -78,11 +78,11 @@ class RandomFeatures(nn.Module):
                     orthogonal_features(*self._shape(), self.kind == "sm_reg", device=self.calls.device)
                 )
 
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        """Logarithms of the features of each input; all inputs of one call count as one call.
+    def forward(self, *inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Logarithms of the features of each input, in two parts; all inputs of one call count as one call.
 
         Shapes:
-            [..., dim] -> [..., count]
+            [..., dim] -> ([..., count], [..., 1]), to be added
         """
         if self.dim is None:
             self._begin(inputs[0].shape[-1], inputs[0])

@@ -57,8 +57,8 @@ class SoftMaxPositiveEstimators(FeatureMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """The features of each token."""
-        logarithms: Tensor = self.native(x)[0]
-        found = (logarithms - 0.5 * math.log(self.native.count)).exp()
+        projected, offset = self.native(x)[0]
+        found: Tensor = (projected + offset - 0.5 * math.log(self.native.count)).exp()
         return (found + self.epsilon * found.amax(-1, keepdim=True)).to(x.dtype)
 
     @staticmethod

@@ -124,6 +124,13 @@ def test_more_models_are_bit_equal(tmp_path: Path) -> None:
     compare({name: make() for name, make in MODELS.items() if name not in QUICK}, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["linear", "favor", "cosformer", "retention", "gated_linear", "delta_rule"])
+def test_a_default_that_stands_for_none_stays(name: str) -> None:
+    """`if state is None: state = ...` in a function that every call gives None."""
+    text = to_source(vf.override(vf.models.gpt(**TEXT), {"stacks.0.layers.*.sublayers.0.body.attention": name}))
+    assert "None." not in text
+
+
 def hosted(part: type[vf.Part]) -> dict[str, vf.Spec]:
     """The models that the contract suite puts around the instances of a part."""
     found = {}

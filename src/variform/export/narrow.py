@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from variform.export.flow import stores
 from variform.export.fold import fold
 from variform.export.known import Known
 from variform.export.shake import Place
@@ -70,13 +71,32 @@ def _narrowed(function: ast.FunctionDef, used: tuple[list[ast.Call], int], known
         value = _same([_given(call, place, arg.arg, _default(args, arg)) for call in calls])
         if value is _MISSING:
             continue
+        is_rebound = stores(function)[arg.arg] > 1
+        if is_rebound and not (value is None and _takes_default(function, arg.arg)):
+            continue
         for call in calls:
             call.keywords = [k for k in call.keywords if k.arg != arg.arg]
             if place is not None and len(call.args) > place:
                 del call.args[place]
         _remove(args, arg)
-        fold(function, replace(known, names={**known.names, arg.arg: value}))
+        fold(function, known if is_rebound else replace(known, names={**known.names, arg.arg: value}))
         return True
+    return False
+
+
+def _takes_default(function: ast.FunctionDef, name: str) -> bool:
+    """Put the default that stands for None in the place of `if name is None: name = default`, where that comes first."""
+    for place, node in enumerate(function.body):
+        match node:
+            case ast.If(
+                test=ast.Compare(left=ast.Name(id=tested), ops=[ast.Is()], comparators=[ast.Constant(value=None)]),
+                body=[ast.Assign(targets=[ast.Name(id=bound)])],
+                orelse=[],
+            ) if tested == bound == name:
+                function.body[place : place + 1] = node.body
+                return True
+        if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node)):
+            return False
     return False
 
 

@@ -19,7 +19,8 @@ def prune(pieces: Mapping[Place, ast.stmt], facts: Mapping[Place, Facts], roots:
         outside = _attributes([*pieces.values(), *roots], own=False)
         for place, node in classes.items():
             held = facts[place].held if place in facts else frozenset()
-            _class(node, outside | _attributes([node], own=True), held)
+            gone = _class(node, outside | _attributes([node], own=True), held)
+            _without(pieces.values(), node.name, gone)
         _linears(pieces)
         _sides(pieces, outside)
 
@@ -38,11 +39,21 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
-def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> None:
+def _without(nodes: Iterable[ast.AST], name: str, gone: set[str]) -> None:
+    """Calls of a class that stand in other definitions, without the keywords of parameters that it no longer has."""
+    for node in nodes if gone else ():
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == name:
+                call.keywords = [k for k in call.keywords if k.arg not in gone]
+
+
+def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> set[str]:
+    """Prune a class; the names of parameters that its constructor loses."""
+    gone: set[str] = set()
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     init = methods.get("__init__")
     if init is None:
-        return
+        return gone
     init.body = [item for item in init.body if not _is_idle(item, read, held)]
     used = loads(init)
     for arg, default in list(
@@ -50,6 +61,7 @@ def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> None:
     ):
         if arg.arg != "self" and arg.arg not in used:
             init.args.args.remove(arg)
+            gone.add(arg.arg)
             if default is not None:
                 init.args.defaults.remove(default)
     reset = methods.get("reset_parameters")
@@ -62,6 +74,7 @@ def _class(node: ast.ClassDef, read: set[str], held: frozenset[str]) -> None:
         node.body = [item for item in node.body if item is not again]  # it has nothing to compute anew
     if len(init.body) == 1 and not init.args.args[1:] and _is_call(init.body[0], "__init__"):
         node.body.remove(init)
+    return gone
 
 
 def _is_call(node: ast.AST, method: str) -> bool:

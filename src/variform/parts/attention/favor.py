@@ -62,7 +62,9 @@ class FavorAttention(Attention):
         causal: bool = inherit(False),
     ) -> None:
         super().__init__()
-        self.feature_map = RandomFeatures(dim_head, dim_features, feature_map, iter_before_redraw, normalize_inputs)
+        self.feature_map = RandomFeatures(
+            dim=dim_head, count=dim_features, kind=feature_map, every=iter_before_redraw, normalize=normalize_inputs
+        )
         self.epsilon = epsilon
         self.dropout = dropout
         self.causal = causal

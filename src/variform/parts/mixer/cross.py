@@ -76,6 +76,7 @@ class CrossMultiHead(Mixer):
         self.v = Linear(dim_context or dim, kv_inner, bias, std=init_std)
         self.out = Linear(inner, dim, out_bias, std=init_std, writes=writes)
         self.attention = attention
+        self.placed = attention.takes_positions
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.context_norm = context_norm
@@ -156,7 +157,7 @@ class CrossMultiHead(Mixer):
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
-        positions = streams.get("positions") if self.attention.takes_positions else None
+        positions = streams.get("positions") if self.placed else None
         return Sides(q_positions=positions, mask=mask, k_valid=valid)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:

@@ -85,7 +85,7 @@ def _narrowed(function: ast.FunctionDef, used: tuple[list[ast.Call], int], known
 
 
 def _takes_default(function: ast.FunctionDef, name: str) -> bool:
-    """Put the default that stands for None in the place of `if name is None: name = default`, where that comes first."""
+    """Put what stands for None in the place of `if name is None: name = default`, where that comes first."""
     for place, node in enumerate(function.body):
         match node:
             case ast.If(

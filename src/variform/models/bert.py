@@ -5,10 +5,10 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
+from variform.models.mixing import Attending, attending
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import ClassifierHead, LMHead
-from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.model import Transformer
@@ -28,6 +28,7 @@ def bert(
     mult: float = 4.0,
     dropout: float = 0.0,
     init_std: float | None = 0.02,
+    attention: Attending = None,
 ) -> Spec:
     """A BERT style encoder (Devlin et al. 2018, arXiv:1810.04805): post-norm, biases, learned positions.
 
@@ -41,12 +42,13 @@ def bert(
         mult: inner width of the MLP as a multiple of `dim`.
         dropout: probability of zeroing an embedding, attention weight or branch feature, in training.
         init_std: standard deviation of initial weights; None for torch's.
+        attention: what mixes the tokens: the name or the description of an attention or a mixer (`variform parts`).
     """
-    attention = MultiHead.spec(bias=True, out_bias=True, attention={"part": "softmax", "dropout": dropout})
+    mixer = attending(attention, dropout, bias=True, out_bias=True)
     norm = LayerNorm.spec(eps=1e-12)
     layer = TransformerLayer.spec(
         sublayers=[
-            Sublayer.spec(body=attention, norm=None, out_norm=norm, dropout=dropout),
+            Sublayer.spec(body=mixer, norm=None, out_norm=norm, dropout=dropout),
             Sublayer.spec(body=MLP.spec(mult=mult), norm=None, out_norm=norm, dropout=dropout),
         ]
     )

@@ -6,9 +6,9 @@ from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
 from variform.models.decoder import language_model, pre_norm_layer
+from variform.models.mixing import Attending, attending
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
-from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 
@@ -27,6 +27,7 @@ def gpt(
     bias: bool = False,
     tie: bool = False,
     init_std: float | None = 0.02,
+    attention: Attending = None,
 ) -> Spec:
     """A GPT-2 style decoder (Radford et al. 2019): pre-norm layers of attention and MLP, learned positions.
 
@@ -42,12 +43,11 @@ def gpt(
         bias: learn offsets in the linear maps and norms.
         tie: use the token embedding as the output head.
         init_std: standard deviation of initial weights, residual writes scaled down with depth; None for torch's.
+        attention: what mixes the tokens: the name or the description of an attention or a mixer (`variform parts`).
     """
     norm = LayerNorm.spec(bias=bias)
-    attention = MultiHead.spec(
-        kv_heads=kv_heads, bias=bias, out_bias=bias, attention={"part": "softmax", "dropout": dropout}
-    )
-    layer = pre_norm_layer([attention, MLP.spec(mult=mult, bias=bias)], norm, dropout)
+    mixer = attending(attention, dropout, kv_heads=kv_heads, bias=bias, out_bias=bias)
+    layer = pre_norm_layer([mixer, MLP.spec(mult=mult, bias=bias)], norm, dropout)
     return language_model(
         TokenEmbedding.spec(position=LearnedPosition.spec(), dropout=dropout),
         [layer] * depth,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
+from variform.errors import ConfigError
 from variform.models.decoder import language_model, pre_norm_layer
-from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
+from variform.models.mixing import Attending, attending
+from variform.parts.attention.softmax import LocalAttention
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import GLU
-from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.position.rotary import RotaryRotation
 
@@ -31,6 +32,7 @@ def llama(
     dropout: float = 0.0,
     tie: bool = False,
     init_std: float | None = 0.02,
+    attention: Attending = None,
 ) -> Spec:
     """A Llama style decoder (Touvron et al. 2023, arXiv:2302.13971).
 
@@ -50,13 +52,16 @@ def llama(
         dropout: probability of zeroing an embedding or branch feature, in training.
         tie: use the token embedding as the output head.
         init_std: standard deviation of initial weights; None for torch's.
+        attention: what mixes the tokens: the name or the description of an attention or a mixer (`variform parts`).
     """
     norm = RMSNorm.spec(eps=eps)
     inner = hidden or -(-8 * dim // (3 * 64)) * 64
-    heads_of = SoftmaxAttention.spec() if window is None else LocalAttention.spec(window=window)
+    if window is not None and attention is not None:
+        raise ConfigError("is a sliding window of softmax attention: give attention or window", path="window")
+    chosen = attention if window is None else LocalAttention.spec(window=window)
     rotation = RotaryRotation.spec(base=rope_base, layout=rope_layout)
-    attention = MultiHead.spec(kv_heads=kv_heads, rotation=rotation, attention=heads_of)
-    layer = pre_norm_layer([attention, GLU.spec(hidden=inner)], norm, dropout)
+    mixer = attending(chosen, kv_heads=kv_heads, rotation=rotation)
+    layer = pre_norm_layer([mixer, GLU.spec(hidden=inner)], norm, dropout)
     return language_model(
         TokenEmbedding.spec(dropout=dropout),
         [layer] * depth,

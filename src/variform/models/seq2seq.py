@@ -5,11 +5,11 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Shared, Spec
+from variform.models.mixing import Attending, attending
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import LMHead
 from variform.parts.mixer.cross import CrossMultiHead
-from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.model import EncoderDecoder, Transformer
@@ -32,6 +32,7 @@ def seq2seq(
     dropout: float = 0.0,
     tie: bool = False,
     init_std: float | None = 0.02,
+    attention: Attending = None,
 ) -> Spec:
     """An encoder-decoder (Vaswani et al. 2017, arXiv:1706.03762) in pre-norm form.
 
@@ -48,6 +49,7 @@ def seq2seq(
         dropout: probability of zeroing an embedding or branch feature, in training.
         tie: one token embedding for source and target (their sizes must be equal).
         init_std: standard deviation of initial weights; None for torch's.
+        attention: what mixes the tokens of either side: the name or the description of an attention or a mixer.
     """
 
     def step(body: Spec) -> Spec:
@@ -55,8 +57,9 @@ def seq2seq(
 
     source_vocab, source_len = source_vocab_size or vocab_size, source_max_seq_len or max_seq_len
     mlp = step(MLP.spec(mult=mult))
-    encoder_layer = TransformerLayer.spec(sublayers=[step(MultiHead.spec()), mlp])
-    decoder_layer = TransformerLayer.spec(sublayers=[step(MultiHead.spec()), step(CrossMultiHead.spec()), mlp])
+    own = step(attending(attention))
+    encoder_layer = TransformerLayer.spec(sublayers=[own, mlp])
+    decoder_layer = TransformerLayer.spec(sublayers=[own, step(CrossMultiHead.spec()), mlp])
     tokens = TokenEmbedding.spec(position=LearnedPosition.spec(), dropout=dropout)
     embedding = Shared("tokens", tokens) if tie else tokens
     norm = LayerNorm.spec()

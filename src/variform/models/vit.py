@@ -5,10 +5,10 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
+from variform.models.mixing import Attending, attending
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import ClassifierHead, PoolHead
-from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.model import Transformer
@@ -31,6 +31,7 @@ def vit(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     init_std: float | None = 0.02,
+    attention: Attending = None,
 ) -> Spec:
     """A vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929): patches, class token, pre-norm encoder.
 
@@ -47,13 +48,16 @@ def vit(
         dropout: probability of zeroing an embedding or branch feature, in training.
         drop_path: stochastic depth of the last layer; it grows linearly from zero at the first.
         init_std: standard deviation of initial weights; None for torch's.
+        attention: what mixes the tokens: the name or the description of an attention or a mixer (`variform parts`).
     """
+
+    mixer = attending(attention, bias=True, out_bias=True)
 
     def layer(place: int) -> Spec:
         path = drop_path * place / max(1, depth - 1)
         return TransformerLayer.spec(
             sublayers=[
-                Sublayer.spec(body=MultiHead.spec(bias=True, out_bias=True), dropout=dropout, drop_path=path),
+                Sublayer.spec(body=mixer, dropout=dropout, drop_path=path),
                 Sublayer.spec(body=MLP.spec(mult=mult), dropout=dropout, drop_path=path),
             ]
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.table import Route, Table, put, refused
-from variform.errors import Problem, nearest_divisors
+from variform.errors import ConfigError, Problem, nearest_divisors
+from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.mixer.cross import CrossMultiHead
@@ -43,6 +44,7 @@ class AttentionDraft:
     qk_rmsnorm: bool = False
     k_rmsnorm: bool = False
     flash: bool = False
+    part: Any = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -75,13 +77,34 @@ class AttentionDraft:
         elif self.num_mem_kv and (self.max_attend_past is not None or self.qk_norm_dim_scale):
             message = "not supported yet with max_attend_past and qk_norm_dim_scale"
             found.append(Problem(f"{at}num_mem_kv", message, self.num_mem_kv))
+        found += self._part_problems(cross)
         if self.dim_context is not None and not cross:
             message = "self-attention has no context; it belongs to cross_attn_dim_context"
             found.append(Problem(f"{at}dim_context", message, self.dim_context))
         return found
 
+    def _part_problems(self, cross: bool) -> list[Problem]:
+        """What is wrong with an attention that is named as a part."""
+        if self.part is None:
+            return []
+        at = f"{self.prefix}part"
+        try:
+            spec = mixing_spec(self.part)
+        except ConfigError as error:
+            return [problem.below(at) for problem in error.problems]
+        if cross and spec.kind == "mixer":
+            return [Problem(at, f"the mixer {spec.name!r} does not attend to another sequence", self.part)]
+        softmax = {"max_attend_past": self.max_attend_past, "num_mem_kv": self.num_mem_kv, "qk_norm": self.qk_norm}
+        return [
+            Problem(f"{self.prefix}{name}", f"softmax attention alone has it, not {spec.name!r}", value)
+            for name, value in softmax.items()
+            if value and spec.name != "softmax"
+        ]
+
     def body(self, rotation: Spec | None, bias: Spec | Shared | None) -> Spec:
         """Self-attention as a part; rows that the mask leaves out hold zeros, as upstream's."""
+        if self.part is not None and mixing_spec(self.part).kind == "mixer":
+            return ZeroPadding.spec(body=mixing_spec(self.part))
         mixer = MultiHead.spec(**self._common(), rotation=rotation, position_bias=bias)
         return ZeroPadding.spec(body=mixer)
 
@@ -92,7 +115,9 @@ class AttentionDraft:
     def _common(self) -> dict[str, Any]:
         q_norm, k_norm, scale = self._norms()
         softmax: dict[str, Any] = {"dropout": self.dropout, "scale": scale}
-        if self.max_attend_past is None:
+        if self.part is not None:
+            attention = with_dropout(mixing_spec(self.part), self.dropout)
+        elif self.max_attend_past is None:
             plain = RMSNorm.spec(eps=TINY, gain=False) if self.qk_norm else None
             memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=plain) if self.num_mem_kv else None
             attention = SoftmaxAttention.spec(**softmax, memory=memory)
@@ -145,6 +170,7 @@ ATTENTION: Table = {
     "qk_norm_dim_scale": Route(False, put("qk_norm_dim_scale"), needs="qk_norm"),
     "qk_rmsnorm": Route(False, put("qk_rmsnorm")),
     "k_rmsnorm": Route(False, put("k_rmsnorm")),
+    "part": Route(None, put("part"), types=(str, dict, Spec)),  # of this library alone: any registered attention
     **refused(
         pre_talking_heads=False,
         post_talking_heads=False,

@@ -1,0 +1,143 @@
+"""Every attention and mixer is registered once and reached from every dialect and preset, computing the same part."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import variform as vf
+from variform.core.fields import fields_of
+from variform.core.part import Part
+from variform.core.spec import Spec
+from variform.dialects.configaformers import program_spec
+from variform.dialects.x_transformers import Decoder, Encoder, TransformerWrapper
+from variform.dialects.xformers.components.attention import build_attention
+from variform.dialects.xformers.factory import xFormer, xFormerConfig
+from variform.parts.mixer.multi_head import MultiHead
+from variform.testing.filling import minimal
+
+LENGTH, DIM, HEADS = 16, 16, 4
+PARTS = {
+    f"{kind}/{name}": part
+    for kind in ("attention", "mixer")
+    for (_, name), part in vf.parts(kind).items()
+    if "context" not in part.reads and part is not MultiHead and not hasattr(part, "adopted")
+}
+SIZES = {"vocab_size": 11, "dim": DIM, "depth": 1, "heads": HEADS, "max_seq_len": LENGTH}
+
+
+def described(part: type[Part], **facts: Any) -> Spec:
+    """The smallest instance; `facts` are given where the dialect's surroundings do not say them."""
+    known = {f.name for f in fields_of(part)}
+    return minimal(part).replace(**{name: value for name, value in facts.items() if name in known})
+
+
+def of_part(model: Any, part: type[Part]) -> list[Any]:
+    return [module for module in model.modules() if type(module) is part]
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(0, 11, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def checked(model: Any, part: type[Part], *inputs: Any, **options: Any) -> None:
+    """The part is in the model, and the model runs forward and backward."""
+    assert of_part(model, part)
+    y = model(*inputs, **options)
+    assert y.isfinite().all()
+    y.square().sum().backward()
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_the_presets(label: str) -> None:
+    part = PARTS[label]
+    spec = described(part)
+    if part.can.causal:
+        checked(vf.build(vf.models.gpt(**SIZES, attention=spec)), part, ids())
+        checked(vf.build(vf.models.llama(**SIZES, attention=spec)), part, ids())
+        checked(vf.build(vf.models.seq2seq(**SIZES, attention=spec)), part, ids(), ids())
+    checked(vf.build(vf.models.bert(**SIZES, attention=spec)), part, ids())
+    vit = {"image_size": 16, "patch_size": 4, "dim": DIM, "depth": 1, "heads": HEADS, "pool": "mean"}
+    checked(vf.build(vf.models.vit(**vit, attention=spec)), part, torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_the_xformers_dialect(label: str) -> None:
+    part = PARTS[label]
+    known = {"seq_len": LENGTH, "dim_model": DIM, "num_heads": HEADS, "dim_head": DIM // HEADS}
+    config = {"name": _dialect_name(part), "dropout": 0.0, **described(part).args, **known, **_upstream(part)}
+    assert of_part(build_attention(config), part)
+    stack = {
+        "block_type": "encoder",
+        "dim_model": DIM,
+        "position_encoding_config": {"name": "vocab", "seq_len": LENGTH, "vocab_size": 11},
+        "multi_head_config": {"num_heads": HEADS, "residual_dropout": 0.0, "attention": config},
+        "feedforward_config": {"name": "MLP", "dropout": 0.0, "activation": "gelu", "hidden_layer_multiplier": 1},
+    }
+    checked(xFormer.from_config(xFormerConfig([stack])), part, ids())
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_the_x_transformers_dialect(label: str) -> None:
+    part = PARTS[label]
+    for layers in (Decoder, Encoder) if part.can.causal else (Encoder,):
+        stack = layers(dim=DIM, depth=1, heads=HEADS, attn_dim_head=4, attn_part=described(part, max_seq_len=LENGTH))
+        checked(TransformerWrapper(num_tokens=11, max_seq_len=LENGTH, attn_layers=stack), part, ids())
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_the_configaformers_dialect(label: str) -> None:
+    part = PARTS[label]
+    own = described(part, max_seq_len=LENGTH)
+    spec = own if part.kind == "mixer" else MultiHead.spec(attention=own)
+    step = {"type": spec.kind + "/" + spec.name, **vf.to_dict(spec)}
+    step.pop("part")
+    facts = {f.name for _, one in spec.walk() for f in fields_of(one.part) if f.inherits}
+    step |= {"heads": HEADS} if "heads" in facts else {}
+    blocks = [
+        {"config": [{"type": "embedding", "output_dim": DIM, "num_classes": 11}, step], "repeat": 1},
+    ]
+    program = program_spec(model_config={"blocks": blocks}, input_streams={"emb_ids": ["B", LENGTH]})
+    model = vf.build(program)
+    assert of_part(model, part)
+    assert model({"emb_ids": ids()})["x"].isfinite().all()
+
+
+def test_a_name_is_enough_and_a_typo_is_told() -> None:
+    by_name, by_mapping = (
+        vf.models.gpt(**SIZES, attention=choice) for choice in ("linear", {"part": "attention/linear"})
+    )
+    assert by_name == by_mapping
+    with pytest.raises(vf.ConfigError, match=r"attention: there is no .*'liner'.*linear"):
+        vf.models.gpt(**SIZES, attention="liner")
+    with pytest.raises(vf.ConfigError, match="neither an attention nor a mixer"):
+        vf.models.bert(**SIZES, attention={"part": "feedforward/mlp"})
+    with pytest.raises(vf.ConfigError, match="give attention or window"):
+        vf.models.llama(**SIZES, attention="linear", window=4)
+    assert vf.from_dict({"preset": "gpt", **SIZES, "attention": "linear"}) == by_name
+    with pytest.raises(vf.ConfigError, match="attn_part"):
+        Decoder(dim=DIM, depth=1, attn_part="liner")
+    with pytest.raises(vf.ConfigError, match="attn_num_mem_kv: softmax attention alone has it"):
+        Decoder(dim=DIM, depth=1, attn_part="linear", attn_num_mem_kv=2)
+
+
+def test_the_dropout_of_a_preset_reaches_the_attention() -> None:
+    model = vf.build(vf.models.gpt(**SIZES, dropout=0.3, attention={"part": "attention/local", "window": 5}))
+    assert model.stacks[0].layers[0].sublayers[0].body.attention.dropout == 0.3
+
+
+def _dialect_name(part: type[Part]) -> str:
+    from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY
+
+    for name, item in ATTENTION_REGISTRY.items():
+        if getattr(item.constructor, "stands_for", "") == part.name:
+            return name
+    return part.name
+
+
+def _upstream(part: type[Part]) -> dict[str, Any]:
+    """What upstream's own configurations need beside the fields of the part."""
+    return {
+        "global": {"attention_query_mask": torch.arange(LENGTH)[:, None] < 2},
+        "blocksparse": {"layout": torch.ones(1, 1, dtype=torch.long)},
+    }.get(part.name, {})

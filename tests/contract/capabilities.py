@@ -38,7 +38,7 @@ ROWS = (
     #                                                                              causal, padding, mask, packed, cross,
     #                                                                              decode, bfloat16
     Row("scaled_dot_product (MHA, GQA, MQA)", ("attention/softmax", "mixer/multi_head"), "yyyyyyy"),
-    Row("cross attention", ("mixer/cross_attention",), "yyyyyyy"),
+    Row("cross attention", ("mixer/cross_attention", "mixer/cross_compositional"), "yyyyyyy"),
     Row("local / sliding window", ("attention/local",), "yyyyryy"),
     Row(
         "global tokens, Longformer/BigBird patterns",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from variform.core.part import Part
 from variform.inspect.describe import Description, describe
 from variform.ops.attention.call import Call
-from variform.ops.attention.meter import metering
+from variform.ops.attention.meter import inside_attention, metering
 from variform.testing.case import Case
 from variform.testing.report import check
 
@@ -43,8 +44,8 @@ def cost(case: Case) -> None:
 
 
 def _operations(told: Description, model: Any, args: Any, kwargs: Any) -> None:
-    counter = Operations()
     calls: list[Call] = []
+    counter = Operations(calls)
     with torch.no_grad(), metering(lambda call, backend: calls.append(call)), counter:
         model(*args, **kwargs)
     lowest, highest = counter.products, counter.products + 2 * counter.numbers
@@ -72,10 +73,16 @@ def _unvisited(call: Call) -> int:
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations of a real run: in products by torch's formulas, and the numbers that all of them make."""
+    """Counts operations of a real run: in products by torch's formulas, and the numbers that all of them make.
 
-    def __init__(self) -> None:
+    Args:
+        calls: the attention calls so far, the one that runs last. Kernels that want heads of one size are given zeros
+            beside the smaller ones, which do not count.
+    """
+
+    def __init__(self, calls: Sequence[Call] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = calls
         self.products = 0
         self.numbers = 0
 
@@ -86,16 +93,19 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = func._overloadpacket
         self.numbers += sum(t.numel() * _effort(func) for t in pytree.tree_leaves(out) if isinstance(t, Tensor))
         if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            self.products += _attention(*(t.shape for t in args[:3]))
+            call = self.calls[-1] if self.calls and inside_attention() else None
+            own = args[:3] if call is None else (call.q, call.k, call.v)
+            dims = (own[0].shape[-1], own[2].shape[-1])
+            self.products += _attention(args[0].shape, args[1].shape, *dims)
         elif packet in flop_registry:
             self.products += int(flop_registry[packet](*args, **kwargs, out_val=out))
         return out
 
 
-def _attention(q: torch.Size, k: torch.Size, v: torch.Size) -> int:
+def _attention(q: torch.Size, k: torch.Size, dim: int, dim_value: int) -> int:
     """The two products of a fused attention, whose keys may have fewer heads than its queries."""
-    batch, heads, queries, dim = q
-    return 2 * batch * heads * queries * k[2] * (dim + v[3])
+    batch, heads, queries, _ = q
+    return 2 * batch * heads * queries * k[2] * (dim + dim_value)
 
 
 def _effort(func: Any) -> int:

@@ -19,6 +19,7 @@ from variform.parts.feedforward.conv2d import Conv2D
 from variform.parts.feedforward.expert_choice import ExpertChoice
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.mixer.compositional import Compositional
 from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.hyena import Hyena
 from variform.parts.mixer.multi_head import MultiHead
@@ -52,6 +53,16 @@ def _multi_head() -> list[Sample]:
 @samples_for(FourierMix)
 def _fourier_mix() -> list[Sample]:
     return [Sample(FourierMix.spec()), Sample(FourierMix.spec(groups=4, project=True), "in groups, with a map")]
+
+
+@samples_for(Compositional)
+def _compositional() -> list[Sample]:
+    other = {"rules": 3, "dim_attn": 8, "dim_value": 12, "dim_selection": 5}
+    return [
+        Sample(Compositional.spec()),
+        Sample(Compositional.spec(**other, score="mlp", q_compose=True, bias=False), "mlp, other sizes"),
+        Sample(Compositional.spec(score="linear", tied=True), "linear, one map"),
+    ]
 
 
 @samples_for(Hyena)

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 import variform as vf
 from tests.dialects.xformers.cases import DIM, HEADS, SEQ, attention, decoder, encoder, features, fill, ids
 from variform.core.registry import unregister
-from variform.dialects.xformers.components import MultiHeadDispatch, build_attention, build_multi_head_attention
+from variform.dialects.xformers.components import (
+    InputProjection,
+    InputProjectionConfig,
+    MultiHeadDispatch,
+    build_attention,
+    build_multi_head_attention,
+)
 from variform.dialects.xformers.components.attention import (
     ATTENTION_REGISTRY,
     Attention,
     AttentionConfig,
+    CompositionalAttention,
     FourierMix,
     Pooling,
     Visual,
@@ -31,12 +38,15 @@ from variform.parts.kinds import Mixer, Streams
 from variform.weights.xformers import to_native
 
 X = features()
+SIZES = {"dim_model": DIM, "num_heads": HEADS}
 REAL = torch.arange(SEQ) < torch.tensor([[SEQ], [4]])
+CLASSES = ("fourier_mix", "pooling", "visual", "compositional")
 CONFIGS: dict[str, dict[str, Any]] = {
     "fourier_mix": {"dropout": 0.0},
     "pooling": {"pool_size": 2, "stride": 2, "padding": 0},
     "visual": {},
-    **{name: {} for name in mixer_items(frozenset()) if name not in ("fourier_mix", "pooling", "visual")},
+    "compositional": {"num_rules": 3},
+    **{name: {} for name in mixer_items(frozenset()) if name not in CLASSES},
 }
 NAMES = [*CONFIGS]
 
@@ -88,7 +98,7 @@ def test_flags_are_what_the_native_part_can_do(name: str) -> None:
     assert isinstance(part, NativeMixer)
     assert part.supports_attention_mask == can.attention_mask
     assert part.supports_key_padding_mask == can.key_padding
-    assert part.requires_same_k_q_dimensions
+    assert part.requires_same_k_q_dimensions == (name != "compositional")
     assert not part.requires_input_projection
     assert not part.requires_head_dimension
     assert part.requires_skip_multi_head == (name != "fourier_mix")
@@ -100,6 +110,8 @@ def test_on_its_own_it_is_the_native_part(name: str) -> None:
     part = built(name)
     close(part(X, X, X), part.native(X, {}))
     close(part(X), part.native(X, {}))
+    if name == "compositional":
+        return  # it attends to other sequences as well
     with pytest.raises(AssertionError, match="key and value are the query itself"):
         part(X, X.clone(), X)
     with pytest.raises(AssertionError, match=r"takes \[B, S, dim_model\]"):
@@ -131,6 +143,8 @@ def test_masks_and_padding_are_honoured_or_refused(name: str, causal: bool) -> N
         out = heads(X, att_mask=near)
         close(out, heads(X, att_mask=torch.zeros(SEQ, SEQ, dtype=X.dtype).masked_fill(~near, -torch.inf)))
         assert not torch.allclose(out, heads(X))
+        if name == "compositional":
+            return  # it has scores
         with pytest.raises(AssertionError, match="have no scores"):
             heads(X, att_mask=torch.full((SEQ, SEQ), 0.5, dtype=X.dtype))
     else:
@@ -273,6 +287,100 @@ def test_visual_by_name() -> None:
         build_attention({"name": "visual"})
     dropping = Visual(DIM, dropout=0.5).double()
     assert bool((dropping(X) == 0).any())
+
+
+# ---- compositional ----
+
+
+def compositional(**more: Any) -> Any:
+    return fill(CompositionalAttention(DIM, HEADS, **more))
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"dim_attn": 4},
+    {"num_rules": 3},
+    {"dim_selection": 3},
+    {"dim_key": 4},
+    {"dim_value": 4},
+    {"qk_rule": True},
+    {"nonlinear": True},
+    {"q_compose": True},
+    {"use_separate_proj_weight": True},
+    {"bias": False},
+    {"causal": True},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_setting_of_compositional_attention_counts(change: dict[str, Any]) -> None:
+    plain, other = compositional(), fill(build_attention({"name": "compositional", **change}, **SIZES))
+    assert not torch.allclose(plain(X), other(X))
+    assert other.spec != plain.spec
+    native = vf.build(other.spec).double()
+    native.load_state_dict(other.native.state_dict())
+    close(other(X), native(X, {}))
+
+
+def test_dropout_and_contradictions_of_compositional_attention() -> None:
+    dropping = compositional(dropout=0.5).train()
+    assert not torch.allclose(dropping(X), dropping(X))
+    for wrong, message in (
+        ({"dim_key": 4, "dim_attn": 8}, "another name of dim_attn = 8"),
+        ({"qk_rule": True, "nonlinear": True}, "qk_rule replaces"),
+        ({"in_proj_container": projections(DIM), "use_separate_proj_weight": True}, "in_proj_container replaces"),
+        ({"dim_attn": 5}, "must divide dim_attn = 5"),
+    ):
+        with pytest.raises(vf.ConfigError, match=message):
+            compositional(**wrong)
+    assert compositional(dim_key=4).spec == compositional(dim_attn=4).spec
+
+
+def projections(values: int) -> InputProjection:
+    sizes = InputProjectionConfig(DIM, DIM, True)
+    return InputProjection(sizes, sizes, InputProjectionConfig(DIM, values, True))
+
+
+def test_projections_of_its_own() -> None:
+    part = compositional(in_proj_container=projections(DIM))
+    twin_part = compositional(use_separate_proj_weight=True)
+    for name, module in part.in_proj_container.named_children():
+        getattr(twin_part.native, name[0]).load_state_dict(module.state_dict())
+    names = {n for n, _ in part.native.named_parameters()}
+    twin_part.native.load_state_dict({n: p for n, p in part.native.state_dict().items() if n in names}, strict=False)
+    close(part(X), twin_part(X))
+    assert not {"q.weight", "k.weight", "v.weight"} & names
+    with pytest.raises(vf.ConfigError, match="no native equivalent"):
+        _ = part.spec
+    with pytest.raises(AssertionError, match="8 of values"):
+        compositional(in_proj_container=projections(5))(X)
+
+
+@pytest.mark.parametrize("scores", [{}, {"qk_rule": True}, {"nonlinear": True}])
+def test_the_query_counts_in_every_score_and_samples_stay_apart(scores: dict[str, Any]) -> None:
+    for compose in (False, True):
+        part = compositional(q_compose=compose, **scores)
+        part(X).square().sum().backward()
+        assert float(part.native.value_q.weight.grad.abs().max()) > 1e-6
+        close(part(X)[1], part(X[1:])[0])
+
+
+def test_compositional_attention_to_another_sequence() -> None:
+    part, other = compositional(use_separate_proj_weight=True), features(5, 1)
+    out = part(X, other, other, key_padding_mask=torch.arange(5) < torch.tensor([[5], [3]]))
+    close(out[1], part(X[1:], other[1:, :3], other[1:, :3])[0])
+    bias = torch.randn(SEQ, 5, dtype=X.dtype)
+    assert not torch.allclose(part(X, other, other, att_mask=bias), part(X, other, other))
+    with pytest.raises(AssertionError, match="different lengths is not defined"):
+        compositional(causal=True)(X, other, other)
+
+
+@pytest.mark.parametrize("style", ["pre", "post"])
+def test_a_compositional_decoder_equals_its_native_twin(style: str) -> None:
+    heads = {"multi_head_config_masked": attention("compositional", causal=True)}
+    heads["multi_head_config_cross"] = attention("compositional", num_rules=3, qk_rule=True)
+    whole = model(decoder(**heads, residual_norm_style=style, num_layers=2))
+    memory = features(5, 1)
+    close(whole(memory, ids()), twin(whole)(ids(), context=memory))
 
 
 # ---- the feedforward ----

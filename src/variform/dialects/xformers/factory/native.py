@@ -20,6 +20,7 @@ from variform.dialects.xformers.factory.block import innermost
 from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
 from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.image import ImageEmbedding
+from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm
@@ -141,6 +142,8 @@ def _cross(wrapper: nn.Module, index: int) -> Spec:
     """A step to the memory; a norm before it is the memory's too."""
     heads = innermost(wrapper)
     assert isinstance(heads, MultiHeadDispatch)
+    if heads.spec.part is Compositional:
+        return _cross_compositional(wrapper, heads, index)
     if heads.spec.part is not MultiHead:
         raise config_error([Wrong("", f"cross attention by {heads.spec.name!r} has no native equivalent")])
     own = dict(heads.spec.args)
@@ -151,6 +154,15 @@ def _cross(wrapper: nn.Module, index: int) -> Spec:
         body = CrossMultiHead.spec(**own, dim_context=own["dim"], context_norm=shared)
         return _step(wrapper, body, heads.resid_drop.p, norm=shared)
     return _step(wrapper, CrossMultiHead.spec(**own, dim_context=own["dim"]), heads.resid_drop.p)
+
+
+def _cross_compositional(wrapper: nn.Module, heads: MultiHeadDispatch, index: int) -> Spec:
+    own = {**heads.spec.args, "dim_context": heads.spec["dim"]}
+    if (norm := _norm_before(wrapper)) is not None:
+        shared = Shared(f"cross_norm_{index}", norm)
+        body = CrossCompositional.spec(**own, context_norm=shared)
+        return _step(wrapper, body, heads.resid_drop.p, norm=shared)
+    return _step(wrapper, CrossCompositional.spec(**own), heads.resid_drop.p)
 
 
 def _feedforward(wrapper: nn.Module) -> Spec:

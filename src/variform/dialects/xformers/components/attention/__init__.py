@@ -3,6 +3,7 @@
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.blocksparse import BlockSparseAttention
+from variform.dialects.xformers.components.attention.compositional import CompositionalAttention
 from variform.dialects.xformers.components.attention.favor import FavorAttention
 from variform.dialects.xformers.components.attention.fourier_mix import FourierMix
 from variform.dialects.xformers.components.attention.global_tokens import GlobalAttention
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionConfig",
     "AttentionMask",
     "BlockSparseAttention",
+    "CompositionalAttention",
     "FavorAttention",
     "FourierMix",
     "GlobalAttention",

@@ -95,7 +95,8 @@ class NativeMixer(Attention):
             raise CallError("mask is another name of att_mask: give one of them")
         if q.dim() != 3:
             raise CallError(f"the mixer {self.native.name!r} takes [B, S, dim_model], not {list(q.shape)}")
-        padding = read_padding(key_padding_mask, q.shape[0], q.shape[1], "key_padding_mask")
+        keys = q.shape[1] if k is None else k.shape[1]
+        padding = read_padding(key_padding_mask, q.shape[0], keys, "key_padding_mask")
         return self.mix(
             q, q if k is None else k, q if v is None else v, mask if att_mask is None else att_mask, padding
         )

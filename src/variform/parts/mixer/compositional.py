@@ -1,0 +1,322 @@
+"""Compositional attention: what is searched for and what is retrieved are chosen apart from each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from variform.core.dims import Shape, parse_shape
+from variform.core.inherit import INHERIT
+from variform.core.part import Can, Facts, use
+from variform.core.registry import register
+from variform.errors import Problem, ShapeError, nearest_divisors
+from variform.ops.masks import Mask
+from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
+from variform.parts.linear import Linear
+from variform.parts.mixer.multi_head import join_heads, refuse_streams, slot_abilities, split_heads
+
+Size = Annotated[int, Field(gt=0)]
+Score = Literal["linear", "mlp", "dot"]
+
+
+class Selection(nn.Module):
+    """Which of the rules' retrievals each head takes, softly, told from the token and from what was retrieved.
+
+    dot: s_r = q . (W_k o_r) / sqrt(dim_selection), the paper's; mlp: s_r = w . relu(W [q, o_r] + b);
+    linear: s_r = u_r . q + c_r + w . o_r. The weights are softmax_r(s_r). An offset equal for all rules would cancel
+    in the softmax, so there is none; and the linear score reads q by weights of each rule, because by weights that
+    are equal for all rules it would cancel as well.
+
+    Args:
+        rules: number of rules.
+        dim_value: features of a retrieval.
+        dim_selection: features of q.
+        score: "dot", "mlp" or "linear".
+        bias: offsets b and c.
+    """
+
+    def __init__(self, rules: int, dim_value: int, dim_selection: int, score: Score, bias: bool) -> None:
+        super().__init__()
+        self.score, self.scale = score, dim_selection**-0.5
+        if score == "dot":
+            self.key = Linear(dim_value, dim_selection, bias=False)
+        elif score == "mlp":
+            self.hidden_query = Linear(dim_selection, dim_selection, bias)
+            self.hidden_value = Linear(dim_value, dim_selection, bias=False)
+            self.last = Linear(dim_selection, 1, bias=False)
+        else:
+            self.query_score = Linear(dim_selection, rules, bias)
+            self.value_score = Linear(dim_value, 1, bias=False)
+
+    def forward(self, query: Tensor, retrieved: Tensor) -> Tensor:
+        """The retrieval of each head.
+
+        Shapes:
+            query: [B, H, L, dim_selection], retrieved: [B, H, L, R, dim_value] -> [B, H, L, dim_value]
+        """
+        if self.score == "dot":
+            scores = (self.key(retrieved) @ (query * self.scale).unsqueeze(-1)).squeeze(-1)
+        elif self.score == "mlp":
+            hidden = F.relu(self.hidden_query(query).unsqueeze(3) + self.hidden_value(retrieved))
+            scores = self.last(hidden).squeeze(-1)
+        else:
+            scores = self.query_score(query) + self.value_score(retrieved).squeeze(-1)
+        chosen: Tensor = scores.softmax(-1).unsqueeze(-2) @ retrieved
+        return chosen.squeeze(-2)
+
+
+class _Compositional(Mixer):
+    """What attention to the own sequence and to another have in common."""
+
+    def build(self, dim: int, heads: int, attention: Attention, sizes: Facts, dim_context: int | None) -> None:
+        """Make the parameters."""
+        self.heads = heads
+        self.rules = sizes["rules"] or heads
+        self.dim_head = (sizes["dim_attn"] or dim) // heads
+        self.dim_value = (sizes["dim_value"] or dim) // heads
+        dim_selection, bias = sizes["dim_selection"] or max(1, dim // heads), sizes["bias"]
+        wide = self.rules * self.dim_value
+        source = dim_context or dim
+        self.q = Linear(dim, heads * self.dim_head, bias)
+        self.k = None if sizes["tied"] else Linear(source, heads * self.dim_head, bias)
+        one_map = sizes["tied"] and wide == heads * self.dim_head
+        self.v = None if one_map else Linear(source, wide, bias)
+        self.compose = sizes["q_compose"]
+        read, made = (self.dim_head, dim_selection) if self.compose else (dim, heads * dim_selection)
+        self.value_q = Linear(read, made, bias)
+        self.selection = Selection(self.rules, self.dim_value, dim_selection, sizes["score"], bias)
+        self.out = Linear(heads * self.dim_value, dim, bias)
+        self.attention = attention
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the size of a head."""
+        size = facts["dim_attn"] or facts["dim"]
+        return {"dim_head": max(1, size // facts["heads"]), "kv_heads": facts["heads"]}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads divide what they split."""
+        found, heads = [], facts["heads"]
+        for name in ("dim_attn", "dim_value"):
+            size = facts[name] or facts["dim"]
+            if size % heads:
+                told = name if facts[name] else f"{name} = dim"
+                found.append(Problem("heads", f"must divide {told} = {size}", heads, nearest_divisors(size, heads)))
+        return found
+
+    def keys_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys of all heads side by side, and values of all rules: [B, Lk, H * D], [B, Lk, R * Dv]."""
+        return (self.k or self.q)(key), (self.v or self.q)(value)
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> tuple[Tensor, State | None]:
+        """Search with each head, retrieve by every rule, and choose; with the attention's new state.
+
+        Shapes:
+            x: [B, L, dim], q: [B, L, H * D], k: [B, Lk, H * D], v: [B, Lk, R * Dv] -> [B, L, dim]
+        """
+        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
+        out = self.attention(q, k, v.unsqueeze(1).expand(-1, self.heads, -1, -1), sides)
+        found, state = out if isinstance(out, tuple) else (out, None)
+        retrieved = found.view(*found.shape[:3], self.rules, self.dim_value)
+        query = self.value_q(q) if self.compose else split_heads(self.value_q(x), self.heads)
+        return self.out(join_heads(self.selection(query, retrieved))), state
+
+
+@register("compositional")
+class Compositional(_Compositional):
+    """Compositional attention (Mittal et al. 2021, arXiv:2110.09419).
+
+    Each of H heads searches: A_h = softmax(Q_h K_h^T / sqrt(D)). Each of R rules retrieves by every search:
+    O_hr = A_h V_r. Each head of each token takes a mix of its retrievals, y_h = sum_r w_hr O_hr, with w_hr the softmax
+    over the rules of a score of the token and O_hr; see `score`. y = W_o concat_h y_h.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]
+
+    Args:
+        dim: features in and out.
+        heads: number of searches H.
+        rules: number of retrievals R; as many as heads by default.
+        dim_attn: features of all heads' queries; `dim` by default.
+        dim_value: features of all heads' results, each value having its share; `dim` by default.
+        dim_selection: features of a head's query for the choice; dim / heads by default.
+        score: "dot", the paper's; "mlp", a network of one inner layer; "linear".
+        q_compose: the query for the choice is read off the head's own query, else off the token.
+        bias: learn offsets.
+        tied: one map for queries and keys, and for values too where their sizes allow.
+        attention: what happens between queries, keys and values; its dropout is that of the search.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask"})
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        rules: Size | None = None,
+        dim_attn: Size | None = None,
+        dim_value: Size | None = None,
+        dim_selection: Size | None = None,
+        score: Score = "dot",
+        q_compose: bool = False,
+        bias: bool = True,
+        tied: bool = False,
+        attention: Attention = use("softmax"),
+    ) -> None:
+        super().__init__()
+        sizes = {"rules": rules, "dim_attn": dim_attn, "dim_value": dim_value, "dim_selection": dim_selection}
+        choice = {"score": score, "q_compose": q_compose, "bias": bias, "tied": tied}
+        self.build(dim, heads, attention, {**sizes, **choice}, None)
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What the attention in the slot can do."""
+        return slot_abilities(args)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend over `x` itself."""
+        valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
+        refuse_streams(self.attention, valid, segments, mask)
+        positions = streams.get("positions")
+        sides = Sides(
+            q_positions=positions,
+            k_positions=positions,
+            q_segments=segments,
+            k_segments=segments,
+            q_valid=valid,
+            k_valid=valid,
+            mask=mask,
+            cache=streams.get("cache"),
+            state=streams.get("state"),
+        )
+        y, state = self.attend(x, self.q(x), *self.keys_values(x, x), sides)
+        return y if state is None else (y, {"state": state})
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """The attention's own state."""
+        like, wide = self.out.weight, self.rules * self.dim_value
+        return self.attention.init_state(batch, max_len, like, self.heads, self.dim_head, wide)
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the attention in the slot keeps state."""
+        return self.attention.stateful
+
+
+@register("cross_compositional")
+class CrossCompositional(_Compositional):
+    """Compositional attention from `x` to the stream `context` (Mittal et al. 2021, arXiv:2110.09419).
+
+    As `compositional`, with keys and values of the context, whose mask and positions alone it uses. When decoding,
+    they are computed once.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim]; context: [B, Lc, dim_context]; context_mask: [B, Lc] bool, or a mask
+
+    Args:
+        dim: features in and out.
+        heads: number of searches H.
+        dim_context: features of the context; `dim` by default.
+        rules: number of retrievals R; as many as heads by default.
+        dim_attn: features of all heads' queries; `dim` by default.
+        dim_value: features of all heads' results, each value having its share; `dim` by default.
+        dim_selection: features of a head's query for the choice; dim / heads by default.
+        score: "dot", "mlp" or "linear"; see `compositional`.
+        q_compose: the query for the choice is read off the head's own query, else off the token.
+        bias: learn offsets.
+        tied: one map for queries and keys, and for values too where their sizes allow.
+        attention: what happens between queries, keys and values.
+        context_norm: a norm on the context; give it as `Shared` where it is the sublayer's own.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
+    stateful: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        dim_context: Size | None = INHERIT,
+        rules: Size | None = None,
+        dim_attn: Size | None = None,
+        dim_value: Size | None = None,
+        dim_selection: Size | None = None,
+        score: Score = "dot",
+        q_compose: bool = False,
+        bias: bool = True,
+        tied: bool = False,
+        attention: Attention = use("softmax"),
+        context_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim_context = dim_context or dim
+        self.context_norm = context_norm
+        sizes = {"rules": rules, "dim_attn": dim_attn, "dim_value": dim_value, "dim_selection": dim_selection}
+        choice = {"score": score, "q_compose": q_compose, "bias": bias, "tied": tied}
+        self.build(dim, heads, attention, {**sizes, **choice}, dim_context)
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The attention does not inherit `causal`: it reads another sequence."""
+        if slot == "context_norm":
+            return {"dim": facts.get("dim_context") or facts["dim"]}
+        return {"causal": False}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """The attention accepts another sequence, and one map serves both sides only if they are of one size."""
+        found, attention = super().check(facts), facts["attention"]
+        if not attention.part.abilities(dict(attention.args)).cross:
+            found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
+        size = facts["dim_context"] or facts["dim"]
+        if facts["tied"] and size != facts["dim"]:
+            message = f"one map cannot read {facts['dim']} features of the tokens and {size} of the context"
+            found.append(Problem("tied", message, True, "leave it out"))
+        return found
+
+    @classmethod
+    def in_streams(cls, args: Facts) -> dict[str, Shape]:
+        """A context of any length."""
+        return {"context": parse_shape(("B", "L_context", args["dim_context"] or args["dim"]))}
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """Causality towards the own sequence is kept: nothing of it is read."""
+        can = slot_abilities(args)
+        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend to the context."""
+        state = streams.get("state")
+        k, v = self._read(streams) if state is None else (state["k"], state["v"])
+        if getattr(self.attention, "causal", False) and k.shape[1] != x.shape[1]:
+            raise ShapeError(
+                f"causal cross attention needs equal lengths, not {x.shape[1]} queries and {k.shape[1]} context tokens"
+            )
+        given = streams.get("context_mask")
+        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
+        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        y, _ = self.attend(x, self.q(x), k, v, Sides(mask=mask, k_valid=valid))
+        return y if state is None else (y, {"state": state})
+
+    def _read(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        context = streams.get("context")
+        if context is None:
+            raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
+        if context.shape[-1] != self.dim_context:
+            raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
+        if self.context_norm is not None:
+            context = self.context_norm(context)
+        return self.keys_values(context, context)
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """The context's keys and values, computed once."""
+        k, v = self._read(streams)
+        return {"k": k, "v": v}
+
+
+__all__ = ["Compositional", "CrossCompositional"]

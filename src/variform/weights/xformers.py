@@ -23,6 +23,7 @@ _BODY = {
     "proj.": "out.",
     "mlp.0.": "up.",
     "mlp.3.": "down.",
+    "gated.": "",
     "conv_mlp.0.": "up.",
     "conv_mlp.1.": "near.",
     "conv_mlp.3.": "down.",

@@ -11,6 +11,7 @@ from torch import nn
 from variform.core.spec import Shared, Spec
 from variform.dialects.xformers.components import MultiHeadDispatch, PostNorm, PreNorm, Residual
 from variform.dialects.xformers.components.feedforward import MLP, Conv2DFeedforward, MixtureOfExperts
+from variform.dialects.xformers.components.feedforward.glu import Gated
 from variform.dialects.xformers.components.feedforward.native import NativeFeedforward
 from variform.dialects.xformers.components.patch_embedding import PatchEmbedding
 from variform.dialects.xformers.components.positional_embedding.base import PlacedEmbedding
@@ -172,7 +173,7 @@ def _feedforward(wrapper: nn.Module) -> Spec:
     part = innermost(wrapper)
     if isinstance(part, MLP):
         return _step(wrapper, part.spec, part.output_dropout)
-    if isinstance(part, (NativeFeedforward, Conv2DFeedforward, MixtureOfExperts)):
+    if isinstance(part, (NativeFeedforward, Conv2DFeedforward, Gated, MixtureOfExperts)):
         return _step(wrapper, part.spec, 0.0)
     raise _no_equivalent(part)
 

@@ -65,12 +65,7 @@ NAMES = {
 
 # What is not there yet.
 PENDING: dict[str, str] = {
-    "components.attention": "_DENSITY_THRESHOLD maybe_sparsify",
-    "components.attention.core": "*",
-    "components.attention._sputnik_sparse": "*",
     "benchmarks.benchmark_pytorch_transformer": "*",
-    "ops": "*",
-    "sparse": "*",
 }
 
 

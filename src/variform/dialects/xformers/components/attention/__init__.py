@@ -1,5 +1,8 @@
 """Attention mechanisms: a registry of them, and `build_attention`."""
 
+from torch import Tensor
+
+from variform.dialects.xformers.components.attention._sputnik_sparse import SparseCS
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.blocksparse import BlockSparseAttention
@@ -40,7 +43,27 @@ __all__ = [
     "Pooling",
     "RandomAttention",
     "ScaledDotProduct",
+    "SparseCS",
     "Visual",
     "build_attention",
+    "maybe_sparsify",
     "register_attention",
+    "sparsify",
 ]
+
+_DENSITY_THRESHOLD = 0.30
+"""The share of places up to which `maybe_sparsify` makes a sparse mask; settable."""
+
+
+def sparsify(matrix: Tensor) -> SparseCS:
+    """A pattern as a sparse mask, whatever its density."""
+    return SparseCS(matrix)
+
+
+def maybe_sparsify(matrix: Tensor) -> SparseCS | AttentionMask:
+    """A bool pattern as a sparse mask where at most `_DENSITY_THRESHOLD` of it is True, else as an additive mask.
+
+    Either serves wherever a mask is taken; which backend computes it is decided by measured times, not by this.
+    """
+    density = int(matrix.count_nonzero()) / max(1, matrix.numel())
+    return AttentionMask.from_bool(matrix) if density > _DENSITY_THRESHOLD else sparsify(matrix)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from variform.dialects.xformers.components.attention._sputnik_sparse import SparseCS
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.errors import CallError
 from variform.ops.masks import Causal, Dense, Mask
 from variform.ops.memo import TensorMemo
 from variform.ops.scores import DenseBias, ScoreMod
 
-AttMask = Tensor | AttentionMask | Mask
+AttMask = Tensor | AttentionMask | SparseCS | Mask
 """What `att_mask` may be: bool (True = may attend), numbers (see `read_att_mask`), or a mask object."""
 
 
@@ -53,12 +54,14 @@ def read_att_mask(mask: AttMask | None, sizes: Sizes) -> tuple[Mask | None, tupl
     """
     if mask is None or isinstance(mask, Mask):
         return mask, ()
+    if isinstance(mask, SparseCS):
+        return Dense(_fitted(mask.allowed, sizes)), ()
     if isinstance(mask, AttentionMask):
         if mask.is_causal and mask.shape[0] == 1 and sizes.queries == sizes.keys <= min(mask.shape[1:]):
             return Causal(), ()
         return _additive(_fitted(mask.values, sizes))
     if not torch.is_tensor(mask):
-        raise CallError(f"att_mask is a tensor or an AttentionMask, not a {type(mask).__name__}")
+        raise CallError(f"att_mask is a tensor, an AttentionMask or a SparseCS, not a {type(mask).__name__}")
     full = _fitted(mask, sizes)
     if full.dtype == torch.bool:
         return Dense(full), ()

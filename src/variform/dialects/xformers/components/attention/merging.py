@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from variform.dialects.xformers.components.attention._sputnik_sparse import SparseCS
 from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes
@@ -56,6 +57,8 @@ def _masks(
     attention: Attention, att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes, heads: int
 ) -> dict[str, Any]:
     """The mask arguments of the call; padding goes into the attention mask where it is not taken by itself."""
+    if isinstance(att_mask, SparseCS):
+        att_mask = att_mask.allowed
     if isinstance(att_mask, Mask):
         q_pos, k_pos = torch.arange(sizes.queries), torch.arange(sizes.keys)
         att_mask = att_mask.dense(q_pos, k_pos)

@@ -128,7 +128,10 @@ class Tracer:
         tensors: list[Tensor] = []
         shape = form((args, kwargs), tensors)
         memory = [storage_of(tensor)[0] for tensor in tensors]
-        same = tuple(memory.index(identity) for identity in memory)
+        # What is kept of a piece of a larger tensor is all of its memory.
+        same = tuple(
+            (memory.index(identity), storage_of(t)[1].nbytes()) for identity, t in zip(memory, tensors, strict=True)
+        )
         key = (id(part), part.training, torch.is_grad_enabled(), self._is_kept(), shape, same)
         if key in self._known:
             return self._repeated(self._known[key], tensors, memory)

@@ -165,7 +165,8 @@ class Transformer(Model):
             x, published = x
             streams.update(published)
         elif inputs.dim() == 4:  # only now it is known how many tokens an image is
-            check_streams(streams, x.shape[0], x.shape[1], x.device, None)
+            given = {name: value for name, value in streams.items() if name != "losses"}
+            check_streams(given, x.shape[0], x.shape[1], x.device, None)
         if state is not None:
             streams["state"] = state["parts"]
         for place, stack in enumerate(self.stacks.in_order()):

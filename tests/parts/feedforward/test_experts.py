@@ -285,6 +285,15 @@ def test_an_encoder_decoder_tells_the_losses_of_both_sides() -> None:
     assert losses["load_balance"].shape == (3,)
 
 
+def test_images_have_losses_too() -> None:
+    spec = vf.models.vit(image_size=4, patch_size=2, dim=8, depth=2, heads=2, classes=3)
+    chosen = ExpertChoice.spec(experts=[MLP.spec(hidden=4)] * 2)
+    built_model = vf.build(vf.override(spec, {"stacks.0.layers.*.sublayers.1.body": chosen}))
+    out, losses = built_model(torch.randn(2, 3, 4, 4), losses=True)
+    assert out.shape == (2, 3)
+    assert losses["router_z"].shape == (2,)
+
+
 def test_losses_compile_whole() -> None:
     torch.manual_seed(0)
     part = vf.build(model(MOE, causal=True)).train()
@@ -310,5 +319,7 @@ def test_only_visited_experts_cost() -> None:
     assert costs == [2 * one + 4 * router, 2 * one + 16 * router]
     half = vf.describe(MixtureOfExperts.spec(experts=[feed] * 4, k=2, capacity=0.5), 2, 8, dim=DIM).flops
     assert half == one + 4 * router
+    formulas = vf.costs(model(MOE, max_seq_len=64)).total
+    assert None not in (formulas.flops.expression, formulas.activation_bytes.expression)
     chosen = vf.describe(ExpertChoice.spec(experts=[feed] * 4, capacity=1.0), 2, 8, dim=DIM).flops
     assert chosen == one + 4 * router

@@ -144,6 +144,15 @@ NO_HOST = {"op/count_positions", "op/drop_path", "op/rearrange", "op/unembed"}
 """Ops that the suite checks without a model around them."""
 
 
+def test_experts_and_patches_are_bit_equal(tmp_path: Path) -> None:
+    chosen = ("feedforward/mixture_of_experts", "feedforward/expert_choice", "layer/patch_merging", "embedding/image")
+    specs: dict[str, vf.Spec] = {}
+    for name in chosen:
+        kind, short = name.split("/")
+        specs.update(hosted(vf.parts()[kind, short]))
+    compare(specs, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_registered_part_is_bit_equal(tmp_path: Path) -> None:

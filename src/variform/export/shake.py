@@ -28,8 +28,8 @@ _BARRED = {
 _ALLOWED_OUTSIDE = ("torch", *sys.stdlib_module_names)
 
 STANDINS = "variform.export.standins"
-"""The package of what is written in the place of the library's machinery; its modules are the next three."""
-LAYERS, ATTENTION, SCORES = (f"{STANDINS}.{name}" for name in ("layers", "attention", "scores"))
+"""The package of what is written in the place of the library's machinery; its modules are the next four."""
+LAYERS, ATTENTION, SCORES, EXPERTS = (f"{STANDINS}.{name}" for name in ("layers", "attention", "scores", "experts"))
 
 
 class Unsupported(Exception):

@@ -11,7 +11,7 @@ from torch import nn
 from variform.core.spec import Spec, described
 from variform.export.classes import Facts, facts_of
 from variform.export.known import Known
-from variform.export.shake import ATTENTION, LAYERS, SCORES, Place, at, definition
+from variform.export.shake import ATTENTION, EXPERTS, LAYERS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op
 from variform.parts.op.heads import Scores, WeightedSum
@@ -32,6 +32,7 @@ STANDINS: dict[Place, Place] = {
         ("variform.parts.kinds", ATTENTION, ("Sides",)),
         ("variform.parts.attention.softmax", ATTENTION, ("SoftmaxAttention", "LocalAttention")),
         ("variform.ops.scores", ATTENTION, ("Alibi", "BucketBias")),
+        ("variform.ops.experts", EXPERTS, ("visit", "run_sorted")),
         ("variform.parts.op.heads", SCORES, ("Scores",)),
         ("variform.parts.mixer.multi_head", SCORES, ("split_heads", "join_heads")),
         ("variform.stack.execute", LAYERS, ("run_in_order",)),
@@ -47,7 +48,7 @@ STANDINS["variform.parts.op.common", "split"] = (SCORES, "split_heads")
 SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
 """What a standalone model takes beside its main input, where a part reads it."""
 
-_NEVER = frozenset({"state", "cache", "twin", "segments", "mask", "q_segments", "k_segments", "hidden"})
+_NEVER = frozenset({"state", "cache", "twin", "losses", "segments", "mask", "q_segments", "k_segments", "hidden"})
 
 
 def modules_by_class(model: nn.Module) -> dict[Place, Facts]:

@@ -159,7 +159,7 @@ def test_the_table_of_later_positions_has_as_many_places_as_tokens() -> None:
 def test_what_is_told_of_single_tokens_is_refused(stream: str) -> None:
     part = built(PatchMerging.spec())
     given = torch.ones(2, 30, dtype=torch.bool if stream == "valid" else torch.long)
-    with pytest.raises(vf.ShapeError, match=f"joins the places of a grid: it takes no '{stream}'"):
+    with pytest.raises(vf.ShapeError, match=f"joins the places of a grid takes no '{stream}'"):
         part(tokens(), {stream: given})
 
 

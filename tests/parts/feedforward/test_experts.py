@@ -182,7 +182,7 @@ def test_competition_has_no_causal_form_and_takes_no_documents(spec: vf.Spec) ->
         vf.resolve(model(spec, causal=True))
     part = built(spec)
     for name in ("segments", "mask"):
-        with pytest.raises(vf.ShapeError, match=f"compete for experts: it cannot honour '{name}'"):
+        with pytest.raises(vf.ShapeError, match=f"compete for experts, which cannot honour '{name}'"):
             part(tokens(), {name: torch.zeros(2, 7)})
 
 

@@ -67,15 +67,22 @@ class GridLayer(Layer):
                 given["max_seq_len"] = cls.side(facts, rows) * cls.side(facts, longest // rows)
         return given
 
-    def forward(self, x: Tensor, streams: Streams) -> Tensor:
-        """Lay the tokens out, reduce the grid, and line its places up again."""
-        for name in sorted(self.reads):
-            if streams.get(name) is not None:
-                raise ShapeError(f"{self.kind} {self.name!r} joins the places of a grid: it takes no {name!r}")
-        y = self.reduce(to_grid(x, self.height))
-        if not y.shape[2] * y.shape[3]:
-            raise ShapeError(f"{self.kind} {self.name!r} leaves nothing of {x.shape[1]} tokens")
-        return y.flatten(2).transpose(1, 2)
+
+def laid_out(x: Tensor, streams: Streams, height: int | None) -> Tensor:
+    """The tokens as an image.
+
+    Raises:
+        ShapeError: so many tokens make no such grid, or something is told of single ones.
+    """
+    for name in ("positions", "valid", "segments", "mask"):
+        if streams.get(name) is not None:
+            raise ShapeError(f"a layer that joins the places of a grid takes no {name!r}")
+    return to_grid(x, height)
+
+
+def lined_up(y: Tensor) -> Tensor:
+    """The places of an image as tokens."""
+    return y.flatten(2).transpose(1, 2)
 
 
 def to_grid(x: Tensor, height: int | None) -> Tensor:
@@ -143,6 +150,10 @@ class ConvPatches(GridLayer):
         """`out`."""
         return int(args["out"] or args["dim"])
 
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Lay the tokens out, reduce the grid, and line its places up again."""
+        return lined_up(self.reduce(laid_out(x, streams, self.height)))
+
     def reduce(self, grid: Tensor) -> Tensor:
         """Convolve."""
         conv = self.conv
@@ -208,6 +219,10 @@ class PoolPatches(GridLayer):
         """`out`."""
         return int(args["out"] or args["dim"])
 
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Lay the tokens out, reduce the grid, and line its places up again."""
+        return lined_up(self.reduce(laid_out(x, streams, self.height)))
+
     def reduce(self, grid: Tensor) -> Tensor:
         """Pool and map."""
         _need(grid, self.window[0], self.window[2])
@@ -268,6 +283,10 @@ class PatchMerging(GridLayer):
     def features(cls, args: Facts) -> int:
         """`out`."""
         return int(args["out"] or args["factor"] * args["dim"])
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Lay the tokens out, reduce the grid, and line its places up again."""
+        return lined_up(self.reduce(laid_out(x, streams, self.height)))
 
     def reduce(self, grid: Tensor) -> Tensor:
         """Join neighbours, norm, map."""

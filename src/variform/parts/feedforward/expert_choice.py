@@ -45,8 +45,6 @@ class ExpertChoice(FeedForward):
 
     can: ClassVar[Can] = Can(False, True, False, False, True, True, False)
     reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments", "mask", "losses"})
-    group: Any = None
-    """The processes that the experts are spread over; see `variform.train.experts`."""
 
     def __init__(
         self,
@@ -63,6 +61,7 @@ class ExpertChoice(FeedForward):
         self.common = common
         self.capacity = capacity
         self.jitter = jitter
+        self.group: Any = None  # the processes that the experts are spread over: see `variform.train.experts`
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -75,7 +74,7 @@ class ExpertChoice(FeedForward):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Let the experts choose."""
-        refuse_competition(self, streams)
+        refuse_competition(streams)
         valid = streams.get("valid")
         if valid is not None:
             x = torch.where(valid.unsqueeze(-1), x, 0)

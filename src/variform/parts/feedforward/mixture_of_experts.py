@@ -50,8 +50,6 @@ class MixtureOfExperts(FeedForward):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments", "mask", "losses"})
-    group: Any = None
-    """The processes that the experts are spread over; see `variform.train.experts`."""
 
     def __init__(
         self,
@@ -72,6 +70,7 @@ class MixtureOfExperts(FeedForward):
         self.normalise = k > 1 if normalise is None else normalise
         self.capacity = capacity
         self.jitter = jitter
+        self.group: Any = None  # the processes that the experts are spread over: see `variform.train.experts`
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -92,7 +91,7 @@ class MixtureOfExperts(FeedForward):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Send each token to its experts."""
         if self.capacity is not None:
-            refuse_competition(self, streams)
+            refuse_competition(streams)
         valid = streams.get("valid")
         if valid is not None:
             x = torch.where(valid.unsqueeze(-1), x, 0)
@@ -143,7 +142,7 @@ def row_share(factor: float, length: int, count: int, valid: Tensor | None, like
     return (factor * tokens / count).ceil().long()
 
 
-def refuse_competition(part: FeedForward, streams: Streams) -> None:
+def refuse_competition(streams: Streams) -> None:
     """Refuse streams that keep tokens of a row apart.
 
     Raises:
@@ -152,7 +151,7 @@ def refuse_competition(part: FeedForward, streams: Streams) -> None:
     for name in ("segments", "mask"):
         if streams.get(name) is not None:
             raise ShapeError(
-                f"in the feedforward {part.name!r} all tokens of a row compete for experts: it cannot honour {name!r}; "
+                f"all tokens of a row compete for experts, which cannot honour {name!r}; "
                 "mixture_of_experts without a capacity can"
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from variform.errors import ShapeError
 
-__all__ = ["Draws", "Step", "reversible"]
+__all__ = ["Draws", "Step", "in_turn", "reversible"]
 
-Pair = tuple[Tensor, Tensor]
+Told = tuple[Tensor, ...]
+"""What steps tell beside their branches, such as losses."""
+
+Branch = Tensor | tuple[Tensor, Told]
+Streams = tuple[Tensor, Tensor, Told]
 
 
 class Draws:
@@ -68,21 +72,22 @@ class Step:
     """One residual branch s.
 
     Args:
-        run: from the stream and the side inputs to the branch, to be called with gradients on or off.
+        run: from the stream and the side inputs to the branch, or to (branch, tensors told beside it); to be called
+            with gradients on or off.
         module: holds the parameters that `run` uses.
     """
 
-    run: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    run: Callable[[Tensor, Sequence[Tensor]], Branch]
     module: nn.Module
 
 
-Forward = Callable[[Tensor, Tensor, Sequence[Tensor], Draws], Pair]
-"""All steps: (x1, x2, side inputs, draws) -> (y1, y2); `draws.note()` is called before each step."""
+Forward = Callable[[Tensor, Tensor, Sequence[Tensor], Draws | None], Streams]
+"""All steps: (x1, x2, side inputs, draws) -> (y1, y2, told); `draws.note()`, if any, is called before each step."""
 
 
-def _reversible(
+def reversible(
     steps: Sequence[Step], x1: Tensor, x2: Tensor, sides: Sequence[Tensor], forward: Forward | None = None
-) -> Pair:
+) -> Streams:
     """Run steps, keeping their results and `sides` alone for the backward pass.
 
     Gradients reach x1, x2, `sides` and the parameters of the steps' modules: all of them are inputs of one function of
@@ -96,41 +101,44 @@ def _reversible(
         forward: runs all steps, where they are more than their branches; by default they run one after another.
 
     Returns:
-        both streams after the last step.
+        both streams after the last step, and what all steps told, in order.
 
     Raises:
         ShapeError: parameters are sharded, or a module changes a buffer in place while it runs.
     """
+    run = in_turn(steps) if forward is None else forward
     parameters = [
         p for module in _modules(steps) for p in module._parameters.values() if p is not None and p.requires_grad
     ]
-    parameters = list({id(p): p for p in parameters}.values())
+    known = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    if not known or not any(t.requires_grad for t in (x1, x2, *sides, *parameters)):
+        return run(x1, x2, sides, None)
     if any(hasattr(p, "device_mesh") for p in parameters):
         raise ShapeError(
             "reversible layers need whole parameters, and these are sharded: train with DDP, or take the "
             "executor 'checkpoint'"
         )
-    run = _in_turn(steps) if forward is None else forward
-    if not any(t.requires_grad for t in (x1, x2, *sides, *parameters)):
-        return run(x1, x2, sides, Draws(x1.device))
-    out: Pair = _Reversible.apply(tuple(steps), run, len(sides), x1, x2, *sides, *parameters)  # type: ignore[no-untyped-call]
-    return out
+    y1, y2, *told = _apply(tuple(steps), run, len(sides), x1, x2, *sides, *{id(p): p for p in parameters}.values())
+    return y1, y2, tuple(told)
 
 
-reversible = cast(
-    Callable[..., Pair],
-    torch.compiler.disable(_reversible, recursive=False, reason="reversible layers are compiled one by one"),  # type: ignore[no-untyped-call]
-)
+def in_turn(steps: Sequence[Step]) -> Forward:
+    """The steps one after another."""
 
-
-def _in_turn(steps: Sequence[Step]) -> Forward:
-    def run(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws) -> Pair:
+    def run(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws | None) -> Streams:
+        told: Told = ()
         for step in steps:
-            draws.note()
-            a, b = b, a + step.run(b, sides)
-        return a, b
+            if draws is not None:
+                draws.note()
+            branch, new = _parted(step.run(b, sides))
+            a, b, told = b, a + branch, told + new
+        return a, b, told
 
     return run
+
+
+def _parted(out: Branch) -> tuple[Tensor, Told]:
+    return out if isinstance(out, tuple) else (out, ())
 
 
 def _modules(steps: Sequence[Step]) -> list[nn.Module]:
@@ -143,20 +151,20 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, steps: tuple[Step, ...], run: Forward, count: int, x1: Tensor, x2: Tensor, *more: Tensor
-    ) -> Pair:
+    ) -> tuple[Tensor, ...]:
         sides, ctx.parameters = more[:count], more[count:]
         ctx.steps, ctx.draws, ctx.casts = steps, _Watched(x1.device, steps), _casts(x1.device.type)
         ctx.versions = [p._version for p in ctx.parameters]
         with _casting(ctx.casts):
-            y1, y2 = run(x1, x2, sides, ctx.draws)
+            y1, y2, told = run(x1, x2, sides, ctx.draws)
         ctx.draws.close()
         y1, y2 = y1.view_as(y1), y2.view_as(y2)  # a single step hands an input on
         ctx.save_for_backward(y1, y2, *sides)
-        return y1, y2
+        return y1, y2, *told
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g1: Tensor, g2: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g1: Tensor, g2: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
         a, b, *sides = ctx.saved_tensors
         if [p._version for p in ctx.parameters] != ctx.versions:
             raise RuntimeError(
@@ -171,17 +179,26 @@ class _Reversible(torch.autograd.Function):
                 x = a.detach().requires_grad_()
                 aliases = _aliases(step.module, ctx.parameters)
                 with ctx.draws.computing_again(index), torch.enable_grad(), aliases as own:
-                    branch = step.run(x, leaves)
-                found: Sequence[Tensor | None] = (None,) * (1 + len(own) + len(leaves))
+                    branch, new = _parted(step.run(x, leaves))
                 used = [leaf for leaf, need in zip(leaves, wanted, strict=False) if need]
-                if branch.requires_grad:
-                    inputs = [x, *used, *own.values()]
-                    found = torch.autograd.grad(branch, inputs, g2.to(branch.dtype), allow_unused=True)
+                told, mine = told[: len(told) - len(new)], told[len(told) - len(new) :]
+                outs = [
+                    (t, g) for t, g in ((branch, g2.to(branch.dtype)), *zip(new, mine, strict=True)) if t.requires_grad
+                ]
+                found: Sequence[Tensor | None] = (None,) * (1 + len(used) + len(own))
+                if outs:
+                    results, gradients = zip(*outs, strict=True)
+                    found = torch.autograd.grad(results, [x, *used, *own.values()], gradients, allow_unused=True)
                 sums.add(used, found[1:])
                 sums.add([ctx.parameters[place] for place in own], found[1 + len(used) :])
                 a, b = b - branch.detach(), a
                 g1, g2 = g2, g1 if found[0] is None else g1 + found[0]
         return (None, None, None, g1, g2, *sums.totals())
+
+
+_apply = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    _Reversible.apply, recursive=False, reason="reversible layers are compiled one by one"
+)
 
 
 class _Sums:

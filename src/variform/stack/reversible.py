@@ -14,15 +14,18 @@ from torch.utils import _pytree as pytree
 from variform.core.spec import Spec, described
 from variform.errors import Problem
 from variform.ops.attention.meter import is_metered
-from variform.ops.reversible import Draws, Step, reversible
-from variform.parts.kinds import State, Streams
+from variform.ops.reversible import Draws, Step, Told, reversible
+from variform.parts.kinds import Streams
 from variform.stack.execute import ModuleList, run_in_order
 from variform.stack.sublayer import Sublayer, TransformerLayer, Twin
+
+Result = tuple[Tensor, Tensor, dict[str, Any]]
+"""Both streams, and what is published beside them."""
 
 REMEDY = "take the executor 'checkpoint', which keeps one tensor a layer"
 
 
-def run_reversible(layers: ModuleList, x: Tensor, streams: Streams) -> tuple[Tensor, State | None]:
+def run_reversible(layers: ModuleList, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
     """Run the sublayers of a stack as reversible steps; the result is the mean of the two streams.
 
     Both streams begin as `x`, and are carried in float32 at least: what is computed back from sums of low precision
@@ -34,17 +37,16 @@ def run_reversible(layers: ModuleList, x: Tensor, streams: Streams) -> tuple[Ten
         streams: the stack's side inputs.
 
     Returns:
-        [B, L, dim] in the type of `x`, and the new decode state.
+        [B, L, dim] in the type of `x`, and what is told beside it: the new decode state, losses.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    state: State | None = None
-    if streams.get("state") is not None or not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        a, b, state = _in_turn(layers, wide, streams, x.dtype)
-    elif isinstance(x, FakeTensor) and is_metered():
-        a, b = _measured(layers, wide, streams, x.dtype)
+    if streams.get("state") is None and torch.is_grad_enabled() and isinstance(x, FakeTensor) and is_metered():
+        a, b, published = _measured(layers, wide, streams, x.dtype)
+    elif streams.get("state") is None:
+        a, b, published = _reversed(layers, wide, streams, x.dtype)
     else:
-        a, b = _reversed(layers, wide, streams, x.dtype)
-    return ((a + b) / 2).to(x.dtype), state
+        a, b, published = _in_turn(layers, wide, streams, x.dtype)
+    return ((a + b) / 2).to(x.dtype), published
 
 
 def reversible_problems(layers: Sequence[Any]) -> list[Problem]:
@@ -76,43 +78,46 @@ def _of_layer(layer: Spec, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.{below}" if below else path, message, hint=REMEDY)
 
 
-def _in_turn(
-    layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, State | None]:
-    """The layers as they stand; autograd keeps what it needs."""
-    out = run_in_order(layers, x, {**streams, "twin": Twin(x, dtype)}, "layers")
+def _in_turn(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype, twin: Twin | None = None) -> Result:
+    """The layers as they stand."""
+    out = run_in_order(layers, x, {**streams, "twin": twin or Twin(x, dtype)}, "layers")
     if not isinstance(out, tuple):
-        return out, out, None  # no layer
+        return out, out, {}  # no layer
     b, published = out
-    return published["twin"].other, b, published.get("state")
+    return published.pop("twin").other, b, published
 
 
-def _reversed(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The layers as one function that keeps its results alone."""
-    leaves, tree = pytree.tree_flatten(dict(streams))
+def _reversed(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> Result:
+    """The layers as one function that keeps its results alone; losses are told through it."""
+    before = streams.get("losses")
+    leaves, tree = pytree.tree_flatten({name: stream for name, stream in streams.items() if name != "losses"})
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    sides = [leaves[place] for place in places]
+    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    names: list[str] = []
 
     def filled(sides: Sequence[Tensor]) -> dict[str, Any]:
         known = dict(zip(places, sides, strict=True))
-        return dict(pytree.tree_unflatten([known.get(place, leaf) for place, leaf in enumerate(rest)], tree))
+        found = pytree.tree_unflatten([known.get(place, leaf) for place, leaf in enumerate(rest)], tree)
+        return {**found} if before is None else {**found, "losses": ()}
 
-    sides = [leaves[place] for place in places]
-    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-    def forward(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
-        out = run_in_order(layers, b, {**streams, "twin": Twin(a, dtype, draws)}, "layers")
-        return (out[1]["twin"].other, out[0]) if isinstance(out, tuple) else (a, b)
+    def forward(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws | None) -> tuple[Tensor, Tensor, Told]:
+        own = streams if before is None else {**streams, "losses": ()}
+        a, b, published = _in_turn(layers, b, own, dtype, Twin(a, dtype, draws))
+        told = published.get("losses", ())
+        names.extend(name for name, _ in told)
+        return a, b, tuple(loss for _, loss in told)
 
     def step(sublayer: Sublayer) -> Step:
-        def run(x: Tensor, sides: Sequence[Tensor]) -> Tensor:
-            branch = sublayer(x, {**filled(sides), "twin": Twin(None, dtype)})
-            assert isinstance(branch, Tensor)
-            return branch
+        def run(x: Tensor, sides: Sequence[Tensor]) -> tuple[Tensor, Told]:
+            out = sublayer(x, {**filled(sides), "twin": Twin(None, dtype)})
+            branch, published = out if isinstance(out, tuple) else (out, {})
+            return branch, tuple(loss for _, loss in published.get("losses", ()))
 
         return Step(run, sublayer)
 
-    pair: tuple[Tensor, Tensor] = reversible([step(sublayer) for sublayer in _sublayers(layers)], x, x, sides, forward)
-    return pair
+    a, b, told = reversible([step(sublayer) for sublayer in _sublayers(layers)], x, x, sides, forward)
+    return a, b, {} if before is None else {"losses": (*before, *zip(names, told, strict=True))}
 
 
 def _sublayers(layers: ModuleList) -> Iterator[Sublayer]:
@@ -124,13 +129,13 @@ def _sublayers(layers: ModuleList) -> Iterator[Sublayer]:
             yield layer
 
 
-def _measured(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _measured(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> Result:
     """Stand-ins whose cost is measured go through all operations, and the results alone are kept."""
     with saved_tensors_hooks(lambda tensor: None, lambda kept: kept):
-        a, b, _ = _in_turn(layers, x, streams, dtype)
+        a, b, published = _in_turn(layers, x, streams, dtype)
     sides = [leaf for leaf in pytree.tree_leaves(dict(streams)) if isinstance(leaf, Tensor)]
-    pair: tuple[Tensor, Tensor] = _Kept.apply(a, b, *sides)  # type: ignore[no-untyped-call]
-    return pair
+    a, b = _Kept.apply(a, b, *sides)  # type: ignore[no-untyped-call]
+    return a, b, published
 
 
 class _Kept(torch.autograd.Function):

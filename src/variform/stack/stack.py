@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.errors import Problem, ShapeError
+from variform.errors import Problem
 from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 from variform.stack.reversible import reversible_problems, run_reversible
@@ -80,7 +80,7 @@ class LayerStack(Stack):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the layers and the final norm."""
         if self.executor == "reversible":
-            x, published = self._reversible(x, streams)
+            x, published = run_reversible(self.layers, x, streams)
         elif self.executor == "checkpoint" and self.training:
             x, published = self._checkpointed(x, streams)
         else:
@@ -88,15 +88,6 @@ class LayerStack(Stack):
         if self.norm is not None:
             x = self.norm(x, streams.get("condition"))
         return (x, published) if published else x
-
-    def _reversible(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
-        if streams.get("losses") is not None and any("losses" in getattr(m, "reads", ()) for m in self.modules()):
-            raise ShapeError(
-                "reversible layers hand on nothing but their result, and no losses of their parts: "
-                "take the executor 'checkpoint'"
-            )
-        x, state = run_reversible(self.layers, x, streams)
-        return x, {} if state is None else {"state": state}
 
     def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
         state: State = {}

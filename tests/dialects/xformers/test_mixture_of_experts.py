@@ -3,6 +3,7 @@
 import copy
 import pickle
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import variform as vf
 from tests.dialects.xformers.cases import DIM, attention, encoder, features
+from variform.dialects.xformers.components import branches
 from variform.dialects.xformers.components.feedforward import MLP, MixtureOfExperts, build_feedforward
 from variform.dialects.xformers.components.feedforward.mixture_of_experts import (
     GateConfig,
@@ -17,6 +19,7 @@ from variform.dialects.xformers.components.feedforward.mixture_of_experts import
     auxiliary_losses,
 )
 from variform.dialects.xformers.factory import xFormer
+from variform.ops.reversible import in_turn
 
 BASE: dict[str, Any] = {
     "name": "MixtureOfExperts",
@@ -241,6 +244,28 @@ def test_a_model_tells_the_losses_of_all_its_layers() -> None:
     assert all(bool(m.gate.wg.weight.grad.any()) for m in found)
     native = vf.build(model.spec)
     assert native(features().float(), losses=True)[1]["load_balance"].shape == (2,)
+
+
+def test_reversible_layers_leave_losses_with_the_gradients_of_plain_autograd() -> None:
+    results = []
+    for plainly in (False, True):
+        torch.manual_seed(0)
+        model = xFormer({**block(), "reversible": True}).double()
+        found = [m for m in model.modules() if isinstance(m, MixtureOfExperts)]
+        with mock.patch.object(branches, "reversible", in_order if plainly else branches.reversible):
+            first = [model(features()), *auxiliary_losses(model).values()]
+            second = [model(features(seed=1)), *auxiliary_losses(model).values()]
+        loss = sum(value.square().sum() for value in (*first, *second))
+        assert isinstance(loss, Tensor)
+        left = [(m.l_aux, m.l_z) for m in found]
+        results.append([*first[1:], *torch.autograd.grad(loss, list(model.parameters()))])
+        assert all(m.l_aux is a and m.l_z is z for m, (a, z) in zip(found, left, strict=True))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def in_order(steps: Any, x1: Tensor, x2: Tensor, sides: Any) -> Any:
+    return in_turn(steps)(x1, x2, sides, None)
 
 
 def test_a_causal_block_refuses_feedforwards_that_look_ahead() -> None:

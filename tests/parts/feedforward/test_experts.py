@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from variform.parts.feedforward.expert_choice import ExpertChoice
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.mixer.multi_head import MultiHead
+from variform.stack import reversible
 from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
@@ -256,11 +258,22 @@ def test_losses_are_told_on_request_alone() -> None:
         causal(x, state=causal.init_state(2, 9), losses=True)
 
 
-def test_reversible_layers_have_no_losses() -> None:
-    part = vf.build(model(MOE, executor="reversible")).double()
-    assert part(tokens()).shape == (2, 7, DIM)
-    with pytest.raises(vf.ShapeError, match="no losses of their parts: take the executor 'checkpoint'"):
-        part(tokens(), losses=True)
+def test_reversible_layers_tell_their_losses_with_gradients() -> None:
+    """Those of plain autograd, from two forward passes."""
+    results = []
+    for plainly in (False, True):
+        torch.manual_seed(0)
+        part = vf.build(model(MOE, executor="reversible")).double().train()
+        x = tokens().requires_grad_()
+        reverse = reversible._in_turn if plainly else reversible._reversed
+        with mock.patch.object(reversible, "_reversed", reverse):
+            outs = [part(x, losses=True) for _ in range(2)]
+        assert all(set(losses) == {"load_balance", "router_z"} for _, losses in outs)
+        told = [3 * losses["load_balance"].sum() + losses["router_z"].square().sum() for _, losses in outs]
+        loss = sum(y.square().sum() for y, _ in outs) + sum(told)
+        results.append([*outs[0][1].values(), *torch.autograd.grad(loss, [x, *part.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_padding_has_no_part_in_the_losses() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from variform.dialects.xformers.components.branches import Call, run_in_turn
 from variform.dialects.xformers.components.residual import RequiresWrappedInputs
 from variform.dialects.xformers.errors import CallError, Wrong, config_error
-from variform.ops.reversible import Draws, Step, reversible
+from variform.ops.reversible import Draws
 
 
 class Deterministic(nn.Module):
@@ -144,28 +144,21 @@ def _block(index: int, block: Any) -> ReversibleBlock:
 
 
 def _run(blocks: Sequence[Any], x: Tensor, f_args: Mapping[str, Any], g_args: Mapping[str, Any]) -> Tensor:
-    """The halves are carried in float32 at least: what is computed back from sums of low precision would drift."""
     if not blocks:
         return x
     axis: int = blocks[0].split_dim
     if not -x.dim() <= axis < x.dim() or x.shape[axis] % 2:
         raise CallError(f"x {list(x.shape)} is no pair of halves along split_dim = {axis}")
-    leaves, tree = pytree.tree_flatten((dict(f_args), dict(g_args)))
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
-    def step(net: Deterministic, side: int) -> Step:
-        def run(half: Tensor, sides: Sequence[Tensor]) -> Tensor:
-            filled = list(leaves)
-            for place, tensor in zip(places, sides, strict=True):
-                filled[place] = tensor
-            out: Tensor = net(half.to(x.dtype), **pytree.tree_unflatten(filled, tree)[side])
+    def call(net: Deterministic, name: str) -> Call:
+        def run(half: Tensor, given: Any) -> Tensor:
+            out: Tensor = net(half, **given[name])
             if out.shape != half.shape:
-                raise CallError(f"{'fg'[side]} makes {list(out.shape)} of {list(half.shape)}: it must keep the shape")
+                raise CallError(f"{name} makes {list(out.shape)} of {list(half.shape)}: it must keep the shape")
             return out
 
-        return Step(run, net)
+        return run
 
-    steps = [step(net, side) for block in blocks for side, net in enumerate((block.f, block.g))]
-    x1, x2 = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=axis)
-    halves = reversible(steps, x1, x2, [leaves[place] for place in places])
-    return torch.cat(halves, dim=axis).to(x.dtype)
+    branches = [(net, call(net, name)) for block in blocks for name, net in (("f", block.f), ("g", block.g))]
+    x1, x2 = x.chunk(2, dim=axis)
+    return torch.cat(run_in_turn(branches, x1, x2, {"f": dict(f_args), "g": dict(g_args)}), dim=axis)

@@ -60,6 +60,7 @@ RULES: list[tuple[Mask, Callable[[int, int, int, int], bool]]] = [
     (Causal() & Window(2, 4), lambda b, h, q, k: 0 <= q - k <= 2),
     (Global([0, 1, 5]), lambda b, h, q, k: q in (0, 1, 5) or k in (0, 1, 5)),
     (Global([]), lambda b, h, q, k: False),
+    (Global(range(1, 40, 2)), lambda b, h, q, k: q % 2 == 1 or k % 2 == 1),
     (~Causal(), lambda b, h, q, k: k > q),
     (Causal() & (Window(1) | Global([0])), lambda b, h, q, k: k <= q and (q - k <= 1 or k == 0 or q == 0)),
     (Padding(torch.tensor([4, 9])), lambda b, h, q, k: k < (4, 9)[b]),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from variform.errors import ConfigError, ShapeError
@@ -13,6 +14,9 @@ from variform.ops.masks.base import Band, Mask
 from variform.ops.masks.view import View
 
 __all__ = ["After", "Causal", "Coarse", "Global", "Segments", "Window"]
+
+_MANY = 8
+"""Runs of global positions beyond which a look-up is faster than comparisons."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,9 +75,12 @@ class Global(Mask):
         return self._hits(view.q_pos) | self._hits(view.k_pos)
 
     def _hits(self, positions: Tensor) -> Tensor:
-        # Comparisons of runs instead of torch.isin: FlexAttention must trace this point by point.
+        runs = _runs(self.indices)
+        if len(runs) > _MANY and positions.dim() and not torch.compiler.is_compiling():
+            return torch.isin(positions, torch.tensor(self.indices, device=positions.device))
+        # Comparisons of runs: FlexAttention must trace this point by point.
         hits = positions != positions
-        for first, last in _runs(self.indices):
+        for first, last in runs:
             hits = hits | ((positions >= first) & (positions <= last))
         return hits
 

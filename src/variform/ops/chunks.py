@@ -24,13 +24,25 @@ def runs_of(segments: Tensor, valid: Tensor | None, previous: Tensor) -> tuple[T
     return (segments != shifted).cumsum(1), segments[:, -1]
 
 
+def chunks_of(length: int, size: int) -> int:
+    """How many chunks a sequence has."""
+    # Always two or more, and no reshape: an exported graph then holds for every length.
+    return (length + size - 1) // size + int(torch.compiler.is_exporting())
+
+
+def chunk_size(length: int, chunk: int, power: bool = False) -> int:
+    """How many tokens stand in a chunk: all of a short sequence, rounded up to a power of two if need be."""
+    if torch.compiler.is_exporting():
+        return chunk
+    return min(chunk, 1 << (length - 1).bit_length() if power else length)
+
+
 def in_chunks(x: Tensor, size: int) -> Tensor:
     """`[B, H, L, D]` -> `[B, H, n, size, D]`, the last chunk filled with zeros."""
     batch, heads, length, dim = x.shape
-    chunks = (length + size - 1) // size
+    chunks = chunks_of(length, size)
     if torch.compiler.is_exporting():
-        # No reshape, and always two chunks or more: an exported graph then holds for every length.
-        tokens = token_places(chunks + 1, size, x.device)
+        tokens = token_places(chunks, size, x.device)
         return x[:, :, tokens.clamp(max=length - 1)].masked_fill((tokens >= length)[..., None], 0)
     return functional.pad(x, (0, 0, 0, chunks * size - length)).reshape(batch, heads, chunks, size, dim)
 
@@ -88,7 +100,7 @@ def borders(segments: Tensor, valid: Tensor | None, previous: Tensor, size: int)
     """
     runs, ids = runs_of(by_row(segments, previous.shape[0]), valid, previous)
     length = runs.shape[1]
-    places = token_places((length + size - 1) // size, size, runs.device)
+    places = token_places(chunks_of(length, size), size, runs.device)
     runs = runs[:, None, places.clamp(max=length - 1)]
     ends = functional.pad(runs[..., -1], (1, 0))  # run 0 is that of the tokens before
     before, tails = ends[..., :-1, None], ends[..., 1:, None]
@@ -102,11 +114,23 @@ def carried(added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
 
     Shapes: added `[B, H, n, D, Dv]`, kept `[B, H, n, 1 or D]`, state `[B, H, D, Dv]` -> `[B, H, n, D, Dv]`, state.
     """
+    if torch.compiler.is_exporting():
+        return _carried_at_once(added, kept, state)
     before = []
     for sums, factor in zip(added.unbind(2), kept.unbind(2), strict=True):
         before.append(state)
         state = factor[..., None] * state + sums
     return torch.stack(before, 2), state
+
+
+def _carried_at_once(added: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`carried` through all pairs of chunks, for graphs in which their number is open."""
+    place = torch.arange(added.shape[2], device=added.device)
+    kept = kept.expand(*kept.shape[:3], added.shape[3])
+    steps = torch.where((place > place[:, None])[..., None], kept[:, :, None], 1.0)
+    through = steps.cumprod(3) * (place >= place[:, None])[..., None]
+    after = torch.einsum("bhjid,bhjdv->bhidv", through, added) + kept.cumprod(2)[..., None] * state[:, :, None]
+    return torch.cat((state[:, :, None], after), 2)[:, :, :-1], after[:, :, -1]
 
 
 def blocks_below(pairs: Tensor, block: int) -> Tensor:

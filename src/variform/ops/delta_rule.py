@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from variform.errors import ShapeError
-from variform.ops.chunks import blocks_below, borders, in_chunks, joined, wide_dtype
+from variform.ops.chunks import blocks_below, borders, chunk_size, in_chunks, joined, wide_dtype
 from variform.ops.gated_linear_attention import CHUNK, GatedState, decays, gated_state
 
 __all__ = ["delta_attention", "naive_delta_attention", "unit_length", "unit_lower_inverse"]
@@ -54,13 +54,15 @@ def delta_attention(
     if k.shape != q.shape or any(t.shape[:3] != q.shape[:3] for t in (v, beta, log_decay)):
         shapes = [list(t.shape) for t in (q, k, v, beta, log_decay)]
         raise ShapeError(f"q, k, v, beta and decays of one length and as many heads are needed, not {shapes}")
+    if torch.compiler.is_exporting() and not isinstance(length, int):
+        raise ShapeError("the delta rule goes from chunk to chunk: a graph of it is for one length (dynamic=False)")
     wide = wide_dtype(v.dtype)
     if state is None:
         state = gated_state(batch, heads, dim, v.shape[3], v.dtype, v.device)
     tensors = [q, k, v, beta[..., None], log_decay[..., None]]
     if k_valid is not None:
         tensors = [t.masked_fill(~k_valid[:, None, :, None], 0) for t in tensors]
-    size = min(chunk, 1 << (length - 1).bit_length())
+    size = chunk_size(length, chunk, power=True)
     found = None if segments is None else borders(segments, k_valid, state.segment, size)
     q, k, v, b, log_decay = (in_chunks(t.to(wide), size) for t in tensors)
     pairs, past, rest, kept = decays(log_decay[..., 0].cumsum(-1), found)

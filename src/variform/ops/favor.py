@@ -10,7 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from variform.errors import ShapeError
-from variform.ops.chunks import Borders, borders, by_row, carried, in_chunks, joined, runs_of, token_places, wide_dtype
+from variform.ops.chunks import (
+    Borders,
+    borders,
+    by_row,
+    carried,
+    chunk_size,
+    chunks_of,
+    in_chunks,
+    joined,
+    runs_of,
+    token_places,
+    wide_dtype,
+)
 
 __all__ = [
     "FavorState",
@@ -196,9 +208,9 @@ def _causal(
     batch, heads, length, count = q.shape
     if state is None:
         state = favor_state(batch, heads, count, values.shape[-1] - 1, values.dtype, values.device)
-    size = min(chunk, length)
+    size = chunk_size(length, chunk)
     found = None if segments is None else borders(segments, valid, state.segment, size)
-    places = token_places((length + size - 1) // size, size, q.device).clamp(max=length - 1)
+    places = token_places(chunks_of(length, size), size, q.device).clamp(max=length - 1)
     largest = _largest_so_far(scale.detach(), state.scale, segments, valid, state.segment)[:, :, places]
     q, k, values = (in_chunks(t, size) for t in (q, k, values))
     pairs, past, rest, kept = _factors(scale[:, :, places], largest, state.scale, found)
@@ -216,7 +228,7 @@ def _factors(scale: Tensor, largest: Tensor, before: Tensor, found: Borders | No
     """
     size = scale.shape[-1]
     end = largest[..., -1]
-    start = torch.cat((before[..., None], end[..., :-1]), -1)
+    start = torch.cat((before[..., None], end), -1)[..., :-1]
     later = torch.ones(size, size, dtype=torch.bool, device=scale.device).triu(1)
     pairs = (scale[..., None, :] - largest[..., :, None]).masked_fill(later, NOTHING)
     past, rest, kept = start[..., None] - largest, scale - end[..., None], start - end
@@ -236,6 +248,9 @@ def _largest_so_far(
     length = scale.shape[-1]
     runs = runs_of(by_row(segments, scale.shape[0]), valid, previous)[0][:, None]
     found = torch.where(runs == 0, torch.maximum(scale, before[..., None]), scale)
+    if torch.compiler.is_exporting():  # the number of steps below is not open
+        same = (runs[..., :, None] == runs[..., None, :]).tril()
+        return found[..., None, :].masked_fill(~same, NOTHING).amax(-1)
     step = 1
     while step < length:
         same = runs[..., step:] == runs[..., :-step]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from variform.errors import ShapeError
-from variform.ops.chunks import Borders, blocks_below, borders, carried, in_chunks, joined, wide_dtype
+from variform.ops.chunks import Borders, blocks_below, borders, carried, chunk_size, in_chunks, joined, wide_dtype
 
 __all__ = ["GatedState", "decayed_attention", "gated_attention", "gated_state", "naive_gated_attention"]
 
@@ -62,7 +62,7 @@ def decayed_attention(
         `[B, L]` -> `[B, H, L, Dv]` and the state after the last token.
     """
     q, k, v, log_decay, state = _prepared(q, k, v, log_decay[..., None], k_valid, state)
-    length, size = q.shape[2], min(chunk, q.shape[2])
+    length, size = q.shape[2], chunk_size(q.shape[2], chunk)
     found = None if segments is None else borders(segments, k_valid, state.segment, size)
     total = in_chunks(log_decay, size)[..., 0].cumsum(-1)
     q, k, v = (in_chunks(t, size) for t in (q, k, v))
@@ -115,8 +115,7 @@ def gated_attention(
     Shapes: q, k, log_decay `[B, H, L, D]`, v `[B, H, L, Dv]` -> `[B, H, L, Dv]` and the state after the last token.
     """
     q, k, v, log_decay, state = _prepared(q, k, v, log_decay, k_valid, state)
-    length = q.shape[2]
-    size = min(chunk, 1 << (length - 1).bit_length())
+    length, size = q.shape[2], chunk_size(q.shape[2], chunk, power=True)
     found = None if segments is None else borders(segments, k_valid, state.segment, size)
     q, k, v, total = in_chunks(q, size), in_chunks(k, size), in_chunks(v, size), in_chunks(log_decay, size).cumsum(-2)
     past, rest, kept = total, total[..., -1:, :] - total, total[..., -1, :]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from variform.errors import ShapeError
-from variform.ops.chunks import by_row, in_chunks, joined, runs_of, token_places, wide_dtype
+from variform.ops.chunks import by_row, chunk_size, in_chunks, joined, runs_of, token_places, wide_dtype
 
 __all__ = [
     "LinearState",
@@ -149,7 +149,7 @@ def _causal(
     batch, heads, length, dim = q.shape
     if state is None:
         state = linear_state(batch, heads, dim, v.shape[-1], q.dtype, q.device)
-    size = chunk if torch.compiler.is_exporting() else min(chunk, length)
+    size = chunk_size(length, chunk)
     q, k, v = (in_chunks(t, size) for t in (q, k, v))
     weights = (q @ k.transpose(-1, -2)).tril()
     ends, segment, last_k, old_q = None, state.segment, k, q

@@ -70,6 +70,17 @@ def test_ddp_gradients_of_reversible_layers_equal_those_of_one_process(dialect: 
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_ddp_trains_reversible_layers_as_one_process_does(tmp_path: Path) -> None:
+    for folder, more in (("one", {}), ("two", {"devices": 2, "strategy": "ddp"})):
+        (tmp_path / folder).mkdir()
+        config = tmp_path / folder / "tiny.yaml"
+        config.write_text(yaml.safe_dump(plain(tmp_path / folder, executor="reversible", **more)))
+        done = call("train", config)
+        assert done.returncode == 0, done.stderr
+    assert_same_losses(tmp_path / "two" / "runs" / "tiny-001", tmp_path / "one" / "runs" / "tiny-001")
+
+
 def test_fsdp2_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
     """Each process reads its share of a batch; their gradients, put together, are those of the joint batch."""
     context = torch.multiprocessing.get_context("spawn")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
@@ -50,7 +51,7 @@ def test_values_are_checked_by_type_and_choices_are_told_by_value() -> None:
             OmegaConf.merge(mlp, wrong)
 
 
-@pytest.mark.parametrize("stacks", ["encoder_local"])
+@pytest.mark.parametrize("stacks", ["encoder_local", "encoder_random"])
 def test_the_example_builds_what_the_files_say(stacks: str) -> None:
     config = composed(f"stack@xformer.stack_configs=[{stacks}]")
     model = instantiate(config, _convert_="all")
@@ -61,6 +62,17 @@ def test_the_example_builds_what_the_files_say(stacks: str) -> None:
     assert model.encoders[0].dim_model == 384
     assert model.encoders[0].pose_encoding.longest == 1024
     assert model.encoders[0].pose_encoding.vocab_size == 64
+
+
+def test_the_example_as_it_stands_has_three_stacks() -> None:
+    config = composed()
+    assert list(config.stack_configs) == ["encoder_local", "encoder_random", "decoder_nystrom_favor"]
+    model = instantiate(config, _convert_="all")
+    names = [type(block.mha.attention).__name__ for block in (*model.encoders, *model.decoders)]
+    assert names == ["LocalAttention", "RandomAttention", "NystromAttention"]
+    assert type(model.decoders[0].cross_mha.attention).__name__ == "FavorAttention"
+    x = torch.randint(0, 64, (1, 12))
+    assert model(src=x, tgt=x).shape == (1, 12, 384)
 
 
 def test_the_command_line_is_checked() -> None:

@@ -63,23 +63,11 @@ NAMES = {
     "sparse": "BlockSparseTensor SparseCSRTensor",
 }
 
-# What is not there yet.
-PENDING: dict[str, str] = {
-    "benchmarks.benchmark_pytorch_transformer": "*",
-}
-
-
-def is_pending(module: str, name: str) -> bool:
-    return PENDING.get(module) == "*" or name in PENDING.get(module, "").split()
-
-
 SURFACE = [(module, name) for module, names in NAMES.items() for name in names.split()]
 
 
 @pytest.mark.parametrize(("module", "name"), SURFACE, ids=[f"{module}.{name}".strip(".") for module, name in SURFACE])
 def test_a_name_is_where_it_was(module: str, name: str) -> None:
-    if is_pending(module, name):
-        pytest.xfail("not there yet")
     assert hasattr(importlib.import_module(f"{ROOT}.{module}".rstrip(".")), name)
 
 
@@ -90,11 +78,11 @@ def test_no_kernels_of_triton_are_used() -> None:
 
 
 def test_unmodified_imports_work_under_the_alias() -> None:
-    there = [(f"xformers.{module}".rstrip("."), name) for module, name in SURFACE if not is_pending(module, name)]
+    surface = [(f"xformers.{module}".rstrip("."), name) for module, name in SURFACE]
     lines = [
         "from variform.dialects import alias",
         "alias('xformers')",
-        *(f"from {module} import {name}" for module, name in there),
+        *(f"from {module} import {name}" for module, name in surface),
         "import variform.dialects.xformers.factory as ours",
         "assert xFormer is ours.xFormer",
     ]

@@ -109,6 +109,12 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str]] = [
         "2 or 4",
     ),
     (
+        decoder(multi_head_config_cross=attention("fourier_mix")),
+        ValueError,
+        "multi_head_config_cross.attention",
+        "cannot attend to another",
+    ),
+    (
         decoder(multi_head_config_cross=heads(num_heads=3)),
         AssertionError,
         "multi_head_config_cross.num_heads",

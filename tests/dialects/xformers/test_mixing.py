@@ -178,11 +178,11 @@ def test_as_a_block_and_by_pickle(name: str) -> None:
 
 
 def test_cross_attention_by_a_mixer_is_refused() -> None:
-    with_pooling = model(decoder(multi_head_config_cross=attention("visual")))
+    with pytest.raises(vf.ConfigError, match="mixes one sequence, and cannot attend to another"):
+        model(decoder(multi_head_config_cross=attention("visual")))
+    alone = model(decoder(multi_head_config_cross=None, multi_head_config_masked=attention("visual")))
     with pytest.raises(AssertionError, match="mixes one sequence"):
-        with_pooling(features(seed=1), ids())
-    with pytest.raises(vf.ConfigError, match="cross attention by 'visual' has no native equivalent"):
-        _ = with_pooling.spec
+        alone.decoders[0].mha(features(), features(seed=1), features(seed=1))
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,6 @@ class xFormerDecoderConfig(xFormerBlockConfig):
         self.multi_head_config_cross = None
         if multi_head_config_cross is not None:
             self.multi_head_config_cross = read.heads(
-                "multi_head_config_cross", multi_head_config_cross, self.dim_model
+                "multi_head_config_cross", multi_head_config_cross, self.dim_model, cross=True
             )
         read.finish()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from variform.dialects.xformers.building import as_mapping, build_part, checked, plan_part
+from variform.dialects.xformers.components.attention.mixing import NativeMixer
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
 from variform.dialects.xformers.components.multi_head_config import build_multi_head_attention, plan_multi_head
 from variform.dialects.xformers.components.patch_embedding import read_patch_embedding
@@ -67,8 +68,8 @@ class Reader:
         name = "position_encoding_config"
         return None if config is None else self._part(name, POSITION_EMBEDDING_REGISTRY, config, dim_model)
 
-    def heads(self, name: str, config: Any, dim_model: int | None) -> PartConfig:
-        """The description of multi-head attention."""
+    def heads(self, name: str, config: Any, dim_model: int | None, cross: bool = False) -> PartConfig:
+        """The description of multi-head attention, to the sequence itself or to another."""
         own = self._copy(name, config)
         if not own:
             return own
@@ -77,8 +78,15 @@ class Reader:
         _, problems = plan_multi_head(own)
         self._same_size(name, own, dim_model)
         self.problems += [problem.below(name) for problem in problems if dim_model or problem.path != "dim_model"]
-        if not problems:
-            self._try(name, lambda: build_multi_head_attention(own))
+        if problems:
+            return own
+        made = self._try(name, lambda: build_multi_head_attention(own))
+        mixes = made is not None and isinstance(made.attention, NativeMixer)
+        if cross and mixes and made.attention.requires_same_k_q_dimensions:
+            message = "it mixes one sequence, and cannot attend to another"
+            self.wrong(
+                f"{name}.attention", message, value=type(made.attention).__name__, hint="scaled_dot_product, say"
+            )
         return own
 
     def patches(self, config: Any, dim_model: int | None) -> dict[str, Any] | None:
@@ -149,13 +157,14 @@ class Reader:
             self._try(name, lambda: build_part(registry, own))
         return own
 
-    def _try(self, name: str, build: Callable[[], Any]) -> None:
+    def _try(self, name: str, build: Callable[[], Any]) -> Any:
         """Build a part without memory for its weights: some mistakes only the part itself can see."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"), suppress(RuntimeError, NotImplementedError):
             try:
-                build()
+                return build()
             except ConfigError as error:
                 self.problems += wrongs(error, name)
+        return None
 
     def _copy(self, name: str, config: Any) -> PartConfig:
         """The user's mapping, copied as deep as its mappings and lists go."""

@@ -16,12 +16,11 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
 from variform.ops.causal_nystrom import Pyramid, attend_groups, build_pyramid, scheme
-from variform.ops.masks import Causal
+from variform.ops.exact import exact_attention
 from variform.ops.nystrom import Inverse, landmark_attention, segment_means
 from variform.ops.ranks import Front, front
 from variform.ops.shapes import unflatten
 from variform.parts.attention.nystrom_state import empty, extend_all, extend_rows, recent
-from variform.parts.attention.softmax import attend
 from variform.parts.kinds import Attention, Sides, State
 
 Size = Annotated[int, Field(gt=0)]
@@ -133,8 +132,7 @@ class NystromAttention(Attention):
         exact = self.cut.exact if self.causal else self.landmarks
         own = None if sides.k_valid is None else front(sides.k_valid)
         if k.shape[2] <= exact:
-            structure = Causal() if self.causal else None
-            y = attend(q, k, v, Sides(k_valid=sides.k_valid), structure, None, 0.0, "auto")
+            y = exact_attention(q, k, v, sides.k_valid, self.causal)
         elif self.causal:
             y = self._causal(q, k, v, own)
         else:
@@ -184,8 +182,7 @@ class NystromAttention(Attention):
             k_held,
         )
         if own is not None:  # rows of few tokens are softmax attention, as they are on their own
-            few = Sides(k_valid=own.real[:, :n])
-            exact = attend(q, k[:, :, :n], v[:, :, :n], few, None, 1.0, 0.0, "auto")
+            exact = exact_attention(q, k[:, :, :n], v[:, :, :n], own.real[:, :n], scale=1.0)
             y = torch.where((own.count <= n)[:, None, None, None], exact, y)
         return y if asking is None else asking.restore(y)
 

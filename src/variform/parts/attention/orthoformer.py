@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from variform.core.part import Can
 from variform.core.registry import register
+from variform.ops.exact import exact_attention
 from variform.ops.landmarks import kmeans, orthogonal, pick, spread
 from variform.ops.ranks import front
-from variform.parts.attention.softmax import attend
 from variform.parts.kinds import Attention, Sides
 
 ROUNDS = 6
@@ -58,7 +58,7 @@ class OrthoformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
         """Attend by way of the landmarks."""
         if k.shape[2] <= self.landmarks:
-            y = attend(q, k, v, Sides(k_valid=sides.k_valid), None, None, 0.0, "auto")
+            y = exact_attention(q, k, v, sides.k_valid)
         else:
             y = self._through_landmarks(q, k, v, sides)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
@@ -76,12 +76,10 @@ class OrthoformerAttention(Attention):
         q_count = _full(q) if asking is None else asking.count
         k_count = _full(k) if own is None else own.count
         landmarks, held = self._landmarks(q, k, q_count, k_count)
-        k_real = Sides(k_valid=None if own is None else own.real)
-        inner = attend(landmarks, k, v, k_real, None, None, 0.0, "auto")
-        y = attend(q, landmarks, inner, Sides(k_valid=held), None, None, 0.0, "auto")
+        inner = exact_attention(landmarks, k, v, None if own is None else own.real)
+        y = exact_attention(q, landmarks, inner, held)
         if own is not None:  # rows of few tokens are softmax attention, as they are on their own
-            few = Sides(k_valid=own.real[:, :n])
-            exact = attend(q, k[:, :, :n], v[:, :, :n], few, None, None, 0.0, "auto")
+            exact = exact_attention(q, k[:, :, :n], v[:, :, :n], own.real[:, :n])
             y = torch.where((own.count <= n)[:, None, None, None], exact, y)
         return y if asking is None else asking.restore(y)
 

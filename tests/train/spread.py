@@ -1,6 +1,7 @@
 """One process of two that run a model whose experts are spread over them."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def main(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.save([run(rank, ddp) for ddp in (False, True)], Path(folder) / f"found{rank}.pt")
     torch.save(run_dialect(rank), Path(folder) / f"dialect{rank}.pt")
+    torch.save(run_sharded(), Path(folder) / f"sharded{rank}.pt")
     torch.distributed.barrier()  # a process that is gone while the other still closes its sockets aborts it
     torch.distributed.destroy_process_group()
 
@@ -87,3 +89,19 @@ def run_dialect(rank: int) -> dict[str, Any]:
     loss = dialect_loss(part, x[rank * ROWS // 2 : (rank + 1) * ROWS // 2])
     loss.backward()
     return {"loss": loss.detach(), "gradients": {name: p.grad for name, p in part.named_parameters()}}
+
+
+def run_sharded() -> dict[str, Any]:
+    """The whole batch in both processes, with weights that are sharded layer by layer."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from variform.train.module import shard
+
+    model, x = model_and_batch()
+    shard(model, init_device_mesh("cpu", (2,)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        loss = loss_of(model, x)
+    loss.backward()
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), "gradients": gradients}

@@ -235,6 +235,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated.*")
             # Sharded weights on processors: every process draws its own shards, as `configure_model` wants it.
             warnings.filterwarnings("ignore", message="DTensor random operators may not have complete support")
+            # Losses of earlier layers go through the later ones, which hand them on as they are.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

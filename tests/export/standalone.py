@@ -80,7 +80,7 @@ def prepared(name: str, spec: Any, folder: Path) -> dict[str, list[tuple[list[Te
     for kind in ("float32", "float64"):
         dtype = getattr(torch, kind)
         model.to(dtype)
-        runs = [inputs(model, batch, length, dtype, padded) for batch, length, padded in SIZES]
+        runs = [inputs(model, batch, near(model, length), dtype, padded) for batch, length, padded in SIZES]
         torch.save(runs, folder / f"{name}.{kind}.inputs.pt")
         answers[kind] = [answer(model, *run) for run in runs]
     return answers
@@ -96,6 +96,14 @@ def answer(model: Any, args: tuple[Any, ...], more: dict[str, Tensor]) -> tuple[
     results = list(out.values()) if isinstance(out, dict) else [out]
     sum(result.square().sum() for result in results).backward()
     return [r.detach() for r in results], [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def near(model: Any, length: int) -> int:
+    """A length that all parts take."""
+    for part in model.modules():
+        if isinstance(part, vf.Part):
+            length = part.near_length(part.spec.args, length)
+    return length
 
 
 def inputs(model: Any, batch: int, length: int, dtype: torch.dtype, padded: bool) -> tuple[Any, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from variform.export.flow import changed, stores, tidy
 from variform.export.known import PRESENT, Known
 from variform.export.reduce import UNKNOWN, Reducer, is_nothing, is_own
 
-_CHECKS = ("ShapeError", "ConfigError", "StreamError", "refuse_streams")
+_CHECKS = ("ShapeError", "ConfigError", "StreamError", "refuse_streams", "refuse_unable")
 """Errors and functions that check what a caller gives; torch's own errors serve in a standalone file."""
 
 

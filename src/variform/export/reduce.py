@@ -21,6 +21,7 @@ _ATTENTION = (
     "attend",
     "attend_blocks",
     "attend_grouped_query",
+    "attend_wide_values",
     "attend_with_memory",
     "scaled_dot_product_attention",
 )

@@ -14,6 +14,7 @@ from variform.export.known import Known
 from variform.export.shake import ATTENTION, EXPERTS, LAYERS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op
+from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.op.heads import Scores, WeightedSum
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Step
@@ -82,6 +83,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
             "HIDDEN": hidden,
             "GROUPED": _grouped(model),
             "UNEQUAL": _unequal(specs),
+            "WIDE_VALUES": any(found.part in (Compositional, CrossCompositional) for found in specs),
             "STRIDED": _has_programs(specs),
             "RENAMED": bool(shared_names(model)) or _has_programs(specs),
         },

@@ -344,11 +344,11 @@ def test_projections_of_its_own() -> None:
     part = compositional(in_proj_container=projections(DIM))
     twin_part = compositional(use_separate_proj_weight=True)
     for name, module in part.in_proj_container.named_children():
-        getattr(twin_part.native, name[0]).load_state_dict(module.state_dict())
+        getattr(twin_part.native.maps, name[0]).load_state_dict(module.state_dict())
     names = {n for n, _ in part.native.named_parameters()}
     twin_part.native.load_state_dict({n: p for n, p in part.native.state_dict().items() if n in names}, strict=False)
     close(part(X), twin_part(X))
-    assert not {"q.weight", "k.weight", "v.weight"} & names
+    assert not {"maps.q.weight", "maps.k.weight", "maps.v.weight"} & names
     with pytest.raises(vf.ConfigError, match="no native equivalent"):
         _ = part.spec
     with pytest.raises(AssertionError, match="8 of values"):
@@ -360,7 +360,7 @@ def test_the_query_counts_in_every_score_and_samples_stay_apart(scores: dict[str
     for compose in (False, True):
         part = compositional(q_compose=compose, **scores)
         part(X).square().sum().backward()
-        assert float(part.native.value_q.weight.grad.abs().max()) > 1e-6
+        assert float(part.native.maps.value_q.weight.grad.abs().max()) > 1e-6
         close(part(X)[1], part(X[1:])[0])
 
 

@@ -25,6 +25,7 @@ def inputs(length: int = 7) -> Tensor:
 
 def written_out(part: Any, x: Tensor, source: Tensor, allowed: Tensor | None = None) -> Tensor:
     """`allowed` is bool [Lq, Lk]."""
+    part = part.maps
     select, outputs = part.selection, []
     keys, values = (part.k or part.q)(source), (part.v or part.q)(source)
     for head in range(part.heads):
@@ -79,9 +80,8 @@ VARIANTS = [
 @pytest.mark.parametrize("more", VARIANTS)
 def test_equals_searches_and_retrievals_written_out(score: str, more: dict[str, Any]) -> None:
     part, x, source = built(score=score, **more), inputs(), inputs(5)
-    if part.k is not None and part.k.bias is not None:
-        part.k.bias.requires_grad_(False)  # it cancels in the softmax over keys, as in every attention
-        torch.nn.Module.register_parameter(part.k, "bias", None)
+    if part.maps.k is not None:  # its offset cancels in the softmax over keys, as in every attention
+        torch.nn.Module.register_parameter(part.maps.k, "bias", None)
     agree(part, part(x, {}), written_out(part, x, x), x)
     cross = built(CrossCompositional, score=score, **more)
     cross.load_state_dict(part.state_dict(), strict=False)

@@ -58,7 +58,7 @@ def written_mamba(space: SelectiveStateSpace, x: Tensor) -> Tensor:
     u = F.silu(shifted(x, space.conv, space.conv_bias))
     read = u @ space.read.weight.T
     rank, b, c = read[..., : space.rank], read[..., space.rank : -space.state], read[..., -space.state :]
-    dt = F.softplus(space.step(rank))
+    dt = F.softplus(F.linear(rank, space.step, space.step_bias))
     return naive_selective_scan(u, dt, -space.log_a.exp(), b, c)[0] + space.skip * u
 
 
@@ -86,7 +86,7 @@ def test_the_sizes_and_initial_values_of_mamba() -> None:
     assert space.rank == 2
     assert vf.build(Mamba.spec(rank=7), dim=32).forth.rank == 7
     torch.testing.assert_close(space.log_a[3].exp(), torch.arange(1.0, 6))
-    steps = F.softplus(space.step.bias)
+    steps = F.softplus(space.step_bias)
     assert 0.2 <= float(steps.detach().min()) <= float(steps.detach().max()) <= 0.4 + 1e-6
     plain, biased = vf.build(Mamba.spec(conv_bias=False), dim=8), vf.build(Mamba.spec(bias=True), dim=8)
     assert (plain.forth.conv_bias, plain.inputs.bias, plain.out.bias) == (None, None, None)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from variform.ops.scores import t5_bucket
 
-GROUPED, STRIDED = True, True
+GROUPED, STRIDED, WIDE_VALUES = True, True, True
 """Facts of one model, put into the code when it is written: heads share keys; queries, keys and values may be views
 whose features do not lie side by side."""
 
@@ -86,12 +86,29 @@ def attend(
     """
     if STRIDED:  # the fused kernel wants the features of a head side by side
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    if WIDE_VALUES and q.shape[3] < v.shape[3]:
+        return attend_wide_values(q, k, v, allowed, causal=causal, dropout=dropout, scale=scale)
     shared = GROUPED and q.shape[1] != k.shape[1]
     if shared and q.shape[2] == 1 and not causal and (allowed is None or allowed.dim() == 2 or allowed.shape[1] == 1):
         return attend_grouped_query(q, k, v, allowed, dropout=dropout, scale=scale)
     return F.scaled_dot_product_attention(
         q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
     )
+
+
+def attend_wide_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention whose values have more features than its keys: zeros beside these, for the kernel wants them equal."""
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    q, k = (F.pad(t, (0, v.shape[3] - t.shape[3])) for t in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=factor)
 
 
 def attend_grouped_query(

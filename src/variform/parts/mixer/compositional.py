@@ -68,66 +68,72 @@ class Selection(nn.Module):
         return chosen.squeeze(-2)
 
 
-class _Compositional(Mixer):
-    """What attention to the own sequence and to another have in common."""
+class Maps(nn.Module):
+    """All maps around the attention, for the own sequence and for another.
 
-    def build(self, dim: int, heads: int, attention: Attention, sizes: Facts, dim_context: int | None) -> None:
-        """Make the parameters."""
-        self.heads = heads
-        self.rules = sizes["rules"] or heads
-        self.dim_head = (sizes["dim_attn"] or dim) // heads
-        self.dim_value = (sizes["dim_value"] or dim) // heads
-        dim_selection, bias = sizes["dim_selection"] or max(1, dim // heads), sizes["bias"]
-        wide = self.rules * self.dim_value
-        source = dim_context or dim
-        self.q = Linear(dim, heads * self.dim_head, bias)
-        self.k = None if sizes["tied"] else Linear(source, heads * self.dim_head, bias)
-        one_map = sizes["tied"] and wide == heads * self.dim_head
-        self.v = None if one_map else Linear(source, wide, bias)
-        self.compose = sizes["q_compose"]
-        read, made = (self.dim_head, dim_selection) if self.compose else (dim, heads * dim_selection)
+    Args:
+        dim: features in and out.
+        heads: number of searches.
+        source: features of what keys and values are made of.
+        rules: number of retrievals.
+        dim_attn: features of all heads' queries.
+        dim_value: features of all heads' results.
+        dim_selection: features of a head's query for the choice.
+        score: how the choice is made.
+        q_compose: the query for the choice is read off the head's own.
+        bias: learn offsets.
+        tied: one map for queries and keys, and for values too where their sizes allow.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        source: int,
+        rules: int,
+        dim_attn: int,
+        dim_value: int,
+        dim_selection: int,
+        score: Score,
+        q_compose: bool,
+        bias: bool,
+        tied: bool,
+    ) -> None:
+        super().__init__()
+        self.heads, self.rules, self.compose = heads, rules, q_compose
+        self.dim_head, self.dim_value = dim_attn // heads, dim_value // heads
+        wide = rules * self.dim_value
+        self.q = Linear(dim, dim_attn, bias)
+        self.k = None if tied else Linear(source, dim_attn, bias)
+        self.v = None if tied and wide == dim_attn else Linear(source, wide, bias)
+        read, made = (self.dim_head, dim_selection) if q_compose else (dim, heads * dim_selection)
         self.value_q = Linear(read, made, bias)
-        self.selection = Selection(self.rules, self.dim_value, dim_selection, sizes["score"], bias)
-        self.out = Linear(heads * self.dim_value, dim, bias)
-        self.attention = attention
-
-    @classmethod
-    def derive(cls, facts: Facts) -> Facts:
-        """The children see the size of a head."""
-        size = facts["dim_attn"] or facts["dim"]
-        return {"dim_head": max(1, size // facts["heads"]), "kv_heads": facts["heads"]}
-
-    @classmethod
-    def check(cls, facts: Facts) -> list[Problem]:
-        """Heads divide what they split."""
-        found, heads = [], facts["heads"]
-        for name in ("dim_attn", "dim_value"):
-            size = facts[name] or facts["dim"]
-            if size % heads:
-                told = name if facts[name] else f"{name} = dim"
-                found.append(Problem("heads", f"must divide {told} = {size}", heads, nearest_divisors(size, heads)))
-        return found
+        self.selection = Selection(rules, self.dim_value, dim_selection, score, bias)
+        self.out = Linear(dim_value, dim, bias)
 
     def keys_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys of all heads side by side, and values of all rules: [B, Lk, H * D], [B, Lk, R * Dv]."""
-        return (self.k or self.q)(key), (self.v or self.q)(value)
+        k = self.q(key) if self.k is None else self.k(key)
+        return k, self.q(value) if self.v is None else self.v(value)
 
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> tuple[Tensor, State | None]:
-        """Search with each head, retrieve by every rule, and choose; with the attention's new state.
+    def by_head(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, [B, H, L, D]; the values are those of all rules for each."""
+        values = v.unsqueeze(1).expand(-1, self.heads, -1, -1)
+        return split_heads(q, self.heads), split_heads(k, self.heads), values
+
+    def chosen(self, x: Tensor, q: Tensor, found: Tensor) -> Tensor:
+        """The result, of what each head found by every rule.
 
         Shapes:
-            x: [B, L, dim], q: [B, L, H * D], k: [B, Lk, H * D], v: [B, Lk, R * Dv] -> [B, L, dim]
+            x: [B, L, dim], q: [B, H, L, D], found: [B, H, L, R * Dv] -> [B, L, dim]
         """
-        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
-        out = self.attention(q, k, v.unsqueeze(1).expand(-1, self.heads, -1, -1), sides)
-        found, state = out if isinstance(out, tuple) else (out, None)
-        retrieved = found.view(*found.shape[:3], self.rules, self.dim_value)
+        retrieved = found.view(found.shape[0], self.heads, found.shape[2], self.rules, self.dim_value)
         query = self.value_q(q) if self.compose else split_heads(self.value_q(x), self.heads)
-        return self.out(join_heads(self.selection(query, retrieved))), state
+        return self.out(join_heads(self.selection(query, retrieved)))
 
 
 @register("compositional")
-class Compositional(_Compositional):
+class Compositional(Mixer):
     """Compositional attention (Mittal et al. 2021, arXiv:2110.09419).
 
     Each of H heads searches: A_h = softmax(Q_h K_h^T / sqrt(D)). Each of R rules retrieves by every search:
@@ -168,9 +174,30 @@ class Compositional(_Compositional):
         attention: Attention = use("softmax"),
     ) -> None:
         super().__init__()
-        sizes = {"rules": rules, "dim_attn": dim_attn, "dim_value": dim_value, "dim_selection": dim_selection}
-        choice = {"score": score, "q_compose": q_compose, "bias": bias, "tied": tied}
-        self.build(dim, heads, attention, {**sizes, **choice}, None)
+        self.maps = Maps(
+            dim=dim,
+            heads=heads,
+            source=dim,
+            rules=rules or heads,
+            dim_attn=dim_attn or dim,
+            dim_value=dim_value or dim,
+            dim_selection=dim_selection or max(1, dim // heads),
+            score=score,
+            q_compose=q_compose,
+            bias=bias,
+            tied=tied,
+        )
+        self.attention = attention
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the size of a head."""
+        return _head_facts(facts)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads divide what they split."""
+        return _head_problems(facts)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -193,13 +220,17 @@ class Compositional(_Compositional):
             cache=streams.get("cache"),
             state=streams.get("state"),
         )
-        y, state = self.attend(x, self.q(x), *self.keys_values(x, x), sides)
+        q, k, v = self.maps.by_head(self.maps.q(x), *self.maps.keys_values(x, x))
+        out = self.attention(q, k, v, sides)
+        found, state = out if isinstance(out, tuple) else (out, None)
+        y = self.maps.chosen(x, q, found)
         return y if state is None else (y, {"state": state})
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The attention's own state."""
-        like, wide = self.out.weight, self.rules * self.dim_value
-        return self.attention.init_state(batch, max_len, like, self.heads, self.dim_head, wide)
+        maps = self.maps
+        wide = maps.rules * maps.dim_value
+        return self.attention.init_state(batch, max_len, maps.out.weight, maps.heads, maps.dim_head, wide)
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -208,7 +239,7 @@ class Compositional(_Compositional):
 
 
 @register("cross_compositional")
-class CrossCompositional(_Compositional):
+class CrossCompositional(Mixer):
     """Compositional attention from `x` to the stream `context` (Mittal et al. 2021, arXiv:2110.09419).
 
     As `compositional`, with keys and values of the context, whose mask and positions alone it uses. When decoding,
@@ -255,9 +286,25 @@ class CrossCompositional(_Compositional):
         super().__init__()
         self.dim_context = dim_context or dim
         self.context_norm = context_norm
-        sizes = {"rules": rules, "dim_attn": dim_attn, "dim_value": dim_value, "dim_selection": dim_selection}
-        choice = {"score": score, "q_compose": q_compose, "bias": bias, "tied": tied}
-        self.build(dim, heads, attention, {**sizes, **choice}, dim_context)
+        self.maps = Maps(
+            dim=dim,
+            heads=heads,
+            source=dim_context or dim,
+            rules=rules or heads,
+            dim_attn=dim_attn or dim,
+            dim_value=dim_value or dim,
+            dim_selection=dim_selection or max(1, dim // heads),
+            score=score,
+            q_compose=q_compose,
+            bias=bias,
+            tied=tied,
+        )
+        self.attention = attention
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the size of a head."""
+        return _head_facts(facts)
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
@@ -269,7 +316,7 @@ class CrossCompositional(_Compositional):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """The attention accepts another sequence, and one map serves both sides only if they are of one size."""
-        found, attention = super().check(facts), facts["attention"]
+        found, attention = _head_problems(facts), facts["attention"]
         if not attention.part.abilities(dict(attention.args)).cross:
             found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
         size = facts["dim_context"] or facts["dim"]
@@ -300,7 +347,10 @@ class CrossCompositional(_Compositional):
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
-        y, _ = self.attend(x, self.q(x), k, v, Sides(mask=mask, k_valid=valid))
+        q, k, v = self.maps.by_head(self.maps.q(x), k, v)
+        found = self.attention(q, k, v, Sides(mask=mask, k_valid=valid))
+        assert isinstance(found, Tensor)
+        y = self.maps.chosen(x, q, found)
         return y if state is None else (y, {"state": state})
 
     def _read(self, streams: Streams) -> tuple[Tensor, Tensor]:
@@ -311,12 +361,27 @@ class CrossCompositional(_Compositional):
             raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
         if self.context_norm is not None:
             context = self.context_norm(context)
-        return self.keys_values(context, context)
+        return self.maps.keys_values(context, context)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
         k, v = self._read(streams)
         return {"k": k, "v": v}
+
+
+def _head_facts(facts: Facts) -> dict[str, int]:
+    size = facts["dim_attn"] or facts["dim"]
+    return {"dim_head": max(1, size // facts["heads"]), "kv_heads": facts["heads"]}
+
+
+def _head_problems(facts: Facts) -> list[Problem]:
+    found, heads = [], facts["heads"]
+    for name in ("dim_attn", "dim_value"):
+        size = facts[name] or facts["dim"]
+        if size % heads:
+            told = name if facts[name] else f"{name} = dim"
+            found.append(Problem("heads", f"must divide {told} = {size}", heads, nearest_divisors(size, heads)))
+    return found
 
 
 __all__ = ["Compositional", "CrossCompositional"]

@@ -25,28 +25,6 @@ Size = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Steps(Linear):
-    """From a bottleneck to step sizes before the softplus, which start between two bounds on a logarithmic scale.
-
-    Args:
-        rank: size of the bottleneck.
-        inner: features.
-        bounds: the least and the largest step.
-    """
-
-    def __init__(self, rank: int, inner: int, bounds: tuple[float, float]) -> None:
-        self.bounds = bounds
-        super().__init__(rank, inner)
-
-    def reset_parameters(self) -> None:
-        """Draw steps between the bounds."""
-        low, high = (math.log(step) for step in self.bounds)
-        with torch.no_grad():
-            nn.init.uniform_(self.weight, -(self.in_features**-0.5), self.in_features**-0.5)
-            step = (torch.rand_like(self.bias) * (high - low) + low).exp()
-            self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
-
-
 class SelectiveStateSpace(nn.Module):
     """A short convolution, and a state space whose steps, B and C are read off each token.
 
@@ -61,17 +39,19 @@ class SelectiveStateSpace(nn.Module):
 
     def __init__(self, inner: int, state: int, width: int, rank: int, steps: tuple[float, float], offset: bool) -> None:
         super().__init__()
-        self.state, self.rank = state, rank
+        self.state, self.rank, self.steps = state, rank, steps
         self.conv = nn.Parameter(torch.empty(inner, width))
         self.conv_bias = nn.Parameter(torch.empty(inner)) if offset else None
         self.read = Linear(inner, rank + 2 * state, bias=False)
-        self.step = Steps(rank, inner, steps)
+        self.step = nn.Parameter(torch.empty(inner, rank))
+        self.step_bias = nn.Parameter(torch.empty(inner))
         self.log_a = nn.Parameter(torch.empty(inner, state))
         self.skip = nn.Parameter(torch.empty(inner))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A = -1, -2, ..., -N for each feature."""
+        """A = -1, -2, ..., -N for each feature; steps spread evenly on a logarithmic scale."""
+        low, high = (math.log(step) for step in self.steps)
         with torch.no_grad():
             bound = self.conv.shape[1] ** -0.5
             self.conv.uniform_(-bound, bound)
@@ -80,6 +60,9 @@ class SelectiveStateSpace(nn.Module):
             orders = torch.arange(1, self.state + 1, dtype=self.log_a.dtype, device=self.log_a.device)
             self.log_a.copy_(orders.log().expand_as(self.log_a))
             self.skip.fill_(1.0)
+            self.step.uniform_(-(self.rank**-0.5), self.rank**-0.5)
+            step = (torch.rand_like(self.step_bias) * (high - low) + low).exp()
+            self.step_bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
 
     def forward(
         self, x: Tensor, real: Tensor | None, starts: Tensor | None, before: Tensor | None, initial: Tensor | None
@@ -92,7 +75,7 @@ class SelectiveStateSpace(nn.Module):
         u = F.silu(short_convolution(x, self.conv, self.conv_bias, before, starts))
         read, rest = self.read(u), self.rank + self.state
         rank, b, c = read[..., : self.rank], read[..., self.rank : rest], read[..., rest:]
-        dt = F.softplus(self.step(rank))
+        dt = F.softplus(F.linear(rank, self.step, self.step_bias))
         if real is not None:
             dt = dt.masked_fill(~real[..., None], 0)
         y, last = selective_scan(u, dt, -self.log_a.exp(), b, c, initial, starts)

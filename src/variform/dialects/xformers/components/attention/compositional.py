@@ -122,7 +122,7 @@ class CompositionalAttention(NativeMixer):
         self.in_proj_container = in_proj_container
         if in_proj_container is not None:
             for name in ("q", "k", "v"):
-                delattr(self.native, name)
+                setattr(self.native.maps, name, None)
 
     def mix(
         self,
@@ -134,7 +134,8 @@ class CompositionalAttention(NativeMixer):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Attend, also to another sequence."""
-        native, sizes = self.native, Sizes(query.shape[0], self.native.heads, query.shape[1], key.shape[1])
+        maps = self.native.maps
+        sizes = Sizes(query.shape[0], maps.heads, query.shape[1], key.shape[1])
         if sizes.queries != sizes.keys and self.causal:
             lengths = f"{sizes.queries} queries and {sizes.keys} keys"
             raise CallError(f"causality between sequences of different lengths is not defined: {lengths}")
@@ -144,19 +145,22 @@ class CompositionalAttention(NativeMixer):
             q_positions=positions, k_positions=positions, q_valid=own, k_valid=padding, mask=allowed, scores=scores
         )
         if self.in_proj_container is None:
-            q, (k, v) = native.q(query), native.keys_values(key, value)
+            q, (k, v) = maps.q(query), maps.keys_values(key, value)
         else:
             q, k, v = self.in_proj_container(query, key, value)
             self._check(q, k, v)
-        return native.attend(query, q, k, v, sides)[0]
+        q, k, v = maps.by_head(q, k, v)
+        found = self.native.attention(q, k, v, sides)
+        assert isinstance(found, Tensor)
+        return maps.chosen(query, q, found)
 
     def _check(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        native = self.native
-        keys, values = native.heads * native.dim_head, native.rules * native.dim_value
+        maps = self.native.maps
+        keys, values = maps.heads * maps.dim_head, maps.rules * maps.dim_value
         if (q.shape[-1], k.shape[-1], v.shape[-1]) != (keys, keys, values):
             raise CallError(
                 f"in_proj_container must make {keys} features of queries and keys and {values} of values "
-                f"({native.rules} rules of {native.dim_value}), and makes {[t.shape[-1] for t in (q, k, v)]}"
+                f"({maps.rules} rules of {maps.dim_value}), and makes {[t.shape[-1] for t in (q, k, v)]}"
             )
 
     @property

@@ -134,6 +134,13 @@ def test_inputs_may_be_scaled_to_one_length_and_multiplied() -> None:
     torch.testing.assert_close(doubled, whole(log_features(2 * x, features, False)))
 
 
+def test_exponents_are_not_rounded_under_autocast() -> None:
+    x, features = 10 * torch.randn(50, 8), orthogonal_features(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = whole(log_features(x, features, True))
+    assert torch.equal(found, whole(log_features(x, features, True)))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     q, k, v = (t.detach() for t in inputs(5))
     with pytest.raises(ShapeError, match="as many queries"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -72,6 +73,12 @@ def orthogonal_features(
     return rows.reshape(blocks * dim, dim)[:count].T.contiguous()
 
 
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Without autocast, where there is one."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def log_features(
     x: Tensor, features: Tensor, mirrored: bool, normalize: bool = False, temperature: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +99,8 @@ def log_features(
     if normalize:
         x = functional.rms_norm(x, x.shape[-1:], eps=1e-12)
     x = x * (x.shape[-1] ** -0.25 if temperature is None else temperature)
-    projected = x @ features.to(wide)
+    with _full_precision(x):  # what stands in an exponent does not bear rounding to bfloat16
+        projected = x @ features.to(wide)
     projected = torch.cat((projected, -projected), -1) if mirrored else projected
     return projected, -0.5 * x.square().sum(-1, keepdim=True)
 

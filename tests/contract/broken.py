@@ -476,3 +476,20 @@ class AnyLength(Sound):
     def near_length(cls, args: Facts, length: int) -> int:
         """The even number above."""
         return length + length % 2
+
+
+@fails("losses")
+class ForgetsEarlierLosses(FeedForward):
+    """Publishes its own loss in place of all before."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"valid", "losses"})
+
+    def __init__(self, dim: int = INHERIT) -> None:
+        super().__init__()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, streams: Streams) -> Any:
+        y, valid = self.out(x), streams.get("valid")
+        if streams.get("losses") is None:
+            return y
+        return y, {"losses": (("size", (y if valid is None else y[valid]).square().mean()),)}

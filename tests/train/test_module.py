@@ -8,7 +8,7 @@ import torch
 import variform as vf
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.feedforward.mlp import MLP
-from variform.train.module import LanguageModule, decay_groups, rate
+from variform.train.module import LanguageModule, decay_groups, rate, total
 from variform.train.sections import TrainSection
 
 
@@ -55,6 +55,9 @@ def test_losses_of_parts_are_added_with_their_weights() -> None:
     found = LanguageModule(model, TrainSection(losses={"load_balance": 0.5})).training_step(batch, 0)
     further = 0.5 * told["load_balance"].sum() + 0.001 * told["router_z"].sum()
     torch.testing.assert_close(found["loss"], found["cross_entropy"] + further)
+    own = {"mine": torch.tensor([1.0, 2.0])}
+    assert float(total(torch.tensor(4.0), own, {})) == 7
+    assert float(total(torch.tensor(4.0), own, {"mine": 0.5})) == 5.5
     with pytest.raises(vf.ConfigError, match=r"train\.losses: no part has a loss 'balance'"):
         LanguageModule(model, TrainSection(losses={"balance": 0.5})).training_step(batch, 0)
     plain = vf.build(vf.models.gpt(vocab_size=9, dim=8, depth=1, heads=2, max_seq_len=5))

@@ -17,7 +17,11 @@ from variform.ops.scores import ScoreMod
 from variform.parts.flows import Flow, each_token
 
 Streams = Mapping[str, Any]
-"""Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`."""
+"""Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`.
+
+Where a caller asks for losses, `losses` holds those so far as (name, scalar) pairs; a part with losses of its own
+publishes them behind these.
+"""
 
 CONTENTS = ("ids", "features", "heads", "scores", "mask")
 """What a named tensor of a program can hold: integer ids, features of tokens, features of heads, attention scores or

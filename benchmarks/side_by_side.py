@@ -100,7 +100,8 @@ def report(title: str, results: dict[str, list[Timing]], options: argparse.Names
         print(json.dumps({"benchmark": title, "setting": setting, "cases": cases}, indent=2))
         return
     print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in setting.items()))
+    width = max(22, *(len(timing.name) for timings in results.values() for timing in timings))
     for case, timings in results.items():
-        print(f"\n{case:<24}{'ms':>10}{'ratio':>8}")
+        print(f"\n{case:<{width + 2}}{'ms':>10}{'ratio':>8}")
         for timing in timings:
-            print(f"  {timing.name:<22}{timing.milliseconds:>10.1f}{timing.ratio:>8.3f}")
+            print(f"  {timing.name:<{width}}{timing.milliseconds:>10.1f}{timing.ratio:>8.3f}")

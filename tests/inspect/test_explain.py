@@ -5,7 +5,9 @@ import torch
 
 import variform as vf
 from tests.inspect.cases import BODY, MODELS, TOKENS, with_attention
+from variform.inspect import explaining
 from variform.ops.attention import Call, attention, candidates, metering
+from variform.ops.masks import Dense
 
 GPT = vf.models.gpt(**TOKENS, max_seq_len=4096)
 WIDE = vf.models.gpt(**{**TOKENS, "dim": 64}, max_seq_len=4096)
@@ -92,3 +94,29 @@ def test_nothing_of_the_model_changes() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     call = Call(*(torch.randn(1, 1, 3, 4) for _ in range(3)))
     assert torch.equal(attention(call), attention(call))
+
+
+def test_one_call_with_the_densities_that_decide() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 1024, 64)
+    call = Call(q, q, q, mask=Dense(torch.rand(1024, 1024) < 0.05))
+    found = vf.explain(call)
+    assert found.rows[0].chosen == "sparse"
+    assert (found.batch, found.length, found.device, found.training) == (2, 1024, "cpu", False)
+    text = str(found)
+    assert "-> sparse" in text
+    assert "5% of the pairs are attended, which pays below" in text
+    assert "passed over: 100% of the blocks of 128 are visited, which pays below 50%" in text
+    many = str(vf.explain(Call(q, q, q, mask=Dense(torch.rand(1024, 1024) < 0.6))))
+    assert "-> sdpa" in many
+    assert "passed over: 60% of the pairs are attended, which pays below" in many
+
+
+def test_the_calls_of_any_module_with_its_masks() -> None:
+    module = vf.build(vf.models.gpt(vocab_size=9, dim=32, depth=1, heads=2, max_seq_len=600)).eval()
+    ids = torch.zeros(1, 600, dtype=torch.long)
+    with explaining() as choices:
+        module(ids)
+    module(ids)
+    assert [choice.chosen for choice in choices] == ["sdpa"]
+    assert "-> sdpa" in str(choices[0])

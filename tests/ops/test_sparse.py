@@ -315,6 +315,25 @@ def test_steps_aside_under_compile_and_transforms() -> None:
     torch.testing.assert_close(transformed, torch.autograd.grad(run(leaf, *tensors[1:]).sum(), leaf)[0])
 
 
+def test_steps_aside_where_a_graph_is_written() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mask = scattered(600, 600, density=0.02)
+    tensors = [tensor.detach() for tensor in qkv(600).values()]
+    graph = make_fx(lambda q, k, v: attention(Call(q, k, v, mask=Dense(mask))))(*tensors)
+    changed = [tensor + 1 for tensor in tensors]
+    torch.testing.assert_close(graph(*changed), attention(Call(*changed, mask=Dense(mask))))
+    assert not any("sparse" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_masks_without_tensors_that_leave_few_pairs() -> None:
+    tensors = {name: tensor.float() for name, tensor in qkv(1024, dim=64, dim_v=64).items()}
+    for structure in (Global([5]), Window(4) | Global([0]), Causal() & Global([700])):
+        call = Call(**tensors, structure=structure)
+        assert candidates(call)[0].name == "sparse"
+        torch.testing.assert_close(attention(call), attention(call, "reference"), rtol=0, atol=1e-5)
+
+
 def test_autocast_keeps_the_precision_of_its_inputs() -> None:
     q, k, v = (tensor.detach().float().requires_grad_() for tensor in qkv(64).values())
     call = Call(q, k, v, mask=Dense(scattered(64, 64)))

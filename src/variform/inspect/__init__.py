@@ -7,11 +7,12 @@ from variform.inspect.costing import costs
 from variform.inspect.costs import Costs
 from variform.inspect.describe import Description, Memory, describe
 from variform.inspect.diagram import Diagram, diagram
-from variform.inspect.explain import Explanation, explain
+from variform.inspect.explain import Choice, Explanation, explain, explaining
 from variform.inspect.plot import plot_mask
 from variform.inspect.rows import Row
 
 __all__ = [
+    "Choice",
     "Comparison",
     "Costs",
     "Description",
@@ -27,5 +28,6 @@ __all__ = [
     "describe",
     "diagram",
     "explain",
+    "explaining",
     "plot_mask",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from variform.inspect.rows import calls_by_path
 from variform.inspect.table import path_template, path_text
 from variform.inspect.trace import Node
 from variform.ops.attention.call import Call
-from variform.ops.attention.meter import standing_in
+from variform.ops.attention.meter import metering, standing_in
 from variform.ops.attention.select import Candidate, candidates
 from variform.parts.kinds import Model
 from variform.stack.decodable import undecodable
@@ -50,6 +51,18 @@ class Choice:
     def chosen(self) -> str | None:
         """The backend that runs; None where the one asked for refuses."""
         return next((candidate.name for candidate in self.candidates if candidate.chosen), None)
+
+    def __str__(self) -> str:
+        """The call, then a line for each backend: what runs, and why not the others."""
+        lines = [f"  q {self.q}  k {self.k}  v {self.v}  {self.dtype}", f"  mask: {self.mask}"]
+        if self.asked != "auto":
+            refused = "" if self.chosen else ", which refuses: running the model raises a BackendError"
+            lines.append(f"  asked for: {self.asked}{refused}")
+        width = max(len(candidate.name) for candidate in self.candidates)
+        for one in self.candidates:
+            verdict = "->" if one.chosen else "no" if one.refusal is not None else "  "
+            lines.append(f"  {verdict} {one.name.ljust(width)}  {one.why}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -88,19 +101,7 @@ class Explanation:
         if not self.rows:
             lines += ["", "no attention with a choice of backends"]
         for paths, row in _grouped(self.rows):
-            lines += [
-                "",
-                path_text(paths) or "(the whole)",
-                f"  q {row.q}  k {row.k}  v {row.v}  {row.dtype}",
-                f"  mask: {row.mask}",
-            ]
-            if row.asked != "auto":
-                refused = "" if row.chosen else ", which refuses: running the model raises a BackendError"
-                lines.append(f"  asked for: {row.asked}{refused}")
-            width = max(len(candidate.name) for candidate in row.candidates)
-            for one in row.candidates:
-                verdict = "->" if one.chosen else "no" if one.refusal is not None else "  "
-                lines.append(f"  {verdict} {one.name.ljust(width)}  {one.why}")
+            lines += ["", path_text(paths) or "(the whole)", str(row)]
         return "\n".join(lines)
 
 
@@ -118,7 +119,8 @@ def explain(
     """Which backend serves each attention of a model, and why the others do not. Nothing is computed.
 
     Args:
-        source: a spec, a mapping, a config file, or a built model.
+        source: a spec, a mapping, a config file, a built model, or one attention call (`ops.attention.Call`), which has
+            all that follows within itself.
         batch: rows.
         length: tokens a row; the longest the model takes by default.
         device: the device type that backends answer for, present or not; that of a built model, else "cpu".
@@ -131,6 +133,9 @@ def explain(
         ConfigError: the spec is wrong, a size is missing, an unknown backend is asked for, or the model cannot decode.
         ShapeError: the model does not take these sizes.
     """
+    if isinstance(source, Call):
+        row, rows_of_q = Choice(path="", **_judged(source, "auto")), source.q.shape
+        return Explanation("call", rows_of_q[0], rows_of_q[2], source.target, source.needs_grad, False, (row,))
     check_sizes(batch=batch, length=length)
     resolved = resolve(as_spec(source), **facts)
     target = device or _device_of(source)
@@ -147,6 +152,19 @@ def explain(
     rows = [Choice(path=path, **said) for path, nodes in calls.items() for node in nodes for said in node.attention]
     name = f"{resolved.kind} {resolved.name!r}"
     return Explanation(name, batch, length, target, training, decode, tuple(rows))
+
+
+@contextmanager
+def explaining() -> Iterator[list[Choice]]:
+    """What every backend says to the attention calls that are made within, by any module, with the masks it is given.
+
+    with explaining() as choices:
+        module(x, att_mask=mask)
+    print(*choices, sep="\\n")
+    """
+    choices: list[Choice] = []
+    with metering(lambda call, backend: choices.append(Choice(path="", **_judged(call, backend)))):
+        yield choices
 
 
 def _step(model: FakeModel, batch: int, length: int | None) -> Node:

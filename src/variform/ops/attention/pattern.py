@@ -146,6 +146,8 @@ def readable(call: Call, mask: Mask | None) -> bool:
         return False
     if torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0:
         return False
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return False  # what is read now would be written into a graph
     if any(type(tensor) not in _PLAIN for tensor in (call.q, call.k, call.v)):
         return False
     leaves = [leaf for leaf in pytree.tree_leaves(mask) if isinstance(leaf, Tensor)]

@@ -27,11 +27,14 @@ _BODY = {
     "conv_mlp.0.": "up.",
     "conv_mlp.1.": "near.",
     "conv_mlp.3.": "down.",
+    "gate.wg.": "router.",
+    "moe.gate.wg.": "router.",
     "attention.native.": "attention.",
     "native.": "",
 }
 _MIXER = "attention.native."
 """A mixer stands here where nothing projects what comes in; else it is the attention between the projections."""
+_EXPERT = re.compile(r"moe\.experts\.(\d+)\.")
 _EMBEDDING = {
     "pose_encoding.word_embeddings.weight": "weight",
     "pose_encoding.position_embeddings.weight": "position.weight",
@@ -145,9 +148,12 @@ def _step(name: str, rest: str, stack: str, layer: str, block: str, keys: tuple[
     projected = any(key.startswith(f"{block}{name}.") and ".in_proj_container." in key for key in keys)
     if inner.startswith(_MIXER) and not projected:
         return (f"{stack}{layer}body.{inner.removeprefix(_MIXER)}",)
+    body, expert = f"{stack}{layer}body.", _EXPERT.match(inner)
+    if expert is not None:
+        body, inner = f"{body}experts.{expert[1]}.", inner[expert.end() :]
     for prefix, native in _BODY.items():
         if inner.startswith(prefix):
-            return (f"{stack}{layer}body.{native}{inner.removeprefix(prefix)}",)
+            return (f"{body}{native}{inner.removeprefix(prefix)}",)
     return ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -105,6 +106,11 @@ def as_mapping(config: Any) -> Mapping[str, Any] | None:
 
 def keys_of(item: Item) -> dict[str, Key]:
     """The keys that a part knows: the fields of its configuration dataclass and its constructor's parameters."""
+    return dict(_keys_of(item))
+
+
+@functools.lru_cache(maxsize=1024)
+def _keys_of(item: Item) -> Mapping[str, Key]:
     listed: Mapping[str, Key] | None = getattr(item.constructor, "config_keys", None)
     if listed is not None:
         return dict(listed)
@@ -129,7 +135,7 @@ def native_keys(part: type[Part]) -> dict[str, Key]:
 
 def known_keys(registry: Registry) -> set[str]:
     """Every key that some part of the kind knows."""
-    return {key for name in registry for key in keys_of(registry[name])}
+    return {key for item in registry.everything().values() for key in _keys_of(item)}
 
 
 def superset_keys(registry: Registry, given: Mapping[str, Any], owner: str) -> tuple[str, ...]:

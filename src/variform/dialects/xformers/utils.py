@@ -65,6 +65,10 @@ class Registry(Mapping[str, Item]):
         yield from self._own
         yield from (name for name in self._natives() if name not in self._own)
 
+    def everything(self) -> Mapping[str, Item]:
+        """All parts at once."""
+        return {**self._natives(), **self._own}
+
     def __len__(self) -> int:
         return len({*self._own, *self._natives()})
 

@@ -61,10 +61,35 @@ def landmark_attention(
 ) -> Tensor:
     """softmax(q K~^T) pinv(softmax(Q~ K~^T)) softmax(Q~ k^T) v; paper: https://arxiv.org/abs/2102.03902
 
+    With the exact inverse all of it is computed in float32 at least, also under autocast: small singular values blow up
+    what rounding makes of the other two matrices.
+
     Shapes:
         q, q_landmarks: `[B, H, L, D]`, `[B, H, n, D]`, scaled; k, v, k_landmarks likewise, as many heads
         k_real: bool `[B, Lk]`; q_held, k_held: bool `[B, n]`, which landmarks there are
     """
+    held = (k_real, q_held, k_held)
+    if inverted == "iterative":
+        return _through(q, k, v, q_landmarks, k_landmarks, inverted, iterations, shared_start, *held)
+    with torch.autocast(q.device.type, enabled=False):
+        wide_q, wide_k, wide_v, near_q, near_k = (_wide(t) for t in (q, k, v, q_landmarks, k_landmarks))
+        y = _through(wide_q, wide_k, wide_v, near_q, near_k, inverted, iterations, shared_start, *held)
+        return y.to(v.dtype)
+
+
+def _through(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_landmarks: Tensor,
+    k_landmarks: Tensor,
+    inverted: Inverse,
+    iterations: int,
+    shared_start: bool,
+    k_real: Tensor | None,
+    q_held: Tensor | None,
+    k_held: Tensor | None,
+) -> Tensor:
     first = _softmax(q @ k_landmarks.transpose(-1, -2), k_held)
     middle = _softmax(q_landmarks @ k_landmarks.transpose(-1, -2), k_held)
     last = _softmax(q_landmarks @ k.transpose(-1, -2), k_real) @ v
@@ -73,23 +98,30 @@ def landmark_attention(
     return first @ (inverse(middle, inverted, iterations, shared_start) @ last)
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def inverse(x: Tensor, how: Inverse, iterations: int, shared_start: bool) -> Tensor:
     """The Moore-Penrose inverse of `[B, H, n, m]` with entries >= 0 and row sums of at most 1: `[B, H, m, n]`.
+
+    Computed in float32 at least, also under autocast.
 
     Args:
         how: "exact" by singular values; "iterative" by the method of Razavi et al. 2014, products alone.
         iterations: how often that is improved.
         shared_start: it begins with one factor for all heads of a row, the smallest, not with each head's own.
     """
-    if how == "exact":
-        wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
-        exact: Tensor = torch.linalg.pinv(x.to(wide))
-        return exact.to(x.dtype)
-    sums = x.sum(-2).amax(-1)
-    if shared_start:
-        sums = sums.amax(-1, keepdim=True)
-    y = x.transpose(-1, -2) / torch.where(sums > 0, sums, 1)[..., None, None]
-    return improved(x, y, iterations)
+    with torch.autocast(x.device.type, enabled=False):
+        wide = _wide(x)
+        if how == "exact":
+            exact: Tensor = torch.linalg.pinv(wide)
+            return exact.to(x.dtype)
+        sums = wide.sum(-2).amax(-1)
+        if shared_start:
+            sums = sums.amax(-1, keepdim=True)
+        start = wide.transpose(-1, -2) / torch.where(sums > 0, sums, 1)[..., None, None]
+        return improved(wide, start, iterations).to(x.dtype)
 
 
 def improved(x: Tensor, y: Tensor, iterations: int) -> Tensor:

@@ -307,3 +307,16 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(vf.ConfigError, match=message):
             part(**fields)
     assert part(True, conv_kernel=4, heads=4)(*qkv(9), Sides()).shape == (2, 4, 9, 3)
+
+
+@pytest.mark.parametrize("inverse", ["iterative", "exact"])
+def test_the_inverse_keeps_its_digits_under_autocast(inverse: str) -> None:
+    given = [t.detach().float().requires_grad_() for t in qkv(40)]
+    attention = part(landmarks=6, inverse=inverse).float()
+    wanted = attention(*given, Sides())
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attention(*given, Sides())
+    assert got.dtype == (torch.bfloat16 if inverse == "iterative" else torch.float32)
+    assert float((got.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.05
+    gradients = torch.autograd.grad(got.float().square().sum(), given)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -57,7 +57,7 @@ def _fourier_mix() -> list[Sample]:
 
 @samples_for(Compositional)
 def _compositional() -> list[Sample]:
-    other = {"rules": 3, "dim_attn": 8, "dim_value": 12, "dim_selection": 5}
+    other = {"rules": 3, "dim_attn": 8, "dim_value": 9, "dim_selection": 5}
     return [
         Sample(Compositional.spec()),
         Sample(Compositional.spec(**other, score="mlp", q_compose=True, bias=False), "mlp, other sizes"),

@@ -89,7 +89,7 @@ def from_native(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict
     problems += [Problem(name, "this weight has no place in the xFormers model") for name in set(state) - wanted]
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.path))
-    return {key: state[several[0]].reshape(like[key].shape) for key, several in places.items()}
+    return {key: _across(key, state[several[0]]).reshape(like[key].shape) for key, several in places.items()}
 
 
 class _Patches(NamedTuple):
@@ -168,4 +168,10 @@ def _reshaped(key: str, tensor: Tensor) -> Tensor:
     """Upstream keeps a leading axis of 1 on learned positions and none on a class token."""
     if key.endswith("pose_encoding.pos_emb"):
         return tensor.squeeze(0)
+    tensor = _across(key, tensor)
     return tensor.unsqueeze(0) if key.endswith("pose_encoding.class_token") else tensor
+
+
+def _across(key: str, tensor: Tensor) -> Tensor:
+    """The kernels of the convolutional feedforward lie across: their first axis runs along the rows of the grid."""
+    return tensor.transpose(-1, -2).contiguous() if key.endswith("conv_mlp.1.weight") else tensor

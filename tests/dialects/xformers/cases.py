@@ -78,8 +78,39 @@ def fill(module: nn.Module) -> Any:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             upstream = name.replace("native.", "").replace("filters", "skip_connection.weight")
-            noise = np.random.RandomState(zlib.crc32(upstream.encode())).randn(*parameter.shape)
-            parameter.copy_(torch.from_numpy(noise) * 0.3)
+            parameter.copy_(noise(upstream, *parameter.shape))
+    return module
+
+
+def noise(name: str, *shape: int) -> Tensor:
+    """The weight of upstream's that has this name."""
+    return torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).randn(*shape)) * 0.3
+
+
+def fill_compositional(module: Any) -> Any:
+    """The same weights as `fill` gives upstream's compositional attention."""
+    if not hasattr(module, "native"):
+        return fill(module)
+    maps = module.double().eval().native.maps
+    select, size = maps.selection, maps.selection.size
+    names = {"q": "in_proj_container.q_proj", "k": "in_proj_container.k_proj", "v": "in_proj_container.v_proj"}
+    with torch.no_grad():
+        for own, upstream in {**names, "out": "out_proj", "value_q": "value_q"}.items():
+            for what, parameter in getattr(maps, own).named_parameters() if getattr(maps, own) is not None else ():
+                parameter.copy_(noise(f"{upstream}.{what}", *parameter.shape))
+        if select.score == "dot":
+            select.key.weight.copy_(noise("value_k.weight", *select.key.weight.shape))
+        elif select.score == "mlp":
+            both = noise("score_network.0.weight", size, maps.dim_value + size)
+            select.hidden_value.weight.copy_(both[:, : maps.dim_value])
+            select.hidden_query.weight.copy_(both[:, maps.dim_value :])
+            select.hidden_query.bias.copy_(noise("score_network.0.bias", size))
+            select.last.weight.copy_(noise("score_network.2.weight", 1, size))
+        else:
+            both = noise("score_network.weight", 1, maps.dim_value + size)
+            select.value_score.weight.copy_(both[:, : maps.dim_value])
+            select.query_score.weight.copy_(both[:, maps.dim_value :].expand(maps.rules, -1))
+            select.query_score.bias.zero_()
     return module
 
 
@@ -109,6 +140,19 @@ def recorded(root: str) -> dict[str, Run]:
 
     def feedforward(activation: str) -> Any:
         return fill(at("components.feedforward").build_feedforward({**mlp(activation=activation), "dim_model": DIM}))
+
+    def compositional(**config: Any) -> Any:
+        build = at("components.attention").build_attention
+        return fill_compositional(build({"name": "compositional", "dim_model": DIM, "num_heads": HEADS, **config}))
+
+    def mixed(name: str, **config: Any) -> Tensor:
+        part = fill(at("components.attention").build_attention({"name": name, "dropout": 0.0, **config}))
+        y: Tensor = part(*[features()] * 3)
+        return y
+
+    def convolved(**config: Any) -> Any:
+        described = {"name": "Conv2DFeedforward", "dim_model": DIM, "dropout": 0.0, "activation": "gelu", **config}
+        return fill(at("components.feedforward").build_feedforward(described))
 
     def position(name: str, **config: Any) -> Any:
         build = at("components.positional_embedding").build_positional_embedding
@@ -148,6 +192,21 @@ def recorded(root: str) -> dict[str, Run]:
         "heads nystrom cross": lambda: landmarks()(features(6), features(), features()),
         "heads nystrom of all": lambda: landmarks(num_landmarks=SEQ, causal=True)(features()),
         "heads orthoformer of all": lambda: heads("orthoformer", num_landmarks=SEQ)(features()),
+        "heads fourier": lambda: heads("fourier_mix", per_head=True, num_heads=HEADS)(features()),
+        "fourier": lambda: mixed("fourier_mix"),
+        "pooling": lambda: mixed("pooling"),
+        "pooling of five": lambda: mixed("pooling", pool_size=5),
+        "visual": lambda: mixed("visual", dim_model=DIM),
+        "Conv2DFeedforward": lambda: convolved()(features()),
+        "Conv2DFeedforward wide": lambda: convolved(hidden_layer_multiplier=2, dim_model_out=5)(features()),
+        "compositional": lambda: compositional()(*[features()] * 3),
+        "compositional causal": lambda: compositional(causal=True)(*[features()] * 3),
+        "compositional masked": lambda: compositional(qk_rule=True)(*[features()] * 3, att_mask=lower),
+        "compositional rules": lambda: compositional(qk_rule=True, num_rules=4, dim_selection=3)(*[features()] * 3),
+        "compositional network": lambda: compositional(nonlinear=True)(*[features()] * 3),
+        "compositional cross": lambda: compositional(qk_rule=True, use_separate_proj_weight=True)(
+            features(5), features(), features(seed=1)
+        ),
         "sine": lambda: position("sine")(features(6)),
         "sine of numbers": lambda: position("sine")(features(6)[..., 0]),
         "learnable": lambda: position("learnable")(features()),

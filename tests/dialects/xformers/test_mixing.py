@@ -35,7 +35,7 @@ from variform.dialects.xformers.components.feedforward.conv_mlp import ConvMlpCo
 from variform.dialects.xformers.factory import xFormer, xFormerConfig, xFormerEncoderBlock, xFormerEncoderConfig
 from variform.ops.fourier import naive_fourier_mix
 from variform.parts.kinds import Mixer, Streams
-from variform.weights.xformers import to_native
+from variform.weights.xformers import from_native, to_native
 
 X = features()
 SIZES = {"dim_model": DIM, "num_heads": HEADS}
@@ -45,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fourier_mix": {"dropout": 0.0},
     "pooling": {"pool_size": 2, "stride": 2, "padding": 0},
     "visual": {},
-    "compositional": {"num_rules": 3},
+    "compositional": {"num_rules": 4},
     **{name: {} for name in mixer_items(frozenset()) if name not in CLASSES},
 }
 NAMES = [*CONFIGS]
@@ -298,7 +298,7 @@ def compositional(**more: Any) -> Any:
 
 CHANGES: list[dict[str, Any]] = [
     {"dim_attn": 4},
-    {"num_rules": 3},
+    {"num_rules": 4},
     {"dim_selection": 3},
     {"dim_key": 4},
     {"dim_value": 4},
@@ -377,7 +377,7 @@ def test_compositional_attention_to_another_sequence() -> None:
 @pytest.mark.parametrize("style", ["pre", "post"])
 def test_a_compositional_decoder_equals_its_native_twin(style: str) -> None:
     heads = {"multi_head_config_masked": attention("compositional", causal=True)}
-    heads["multi_head_config_cross"] = attention("compositional", num_rules=3, qk_rule=True)
+    heads["multi_head_config_cross"] = attention("compositional", num_rules=4, qk_rule=True)
     whole = model(decoder(**heads, residual_norm_style=style, num_layers=2))
     memory = features(5, 1)
     close(whole(memory, ids()), twin(whole)(ids(), context=memory))
@@ -418,7 +418,10 @@ def test_the_convolutional_feedforward_is_upstreams() -> None:
 )
 def test_a_model_with_it_equals_its_native_twin(more: dict[str, Any]) -> None:
     whole = model(encoder(feedforward_config={"name": "Conv2DFeedforward", **more}, num_layers=2))
-    close(whole(ids()), twin(whole)(ids()))
+    native = twin(whole)
+    close(whole(ids()), native(ids()))
+    back = from_native(native.state_dict(), whole.state_dict())
+    assert all(torch.equal(back[name], weight) for name, weight in whole.state_dict().items())
 
 
 def test_every_setting_of_it_counts() -> None:

@@ -65,6 +65,7 @@ def agree(part: Any, got: Tensor, wanted: Tensor, *inputs: Tensor) -> None:
 VARIANTS = [
     {},
     {"rules": 3},
+    {"rules": 6, "dim_value": 18},
     {"dim_attn": 8},
     {"dim_value": 20},
     {"dim_selection": 5},
@@ -72,7 +73,7 @@ VARIANTS = [
     {"bias": False},
     {"tied": True},
     {"tied": True, "rules": 3},
-    {"rules": 2, "dim_attn": 8, "dim_value": 4, "dim_selection": 3, "q_compose": True, "bias": False},
+    {"rules": 2, "dim_attn": 8, "dim_value": 6, "dim_selection": 3, "q_compose": True, "bias": False},
 ]
 
 
@@ -110,9 +111,12 @@ def test_rows_of_a_batch_stay_apart(score: str, q_compose: bool) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    for name in ("dim_attn", "dim_value"):
-        with pytest.raises(ConfigError, match=rf"(?s)must divide {name} = 10"):
-            built(**{name: 10})
+    with pytest.raises(ConfigError, match="heads: must divide dim_attn = 10"):
+        built(dim_attn=10)
+    with pytest.raises(ConfigError, match=r"rules: must divide dim_value = 10.*got 3.*or give dim_value"):
+        built(dim_value=10, rules=3)
+    with pytest.raises(ConfigError, match="rules: must divide dim_value = dim = 12"):
+        built(rules=5)
     with pytest.raises(ConfigError, match="one map cannot read 12 features of the tokens and 6 of the context"):
         built(CrossCompositional, tied=True, dim_context=6)
     with pytest.raises(ConfigError, match="cannot attend to another sequence"):

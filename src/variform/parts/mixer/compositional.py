@@ -40,7 +40,7 @@ class Selection(nn.Module):
 
     def __init__(self, rules: int, dim_value: int, dim_selection: int, score: Score, bias: bool) -> None:
         super().__init__()
-        self.score, self.scale = score, dim_selection**-0.5
+        self.score, self.size, self.scale = score, dim_selection, dim_selection**-0.5
         if score == "dot":
             self.key = Linear(dim_value, dim_selection, bias=False)
         elif score == "mlp":
@@ -77,7 +77,7 @@ class Maps(nn.Module):
         source: features of what keys and values are made of.
         rules: number of retrievals.
         dim_attn: features of all heads' queries.
-        dim_value: features of all heads' results.
+        dim_value: features of all rules' values.
         dim_selection: features of a head's query for the choice.
         score: how the choice is made.
         q_compose: the query for the choice is read off the head's own.
@@ -101,15 +101,14 @@ class Maps(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.rules, self.compose = heads, rules, q_compose
-        self.dim_head, self.dim_value = dim_attn // heads, dim_value // heads
-        wide = rules * self.dim_value
+        self.dim_head, self.dim_value = dim_attn // heads, dim_value // rules
         self.q = Linear(dim, dim_attn, bias)
         self.k = None if tied else Linear(source, dim_attn, bias)
-        self.v = None if tied and wide == dim_attn else Linear(source, wide, bias)
+        self.v = None if tied and dim_value == dim_attn else Linear(source, dim_value, bias)
         read, made = (self.dim_head, dim_selection) if q_compose else (dim, heads * dim_selection)
         self.value_q = Linear(read, made, bias)
         self.selection = Selection(rules, self.dim_value, dim_selection, score, bias)
-        self.out = Linear(dim_value, dim, bias)
+        self.out = Linear(heads * self.dim_value, dim, bias)
 
     def keys_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys of all heads side by side, and values of all rules: [B, Lk, H * D], [B, Lk, R * Dv]."""
@@ -148,7 +147,7 @@ class Compositional(Mixer):
         heads: number of searches H.
         rules: number of retrievals R; as many as heads by default.
         dim_attn: features of all heads' queries; `dim` by default.
-        dim_value: features of all heads' results, each value having its share; `dim` by default.
+        dim_value: features of all rules' values; `dim` by default.
         dim_selection: features of a head's query for the choice; dim / heads by default.
         score: "dot", the paper's; "mlp", a network of one inner layer; "linear".
         q_compose: the query for the choice is read off the head's own query, else off the token.
@@ -197,7 +196,7 @@ class Compositional(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads divide what they split."""
-        return _head_problems(facts)
+        return _problems(facts)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -254,7 +253,7 @@ class CrossCompositional(Mixer):
         dim_context: features of the context; `dim` by default.
         rules: number of retrievals R; as many as heads by default.
         dim_attn: features of all heads' queries; `dim` by default.
-        dim_value: features of all heads' results, each value having its share; `dim` by default.
+        dim_value: features of all rules' values; `dim` by default.
         dim_selection: features of a head's query for the choice; dim / heads by default.
         score: "dot", "mlp" or "linear"; see `compositional`.
         q_compose: the query for the choice is read off the head's own query, else off the token.
@@ -316,7 +315,7 @@ class CrossCompositional(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """The attention accepts another sequence, and one map serves both sides only if they are of one size."""
-        found, attention = _head_problems(facts), facts["attention"]
+        found, attention = _problems(facts), facts["attention"]
         if not attention.part.abilities(dict(attention.args)).cross:
             found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
         size = facts["dim_context"] or facts["dim"]
@@ -374,13 +373,15 @@ def _head_facts(facts: Facts) -> dict[str, int]:
     return {"dim_head": max(1, size // facts["heads"]), "kv_heads": facts["heads"]}
 
 
-def _head_problems(facts: Facts) -> list[Problem]:
-    found, heads = [], facts["heads"]
-    for name in ("dim_attn", "dim_value"):
-        size = facts[name] or facts["dim"]
-        if size % heads:
+def _problems(facts: Facts) -> list[Problem]:
+    """Heads divide the features of queries, and rules those of values."""
+    found = []
+    for divisor, name in (("heads", "dim_attn"), ("rules", "dim_value")):
+        number, size = facts[divisor] or facts["heads"], facts[name] or facts["dim"]
+        if size % number:
             told = name if facts[name] else f"{name} = dim"
-            found.append(Problem("heads", f"must divide {told} = {size}", heads, nearest_divisors(size, heads)))
+            hint = f"{nearest_divisors(size, number)}; or give {name}"
+            found.append(Problem(divisor, f"must divide {told} = {size}", number, hint))
     return found
 
 

@@ -62,7 +62,7 @@ class CompositionalAttention(NativeMixer):
         num_rules: number of retrievals; `num_heads` by default.
         dim_selection: features of a head's query for the choice; `dim_model // num_heads` by default.
         dim_key: another name of `dim_attn`.
-        dim_value: features of all heads' results; `dim_model` by default.
+        dim_value: features of all rules' values; `dim_model` by default.
         dropout: probability of dropping an attention weight, in training.
         qk_rule: score by a scaled product.
         nonlinear: score by a network.

@@ -98,7 +98,9 @@ class Conv2DFeedforward(Feedforward):
                 f"Conv2DFeedforward needs a square number of tokens, and was given {inputs.shape[1]}; the nearest "
                 f"are {near} (a class token counts)"
             )
-        return from_grid(self.conv_mlp(to_grid(inputs, (side, side))))
+        # Upstream's kernels lie across: their first axis runs along the rows.
+        grid = to_grid(inputs, (side, side)).transpose(2, 3)
+        return from_grid(self.conv_mlp(grid).transpose(2, 3))
 
     @property
     def spec(self) -> Spec:

@@ -38,6 +38,7 @@ LAYERS: dict[str, list[Any]] = {
     "post-norm": [TransformerLayer.spec(sublayers=[ATTEND.replace(norm=None, branch_norm="layer_norm"), FEED])],
     "layer scale": [FEED.replace(residual="layer_scale"), ATTEND.replace(residual="layer_scale")],
     "half steps": [FEED.replace(residual={"part": "scaled", "beta": 0.5}), ATTEND],
+    "a long skip": [ENCODER, Publish.spec(stream="skip"), FEED, ENCODER, AddStream.spec(stream="skip"), ATTEND],
     "none": [],
 }
 
@@ -69,6 +70,12 @@ def literal(stack: Any, x: Tensor, streams: dict[str, Any]) -> Tensor:
 
     x1 = x2 = x
     for layer in stack.layers.in_order():
+        if not isinstance(layer, (Sublayer, TransformerLayer)):
+            out = layer((x1 + x2) / 2, streams)
+            y, published = out if isinstance(out, tuple) else (out, {})
+            x1 = x2 = y
+            streams = {**streams, **published}
+            continue
         for step in layer.sublayers.in_order() if isinstance(layer, TransformerLayer) else [layer]:
             x1, x2 = x2, x1 + branch(step, x2)
     y = (x1 + x2) / 2
@@ -358,6 +365,21 @@ def test_it_decodes() -> None:
         out, state = model(None, chunk, state=state)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-10)
+
+
+def test_it_decodes_with_layers_of_another_make_in_between() -> None:
+    stack = LayerStack.spec(layers=LAYERS["a long skip"], norm="layer_norm", executor="reversible")
+    spec = Transformer.spec(
+        embedding=TokenEmbedding.spec(), stacks=[stack], head="lm", dim=8, heads=2, vocab_size=11, causal=True,
+        max_seq_len=9,
+    )  # fmt: skip
+    model = vf.build(spec, dtype=torch.float64).eval()
+    ids = torch.randint(0, 11, (2, 7))
+    state, parts = model.init_state(2, 7), []
+    for chunk in ids.split((3, 1, 2, 1), dim=1):
+        out, state = model(chunk, state=state)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-10, atol=1e-10)
 
 
 class Counting(FeedForward):

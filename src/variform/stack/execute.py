@@ -37,11 +37,13 @@ class ModuleList(nn.ModuleList):
         return iter(modules if len(modules) == len(self.order) else [modules[index] for index in self.order])
 
 
-def run_in_order(layers: ModuleList, x: Tensor, streams: Streams, slot: str) -> Output:
-    """Call layers one after another; what one publishes, the later ones read."""
+def run_in_order(layers: ModuleList, x: Tensor, streams: Streams, slot: str, places: range | None = None) -> Output:
+    """Call layers one after another, or those at some places; what one publishes, the later ones read."""
     published: dict[str, Any] = {}
     branches: State = {}
     for place, layer in enumerate(layers.in_order()):
+        if places is not None and place not in places:
+            continue
         new: dict[str, Any] = {"state": branches}
         x = call(layer, x, streams, f"{slot}.{place}", new)  # type: ignore[arg-type]
         if len(new) > 1:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
@@ -15,11 +15,14 @@ from variform.core.spec import Spec, described
 from variform.errors import Problem
 from variform.ops.attention.meter import is_metered
 from variform.ops.reversible import Draws, Step, Told, reversible
-from variform.parts.kinds import Streams
+from variform.parts.kinds import Output, Streams
 from variform.stack.execute import ModuleList, run_in_order
 from variform.stack.sublayer import Sublayer, TransformerLayer, Twin
 
-Result = tuple[Tensor, Tensor, dict[str, Any]]
+Result = tuple[Tensor, dict[str, Any]]
+"""The result of layers, and what is published beside it."""
+
+Both = tuple[Tensor, Tensor, dict[str, Any]]
 """Both streams, and what is published beside them."""
 
 REMEDY = "take the executor 'checkpoint', which keeps one tensor a layer"
@@ -29,7 +32,7 @@ def run_reversible(layers: ModuleList, x: Tensor, streams: Streams) -> tuple[Ten
     """Run the sublayers of a stack as reversible steps; the result is the mean of the two streams.
 
     Both streams begin as `x`, and are carried in float32 at least: what is computed back from sums of low precision
-    would drift.
+    would drift. A layer of another make (patches that are merged) is given the mean, and two streams begin anew.
 
     Args:
         layers: of the stack.
@@ -39,19 +42,52 @@ def run_reversible(layers: ModuleList, x: Tensor, streams: Streams) -> tuple[Ten
     Returns:
         [B, L, dim] in the type of `x`, and what is told beside it: the new decode state, losses.
     """
+    state: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    for places, turns in _runs(layers):
+        if turns:
+            x, published = _mean(layers, x, streams, places)
+        else:
+            x, published = _parted(run_in_order(layers, x, streams, "layers", places))
+        state.update(published.pop("state", {}))
+        told.update(published)
+        streams = {**streams, **published}
+    return x, {name: told[name] for name in ("losses",) if name in told} | ({"state": state} if state else {})
+
+
+def _runs(layers: ModuleList) -> Iterator[tuple[range, bool]]:
+    """Places of layers that follow one another, and whether they are reversible."""
+    kinds = [isinstance(layer, (Sublayer, TransformerLayer)) for layer in layers.in_order()]
+    start = 0
+    for stop in range(1, len(kinds) + 1):
+        if stop == len(kinds) or kinds[stop] != kinds[start]:
+            yield range(start, stop), kinds[start]
+            start = stop
+
+
+def _mean(layers: ModuleList, x: Tensor, streams: Streams, places: range) -> Result:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if streams.get("state") is None and torch.is_grad_enabled() and isinstance(x, FakeTensor) and is_metered():
-        a, b, published = _measured(layers, wide, streams, x.dtype)
-    elif streams.get("state") is None:
-        a, b, published = _reversed(layers, wide, streams, x.dtype)
+    if streams.get("state") is not None:
+        a, b, published = _in_turn(layers, wide, streams, x.dtype, places)
+    elif torch.is_grad_enabled() and isinstance(x, FakeTensor) and is_metered():
+        a, b, published = _measured(layers, wide, streams, x.dtype, places)
     else:
-        a, b, published = _in_turn(layers, wide, streams, x.dtype)
+        a, b, published = _reversed(layers, wide, streams, x.dtype, places)
     return ((a + b) / 2).to(x.dtype), published
+
+
+def _parted(out: Output) -> Result:
+    return out if isinstance(out, tuple) else (out, {})
 
 
 def reversible_problems(layers: Sequence[Any]) -> list[Problem]:
     """What keeps layers, described, from being reversible; paths are those below the stack."""
-    return [problem for index, layer in enumerate(layers) for problem in _of_layer(described(layer), f"layers.{index}")]
+    return [
+        problem
+        for index, layer in enumerate(map(described, layers))
+        if layer.part in (Sublayer, TransformerLayer)
+        for problem in _of_layer(layer, f"layers.{index}")
+    ]
 
 
 def _of_layer(layer: Spec, path: str) -> Iterator[Problem]:
@@ -60,8 +96,8 @@ def _of_layer(layer: Spec, path: str) -> Iterator[Problem]:
             yield from _of_layer(described(child), f"{path}.sublayers.{index}")
         return
     if layer.part is not Sublayer:
-        message = f"a reversible stack is made of sublayers, and {layer.name!r} is none"
-        yield Problem(path, message, hint=f"make it the body of a sublayer, or {REMEDY}")
+        message = f"a reversible layer is made of sublayers, and {layer.name!r} is none"
+        yield Problem(path, message, hint=f"let it stand between the layers, or {REMEDY}")
         return
     residual = described(layer["residual"])
     if residual is not None and not residual.part.adds(residual.args):
@@ -78,32 +114,34 @@ def _of_layer(layer: Spec, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.{below}" if below else path, message, hint=REMEDY)
 
 
-def _in_turn(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype, twin: Twin | None = None) -> Result:
+def _in_turn(
+    layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype, places: range, twin: Twin | None = None
+) -> Both:
     """The layers as they stand."""
-    out = run_in_order(layers, x, {**streams, "twin": twin or Twin(x, dtype)}, "layers")
-    if not isinstance(out, tuple):
-        return out, out, {}  # no layer
-    b, published = out
+    out = run_in_order(layers, x, {**streams, "twin": twin or Twin(x, dtype)}, "layers", places)
+    b, published = _parted(out)
+    if "twin" not in published:
+        return (x, b, published) if twin is None or twin.other is None else (twin.other, b, published)  # no sublayer
     return published.pop("twin").other, b, published
 
 
-def _reversed(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> Result:
+def _reversed(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype, places: range) -> Both:
     """The layers as one function that keeps its results alone; losses are told through it."""
     before = streams.get("losses")
     leaves, tree = pytree.tree_flatten({name: stream for name, stream in streams.items() if name != "losses"})
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    sides = [leaves[place] for place in places]
+    tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    sides = [leaves[place] for place in tensors]
     rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     names: list[str] = []
 
     def filled(sides: Sequence[Tensor]) -> dict[str, Any]:
-        known = dict(zip(places, sides, strict=True))
+        known = dict(zip(tensors, sides, strict=True))
         found = pytree.tree_unflatten([known.get(place, leaf) for place, leaf in enumerate(rest)], tree)
         return {**found} if before is None else {**found, "losses": ()}
 
     def forward(a: Tensor, b: Tensor, sides: Sequence[Tensor], draws: Draws | None) -> tuple[Tensor, Tensor, Told]:
         own = streams if before is None else {**streams, "losses": ()}
-        a, b, published = _in_turn(layers, b, own, dtype, Twin(a, dtype, draws))
+        a, b, published = _in_turn(layers, b, own, dtype, places, Twin(a, dtype, draws))
         told = published.get("losses", ())
         names.extend(name for name, _ in told)
         return a, b, tuple(loss for _, loss in told)
@@ -116,23 +154,24 @@ def _reversed(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtyp
 
         return Step(run, sublayer)
 
-    a, b, told = reversible([step(sublayer) for sublayer in _sublayers(layers)], x, x, sides, forward)
+    chosen = list(layers.in_order())[places.start : places.stop]
+    a, b, told = reversible([step(sublayer) for sublayer in _sublayers(chosen)], x, x, sides, forward)
     return a, b, {} if before is None else {"losses": (*before, *zip(names, told, strict=True))}
 
 
-def _sublayers(layers: ModuleList) -> Iterator[Sublayer]:
-    for layer in layers.in_order():
+def _sublayers(layers: Iterable[nn.Module]) -> Iterator[Sublayer]:
+    for layer in layers:
         if isinstance(layer, TransformerLayer):
-            yield from _sublayers(layer.sublayers)
+            yield from _sublayers(layer.sublayers.in_order())
         else:
             assert isinstance(layer, Sublayer)
             yield layer
 
 
-def _measured(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype) -> Result:
+def _measured(layers: ModuleList, x: Tensor, streams: Streams, dtype: torch.dtype, places: range) -> Both:
     """Stand-ins whose cost is measured go through all operations, and the results alone are kept."""
     with saved_tensors_hooks(lambda tensor: None, lambda kept: kept):
-        a, b, published = _in_turn(layers, x, streams, dtype)
+        a, b, published = _in_turn(layers, x, streams, dtype, places)
     sides = [leaf for leaf in pytree.tree_leaves(dict(streams)) if isinstance(leaf, Tensor)]
     a, b = _Kept.apply(a, b, *sides)  # type: ignore[no-untyped-call]
     return a, b, published

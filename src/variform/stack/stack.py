@@ -32,7 +32,8 @@ class LayerStack(Stack):
     Reformer, Kitaev et al. 2020, arXiv:2001.04451): two streams begin as x; each sublayer in turn adds its branch of
     the one to the other, and they change places, y1 = x1 + attention(x2), y2 = x2 + feedforward(y1); the result is
     their mean. Sublayers of a decoder layer, three as they may be, take turns likewise. The backward pass computes the
-    streams of each layer from those after it, so that nothing is kept a layer.
+    streams of each layer from those after it, so that nothing is kept a layer. A layer that is not made of sublayers
+    (merged patches, say) is given the mean, and two streams begin anew.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -205,7 +205,7 @@ def innermost(module: nn.Module) -> Any:
 def run_blocks(
     blocks: Sequence[Block], x: Tensor, padding: Tensor | None, given: Given
 ) -> tuple[Tensor, Tensor | None]:
-    """Blocks in order; those that are reversible, which all are or none, as one sequence.
+    """Blocks in order; those that are reversible, which all are or none, as sequences between patch embeddings.
 
     Args:
         blocks: of one side of a model.
@@ -218,18 +218,28 @@ def run_blocks(
     """
     for block in blocks:
         block.check(given)
-    if blocks[0].reversible:
-        x, padding, positions = blocks[0].embed(x, padding)
-        steps = [step for block in blocks for step in block.steps()]
-        return blocks[-1].finish(
-            run_reversible(steps, x, {**given, "padding": padding, "positions": positions})
-        ), padding
-    for block in blocks:
-        x, padding, positions = block.embed(x, padding)
-        for _, step in block.steps():
-            x = step(x, {**given, "padding": padding, "positions": positions})
-        x = block.finish(x)
+    for run in _runs(blocks):
+        x, padding, positions = run[0].embed(x, padding)
+        own = {**given, "padding": padding, "positions": positions}
+        steps = [step for block in run for step in block.steps()]
+        if run[0].reversible:
+            x = run_reversible(steps, x, own)
+        else:
+            for _, step in steps:
+                x = step(x, own)
+        x = run[-1].finish(x)
     return x, padding
+
+
+def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Blocks by one, or reversible ones together up to where patches are embedded."""
+    run: list[Block] = []
+    for block in blocks:
+        if run and not (block.reversible and block.patch_emb is None):
+            yield run
+            run = []
+        run.append(block)
+    yield run
 
 
 def padding_of(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:

@@ -156,9 +156,6 @@ class xFormerEncoderConfig(xFormerBlockConfig):
         self.multi_head_config = read.heads("multi_head_config", multi_head_config, self.dim_model)
         self.simplicial_embeddings = read.simplicial(simplicial_embeddings, self.dim_model)
         self.patch_embedding_config = read.patches(patch_embedding_config, self.dim_model)
-        if self.reversible is True and patch_embedding_config is not None:
-            message = "patches change the stream, which reversible layers cannot compute back"
-            read.wrong("patch_embedding_config", message, hint="give the stack reversible: False", like=AssertionError)
         read.finish()
 
 

@@ -92,7 +92,7 @@ def test_a_part_with_several_outputs_names_them() -> None:
 @pytest.mark.parametrize(
     ("config", "path", "words"),
     [
-        ({"type": "gllu"}, "0.type", "did you mean 'glu'?"),
+        ({"type": "gllu"}, "0.type", "did you mean 'glu'"),
         ({"type": "Linera"}, "0.type", "did you mean 'linear'"),
         ({"type": "atention"}, "0.type", "did you mean 'attention'"),
         ({"type": "norm/rms"}, "0.type", "did you mean 'norm/rms_norm'"),

@@ -177,6 +177,20 @@ def test_as_a_block_and_by_pickle(name: str) -> None:
     close(block(X), twin(block)(X))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if vf.parts()["mixer", name].can.causal])
+def test_a_causal_decoder_equals_its_native_twin_and_decodes(name: str) -> None:
+    heads = attention(name, seq_len=32, causal=True, **CONFIGS[name])
+    whole = model(decoder(multi_head_config_masked=heads, multi_head_config_cross=None, num_layers=2))
+    native, out = twin(whole), whole(ids())
+    close(out, native(ids()))
+    close(out[:, :5], whole(ids()[:, :5]))
+    state, steps = native.init_state(2, SEQ), []
+    for place in range(SEQ):
+        y, state = native(ids()[:, place : place + 1], state=state)
+        steps.append(y)
+    close(out, torch.cat(steps, 1))
+
+
 def test_cross_attention_by_a_mixer_is_refused() -> None:
     with pytest.raises(vf.ConfigError, match="mixes one sequence, and cannot attend to another"):
         model(decoder(multi_head_config_cross=attention("visual")))

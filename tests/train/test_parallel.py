@@ -56,11 +56,13 @@ def test_ddp_equals_one_process(alone: Path, tmp_path: Path) -> None:
 def test_ddp_gradients_of_reversible_layers_equal_those_of_one_process(dialect: bool, tmp_path: Path) -> None:
     """An encoder and a decoder, two forward passes in one step; no unused parameters are looked for."""
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=replicas.main, args=(rank, str(tmp_path), dialect)) for rank in range(2)]
+    processes = [
+        context.Process(target=replicas.main, args=(rank, str(tmp_path), dialect), daemon=True) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(250)
+        process.join(130)
     assert [process.exitcode for process in processes] == [0, 0]
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     model, source, target = replicas.model_and_batch(dialect)

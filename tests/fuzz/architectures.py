@@ -114,13 +114,13 @@ class Draw:
     def attention(self, cross: bool = False) -> Plain:
         """A head-level attention."""
         rate = self.pick(0.0, 0.0, 0.1)
-        kinds = ["softmax", "softmax", "linear"] if cross else ["softmax", "softmax", "local", "linear"]
+        kinds = ["softmax", "softmax", "linear"] if cross else ["softmax", "softmax", "local", "linear", "patterned"]
         kind = self.pick(*kinds)
         if kind == "linear":
             if not cross:
                 self.masks = False
             return {"part": "linear"}
-        data: Plain = {"part": kind, "dropout": rate}
+        data: Plain = {**(self.pattern() if kind == "patterned" else {"part": kind}), "dropout": rate}
         if kind == "local":
             data["window"] = self.pick(1, 3, 5, 101)
         if kind == "softmax" and self.maybe(0.25):
@@ -130,6 +130,15 @@ class Draw:
         if self.maybe(0.3):
             data["backend"] = self.pick("reference", "sdpa")
         return data
+
+    def pattern(self) -> Plain:
+        """A head-level attention over a fixed pattern."""
+        return self.pick(
+            {"part": "global", "tokens": self.pick([0], [0, 3], [2, 40])},
+            {"part": "longformer", "window": self.pick(1, 3, 7), "tokens": self.pick([], [0], [1, 5])},
+            {"part": "bigbird", "block": self.pick(1, 2, 5), "random_blocks": self.pick(0, 2)},
+            {"part": "random", "r": self.pick(0.1, 0.5), "seed": self.pick(0, 7)},
+        )
 
     def mixer(self, heads: int, biases: list[Plain]) -> Plain:
         """Self-attention with random slots."""

@@ -320,3 +320,24 @@ def test_the_inverse_keeps_its_digits_under_autocast(inverse: str) -> None:
     assert float((got.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.05
     gradients = torch.autograd.grad(got.float().square().sum(), given)
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def test_compiled_steps_equal_the_whole_sequence_in_few_graphs() -> None:
+    attention = NystromAttention.spec(landmarks=3, conv_kernel=3)
+    spec = vf.override(
+        vf.models.gpt(vocab_size=11, dim=16, depth=1, heads=4, max_seq_len=24),
+        {"stacks.0.layers.*.sublayers.0.body.attention": attention},
+    )
+    model = vf.build(spec).double().eval()
+    ids = torch.arange(40).view(2, 20) % 11
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    step = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        state, outs = model.init_state(2, 24), []
+        for start in range(9, 20):
+            chunk = ids[:, :10] if start == 9 else ids[:, start : start + 1]
+            out, state = step(chunk, state=state)
+            outs.append(out)
+        torch.testing.assert_close(torch.cat(outs, 1), model(ids), **EXACT)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4

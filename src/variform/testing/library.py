@@ -7,6 +7,7 @@ from typing import Any
 from variform import models
 from variform.core.spec import Shared, Spec
 from variform.parts.attention.block_sparse import BlockSparseAttention
+from variform.parts.attention.favor import FavorAttention
 from variform.parts.attention.patterned import BigBirdAttention, GlobalAttention, LongformerAttention, RandomAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.features import FeatureEmbedding
@@ -148,6 +149,17 @@ def _block_sparse() -> list[Sample]:
 @samples_for(RandomAttention)
 def _random() -> list[Sample]:
     return [Sample(RandomAttention.spec(r=0.3)), Sample(RandomAttention.spec(), "few pairs")]
+
+
+@samples_for(FavorAttention)
+def _favor() -> list[Sample]:
+    return [
+        Sample(FavorAttention.spec()),
+        Sample(
+            FavorAttention.spec(feature_map="sm_orf", dim_features=7, normalize_inputs=True), "positive, normalised"
+        ),
+        Sample(FavorAttention.spec(feature_map="sm_hyp", epsilon=0.0), "hyperbolic"),
+    ]
 
 
 @samples_for(RotaryRotation)

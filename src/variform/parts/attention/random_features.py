@@ -17,7 +17,8 @@ class RandomFeatures(nn.Module):
     The buffers `features` [dim, columns] and `calls` (training calls so far) are in the state dict: a model that is
     loaded computes what the saved one did, and goes on to draw the same features. The first ones come from torch's
     generator; the seed of later ones is made from those that they replace, so that neither dropout nor the other
-    processes of a run notice a draw.
+    processes of a run notice a draw. A forward pass that is computed again in a backward pass uses the features of then:
+    a layer that serves several times in one model has drawn in between, and its gradients are those of the later ones.
 
     Args:
         dim: features of a head; None takes it from the first input.

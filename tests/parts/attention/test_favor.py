@@ -161,6 +161,21 @@ def test_a_call_that_is_computed_again_is_no_other_call() -> None:
             torch.testing.assert_close(grads[1][name], wanted, rtol=1e-9, atol=1e-12, msg=name)
 
 
+def test_a_shared_layer_is_computed_again_with_the_features_of_each_use() -> None:
+    grads = []
+    for executor in ("plain", "checkpoint"):
+        spec = decoder({"part": "favor", "iter_before_redraw": 1}, executor=executor).spec
+        layer = vf.Shared("layer", spec["stacks"][0]["layers"][0])
+        torch.manual_seed(0)
+        model = vf.build(spec.replace(stacks=(spec["stacks"][0].replace(layers=(layer,) * 3),))).double().train()
+        loss = sum(model(ids).square().mean() for ids in torch.arange(36).view(2, 2, 9) % 31)
+        loss.backward()  # type: ignore[union-attr]
+        grads.append([p.grad for p in model.parameters()])
+        assert [int(b) for name, b in model.named_buffers() if name.endswith("calls")] == [6]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_draws_in_a_compiled_model() -> None:
     torch._dynamo.reset()
     plain = favor(iter_before_redraw=2).train()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import torch
 from torch import Tensor, nn
 
 from variform.errors import ShapeError
 from variform.ops.favor import Features, log_features, orthogonal_features
+
+RECENT = 16
+"""Calls whose features are known when they are computed again: a layer may serve several times in one step."""
 
 
 class RandomFeatures(nn.Module):
@@ -17,8 +21,7 @@ class RandomFeatures(nn.Module):
     The buffers `features` [dim, columns] and `calls` (training calls so far) are in the state dict: a model that is
     loaded computes what the saved one did, and goes on to draw the same features. The first ones come from torch's
     generator; the seed of later ones is made from those that they replace, so that neither dropout nor the other
-    processes of a run notice a draw. A forward pass that is computed again in a backward pass uses the features of then:
-    a layer that serves several times in one model has drawn in between, and its gradients are those of the later ones.
+    processes of a run notice a draw.
 
     Args:
         dim: features of a head; None takes it from the first input.
@@ -50,6 +53,7 @@ class RandomFeatures(nn.Module):
         self.temperature = temperature
         self.register_buffer("features", torch.empty(self._shape() if dim else (0, 0)))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=RECENT)
         self.reset_parameters()
 
     @property
@@ -87,12 +91,13 @@ class RandomFeatures(nn.Module):
         """
         if self.dim is None:
             self._begin(inputs[0].shape[-1], inputs[0])
+        features = self.features
         if self.training and self.every is not None:
-            self.features, self.calls = renewed(self.features, self.calls, self.every, self.kind == "sm_reg")
+            features = features_of_call(self, inputs, self.every)
         for x in inputs:
             if x.shape[-1] != self.dim:
                 raise ShapeError(f"these random features were drawn for {self.dim} features a head, not {x.shape[-1]}")
-        return [log_features(x, self.features, self.mirrored, self.normalize, self.temperature) for x in inputs]
+        return [log_features(x, features, self.mirrored, self.normalize, self.temperature) for x in inputs]
 
     def _begin(self, dim: int, like: Tensor | None = None) -> None:
         """Take the size from what comes first."""
@@ -119,8 +124,18 @@ def default_count(dim: int) -> int:
     return count + count % 2
 
 
-@torch.library.custom_op("variform::renewed_features", mutates_args=())
-def renewed(features: Tensor, calls: Tensor, every: int, regular: bool) -> tuple[Tensor, Tensor]:
+def features_of_call(part: RandomFeatures, inputs: tuple[Tensor, ...], every: int) -> Tensor:
+    """The features of a training call; those it had, where it is computed again in a backward pass."""
+    marks = torch.stack([x.detach().sum(dtype=torch.float64) for x in inputs])
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        return next((then for seen, then in reversed(part.recent) if torch.equal(seen, marks)), part.features)
+    part.features, part.calls = renewed(part.features, part.calls, every, part.kind == "sm_reg")
+    if not torch.compiler.is_compiling():
+        part.recent.append((marks, part.features))
+    return part.features
+
+
+def _renewed(features: Tensor, calls: Tensor, every: int, regular: bool) -> tuple[Tensor, Tensor]:
     """The features of the next training call, and the new number of calls.
 
     An operator of its own, because whether it draws depends on data: a compiled model calls it as it is. A forward pass
@@ -134,6 +149,9 @@ def renewed(features: Tensor, calls: Tensor, every: int, regular: bool) -> tuple
     generator = torch.Generator().manual_seed(hash(tuple(features.flatten().tolist())) % (1 << 62))
     dim, columns = features.shape
     return orthogonal_features(dim, columns, regular, generator=generator).to(features), calls + 1
+
+
+renewed = torch.library.custom_op("variform::renewed_features", _renewed, mutates_args=())
 
 
 @renewed.register_fake

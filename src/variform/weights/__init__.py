@@ -1,5 +1,6 @@
-"""Weights in files: safetensors, strict loading."""
+"""Weights in files and from other libraries: safetensors, strict loading."""
 
 from variform.weights.io import load_model, load_weights, save_weights
+from variform.weights.xformers_checkpoints import load_xformers
 
-__all__ = ["load_model", "load_weights", "save_weights"]
+__all__ = ["load_model", "load_weights", "load_xformers", "save_weights"]

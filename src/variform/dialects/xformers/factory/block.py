@@ -43,6 +43,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.dim_model = config.dim_model
+        self.num_layers = config.num_layers
         self.residual_norm_style = config.residual_norm_style
         self.reversible = config.reversible
         self.final_norm: nn.Module | None = None

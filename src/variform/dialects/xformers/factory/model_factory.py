@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from variform.dialects.xformers.factory.block_configs import (
     xFormerEncoderConfig,
 )
 from variform.dialects.xformers.factory.block_factory import xFormerDecoderBlock, xFormerEncoderBlock
+from variform.dialects.xformers.factory.legacy import as_upstream
 from variform.dialects.xformers.factory.model_config import (
     Stacks,
     each_stack,
@@ -171,6 +172,17 @@ class xFormer(nn.Module):
     def _encode(self, x: Tensor, padding: Tensor | None, att_mask: AttMask | None) -> tuple[Tensor, Tensor | None]:
         blocks: Any = self.encoders
         return run_blocks(blocks, x, padding, {"att_mask": att_mask})
+
+    def rebuild_as_upstream(self, names: Container[str]) -> None:
+        """Give the model the structure that upstream built, for checkpoints that were trained in it.
+
+        Args:
+            names: the weights of the checkpoint; without that of a final norm, the norm goes.
+        """
+        for side in ("encoders", "decoders"):
+            blocks: Any = getattr(self, side)
+            for index, block in enumerate(blocks):
+                as_upstream(block, f"{side}.{index}.", names)
 
     @property
     def spec(self) -> Spec:

@@ -1,0 +1,110 @@
+"""Weights that xFormers 0.0.16 to 0.0.28 saved, into models of the dialect that are built from the same configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from variform.errors import ConfigError, Problem
+from variform.weights.entries import Entry, constant, load_entries, plain
+
+NATIVE = re.compile(r"\battention\.native\.")
+"""Where the dialect holds a part of the core behind upstream's interface."""
+
+LEGACY = "checkpoints of old versions lack it: load_xformers(..., legacy=True) rebuilds what they were made with"
+
+
+def load_xformers(model: nn.Module, tensors: Mapping[str, Tensor], *, legacy: bool = False, prefix: str = "") -> None:
+    """Fill a model of the xFormers dialect with a checkpoint of xFormers' own, made with the same configuration.
+
+    Old versions built some things otherwise than they said; the dialect builds what was said. With `legacy` the model is
+    first given the structure that the checkpoint was trained in: no final norm and no simplicial embedding where upstream
+    lost them (more than one layer), DeepNorm's factors of an encoder alone. Random features and masks, which upstream
+    drew anew each time and did not save, stay the model's own.
+
+    Args:
+        model: an `xFormer`, a block, or a `MultiHeadDispatch` of the dialect.
+        tensors: the checkpoint's `state_dict()`; nothing in the model changes unless all of it fits.
+        legacy: rebuild the structure of old versions.
+        prefix: what the checkpoint's keys begin with.
+
+    Raises:
+        ConfigError: weights that are missing, left over or of another shape, all at once.
+    """
+    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    rebuild: Any = getattr(model, "rebuild_as_upstream", None)
+    if legacy and rebuild is not None:
+        rebuild(found)
+    entries = list(_entries(model, found))
+    if not legacy:
+        _refuse_old(model, found, {entry.key for entry in entries})
+    kept = _drawn(model)
+    entries = [entry for entry in entries if not (legacy and entry.key in kept and entry.key not in found)]
+    load_entries(entries, found, ignored=tuple(_unused(model)))
+
+
+def _entries(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in own.items():
+        yield plain(upstream_name(name), tensor)
+    for name, module in _modules(model):
+        if name.endswith("in_proj_container."):
+            yield from _shared(name, own, tensors)
+        if name.endswith("rotary_embeddings.") and f"{name}inv_freq" in tensors:
+            size = 2 * tensors[f"{name}inv_freq"].numel()
+            rotation: Any = module
+            if size != rotation.spec["dim_head"]:
+                size = rotation.spec["dim_head"]
+            frequencies = 10000.0 ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+            yield constant(f"{name}inv_freq", frequencies, "rotary frequencies")
+
+
+def upstream_name(name: str) -> str:
+    """What upstream called a weight of the dialect."""
+    return NATIVE.sub("attention.", name)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules with the prefix of their weights; one that stands twice comes twice, as in a state dict."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        yield f"{name}." if name else "", module
+
+
+def _shared(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
+    """Projections that are one here: upstream wrote their weight down under each of its names."""
+    for part in ("weight", "bias"):
+        one = own.get(f"{name}q_proj.{part}")
+        for other in ("k_proj", "v_proj"):
+            key = f"{name}{other}.{part}"
+            if one is not None and key not in own and key in tensors:
+                yield plain(key, one)
+
+
+def _unused(model: nn.Module) -> Iterator[str]:
+    """Output projections that upstream made beside attentions that own their heads, and never ran."""
+    for name, module in _modules(model):
+        if getattr(getattr(module, "attention", None), "requires_skip_multi_head", False):
+            yield from (f"{name}proj.weight", f"{name}proj.bias")
+
+
+def _drawn(model: nn.Module) -> set[str]:
+    """Buffers: what upstream drew at random and did not save."""
+    kept = model.state_dict().keys()
+    return {upstream_name(name) for name, _ in model.named_buffers() if name in kept}
+
+
+def _refuse_old(model: nn.Module, tensors: Mapping[str, Tensor], known: set[str]) -> None:
+    """Say `legacy` where a checkpoint lacks what old versions lacked."""
+    missing = known - set(tensors)
+    problems = [Problem(key, "missing in the checkpoint", hint=LEGACY) for key in sorted(missing & _drawn(model))]
+    norms = [key for key in sorted(missing) if re.search(r"\bwrap_ff\.sublayer\.layer\.norm\.weight$", key)]
+    for key in norms:
+        block = key.removesuffix("sublayer.layer.norm.weight")
+        if f"{block}layer.norm.weight" in tensors:
+            problems.append(Problem(f"{block}norm", "the checkpoint has no final norm", hint=LEGACY))
+    if problems:
+        raise ConfigError(problems)

@@ -47,7 +47,8 @@ def fill(model: nn.Module) -> nn.Module:
     seen: set[int] = set()
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:  # one weight under several names keeps the first's
+            constant = name.endswith("inv_freq")
+            if id(tensor) not in seen and not constant:  # one weight under several names keeps the first's
                 seen.add(id(tensor))
                 tensor.copy_(_weight(name, tuple(tensor.shape)))
     return model
@@ -152,7 +153,7 @@ def checkpoints() -> dict[str, Checkpoint]:
         "local": attention_case("local", window_size=3),
         "local causal": attention_case("local", window_size=3, causal=True),
         "global": attention_case("global", attention_query_mask=first[:, None]),
-        "random": attention_case("random", r=0.5, drawn="rand_attention_mask"),
+        "random": attention_case("random", r=0.5, drawn="rand_attention_mask", differs="drawn anew, not saved"),
         "linformer": attention_case("linformer", seq_len=SEQ, k=4),
         "nystrom": attention_case("nystrom", num_landmarks=3, num_heads=HEADS),
         "nystrom convolution": attention_case("nystrom", num_landmarks=3, num_heads=HEADS, conv_kernel_size=3),
@@ -197,7 +198,7 @@ def checkpoints() -> dict[str, Checkpoint]:
             encoder(position=None, patch_embedding_config={**PATCH, "out_channels": DIM}),
             run=lambda m: m(features(25, 3)),
         ),
-        "reversible": model(encoder(reversible=True, num_layers=2, **PRE)),
+        "reversible": model(encoder(reversible=True, num_layers=2, **PRE), legacy=True),
         "pre two layers": model(encoder(num_layers=2, **PRE), legacy=True),
         "pre both sides": model(
             encoder(num_layers=2, **PRE),

@@ -1,4 +1,4 @@
-"""Weights that xFormers 0.0.16 to 0.0.28 saved, into models of the dialect that are built from the same configuration."""
+"""Weights that xFormers 0.0.16 to 0.0.28 saved, into models of the dialect built from the same configuration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from variform.errors import ConfigError, Problem
 from variform.weights.entries import Entry, constant, load_entries, plain
 
-NATIVE = re.compile(r"\battention\.native\.")
-"""Where the dialect holds a part of the core behind upstream's interface."""
+_NAMES = (
+    (re.compile(r"\battention\.native\."), "attention."),  # a part of the core behind upstream's interface
+    (re.compile(r"^encoders\.(\d+)\.wrap_att\.branch\."), r"encoders.blocks.\1.f.net."),  # reversible
+    (re.compile(r"^encoders\.(\d+)\.wrap_ff\.branch\."), r"encoders.blocks.\1.g.net."),
+)
+_POSITIONS = "encoders.0.pose_encoding."
+_REVERSIBLE_POSITIONS = "rev_enc_pose_encoding."
+_FINAL_NORM = re.compile(r"^(encoders\.\d+\.final_norm|(.*\bwrap_ff\.)sublayer\.layer\.norm)\.weight$")
 
 LEGACY = "checkpoints of old versions lack it: load_xformers(..., legacy=True) rebuilds what they were made with"
 
@@ -21,10 +27,10 @@ LEGACY = "checkpoints of old versions lack it: load_xformers(..., legacy=True) r
 def load_xformers(model: nn.Module, tensors: Mapping[str, Tensor], *, legacy: bool = False, prefix: str = "") -> None:
     """Fill a model of the xFormers dialect with a checkpoint of xFormers' own, made with the same configuration.
 
-    Old versions built some things otherwise than they said; the dialect builds what was said. With `legacy` the model is
-    first given the structure that the checkpoint was trained in: no final norm and no simplicial embedding where upstream
-    lost them (more than one layer), DeepNorm's factors of an encoder alone. Random features and masks, which upstream
-    drew anew each time and did not save, stay the model's own.
+    Old versions built some things otherwise than they said; the dialect builds what was said. With `legacy` the model
+    is first given the structure that the checkpoint was trained in: no final norm and no simplicial embedding where
+    upstream lost them (more than one layer), DeepNorm's factors of an encoder alone. Random features and masks, which
+    upstream drew anew each time and did not save, stay the model's own.
 
     Args:
         model: an `xFormer`, a block, or a `MultiHeadDispatch` of the dialect.
@@ -49,23 +55,26 @@ def load_xformers(model: nn.Module, tensors: Mapping[str, Tensor], *, legacy: bo
 
 def _entries(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
     own = model.state_dict(keep_vars=True)
+    reversible = any(key.startswith(_REVERSIBLE_POSITIONS) for key in tensors)
     for name, tensor in own.items():
+        if reversible and name.startswith(_POSITIONS):
+            name = name.replace(_POSITIONS, _REVERSIBLE_POSITIONS)
         yield plain(upstream_name(name), tensor)
     for name, module in _modules(model):
         if name.endswith("in_proj_container."):
             yield from _shared(name, own, tensors)
         if name.endswith("rotary_embeddings.") and f"{name}inv_freq" in tensors:
-            size = 2 * tensors[f"{name}inv_freq"].numel()
             rotation: Any = module
-            if size != rotation.spec["dim_head"]:
-                size = rotation.spec["dim_head"]
+            size = rotation.spec["dim_head"]
             frequencies = 10000.0 ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
             yield constant(f"{name}inv_freq", frequencies, "rotary frequencies")
 
 
 def upstream_name(name: str) -> str:
     """What upstream called a weight of the dialect."""
-    return NATIVE.sub("attention.", name)
+    for pattern, theirs in _NAMES:
+        name = pattern.sub(theirs, name)
+    return name
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -101,10 +110,9 @@ def _refuse_old(model: nn.Module, tensors: Mapping[str, Tensor], known: set[str]
     """Say `legacy` where a checkpoint lacks what old versions lacked."""
     missing = known - set(tensors)
     problems = [Problem(key, "missing in the checkpoint", hint=LEGACY) for key in sorted(missing & _drawn(model))]
-    norms = [key for key in sorted(missing) if re.search(r"\bwrap_ff\.sublayer\.layer\.norm\.weight$", key)]
-    for key in norms:
-        block = key.removesuffix("sublayer.layer.norm.weight")
-        if f"{block}layer.norm.weight" in tensors:
-            problems.append(Problem(f"{block}norm", "the checkpoint has no final norm", hint=LEGACY))
+    for match in filter(None, map(_FINAL_NORM.match, sorted(missing))):
+        if match[2] is None or f"{match[2]}layer.norm.weight" in tensors:
+            place = match[1] if match[2] is None else f"{match[2]}norm"
+            problems.append(Problem(place, "the checkpoint has no final norm", hint=LEGACY))
     if problems:
         raise ConfigError(problems)

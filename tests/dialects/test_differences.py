@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "differences.md"
 FOLDER = re.compile(r"^Tests are in `([\w/.-]+)`", re.MULTILINE)
-NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
+NAMED = re.compile(r"`([\w/.]+\.py)::(\w+)`")
 
 
 def sections() -> list[tuple[str, str]]:

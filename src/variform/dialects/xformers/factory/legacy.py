@@ -30,7 +30,7 @@ def as_upstream(block: Block, prefix: str, names: Container[str]) -> None:
         if f"{prefix}wrap_ff.sublayer.layer.norm.weight" not in names and f"{prefix}wrap_ff.layer.norm.weight" in names:
             block.wrap_ff = inner
     if block.final_norm is not None and f"{prefix}final_norm.weight" not in names:
-        block._modules["final_norm"] = None
+        block.register_module("final_norm", None)
     if block.num_layers > 1 and getattr(block, "simplicial_embedding", None) is not None:
         block.simplicial_embedding = None
     if block.residual_norm_style == ResidualNormStyle.DeepNorm:

@@ -32,7 +32,7 @@ def as_upstream(block: Block, prefix: str, names: Container[str]) -> None:
     if block.final_norm is not None and f"{prefix}final_norm.weight" not in names:
         block.register_module("final_norm", None)
     if block.num_layers > 1 and getattr(block, "simplicial_embedding", None) is not None:
-        block.simplicial_embedding = None
+        block.register_module("simplicial_embedding", None)
     if block.residual_norm_style == ResidualNormStyle.DeepNorm:
         coefficients, _ = get_deepnorm_coefficients(block.num_layers, 0)
         assert coefficients is not None

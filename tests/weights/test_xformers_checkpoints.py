@@ -67,8 +67,8 @@ def test_a_checkpoint_loads_and_computes_what_it_did(name: str) -> None:
     if case.differs:
         return
     wanted = torch.tensor(record["values"], dtype=torch.float64).view(record["shape"])
-    # Upstream kept sines and random features in float32.
-    limit = 1e-5 if name in ("rotary", "sine", "favor") else 1e-9
+    # Upstream kept sines, random features and the start of a pseudo-inverse in float32.
+    limit = 1e-5 if name in ("rotary", "sine", "favor", "nystrom original") else 1e-9
     torch.testing.assert_close(y, wanted, rtol=0, atol=limit)
 
 

@@ -162,9 +162,12 @@ def checkpoints() -> dict[str, Checkpoint]:
             "nystrom", num_landmarks=3, num_heads=HEADS, use_razavi_pinverse=True, pinverse_original_init=True
         ),
         "favor": attention_case("favor", dim_features=8, drawn="feature_map.features"),
-        "orthoformer": attention_case("orthoformer", num_landmarks=4),
+        "orthoformer": attention_case("orthoformer", num_landmarks=4, differs="begins with a landmark drawn at random"),
+        "orthoformer all landmarks": attention_case("orthoformer", num_landmarks=SEQ),
         "fourier_mix": attention_case("fourier_mix", differs="transforms each head on its own"),
-        "lambda": attention_case("lambda", seq_len=SEQ, dim_head=DIM // HEADS),
+        "lambda": attention_case(
+            "lambda", seq_len=SEQ, dim_head=DIM // HEADS, differs="normalises keys over features, not over positions"
+        ),
         "compositional": attention_case("compositional", dim_model=DIM, num_heads=HEADS),
         "compositional rules": attention_case("compositional", dim_model=DIM, num_heads=HEADS, num_rules=4),
         "compositional qk": attention_case("compositional", dim_model=DIM, num_heads=HEADS, qk_rule=True),

@@ -13,6 +13,7 @@ from variform.errors import ConfigError, Problem
 from variform.weights.entries import Entry, constant, load_entries, plain
 
 _NAMES = (
+    (re.compile(r"\battention\.native\.filters$"), "attention.skip_connection.weight"),
     (re.compile(r"\battention\.native\."), "attention."),  # a part of the core behind upstream's interface
     (re.compile(r"^encoders\.(\d+)\.wrap_att\.branch\."), r"encoders.blocks.\1.f.net."),  # reversible
     (re.compile(r"^encoders\.(\d+)\.wrap_ff\.branch\."), r"encoders.blocks.\1.g.net."),

@@ -77,7 +77,10 @@ def records(cases: dict[str, Any], fill: Any) -> dict[str, Any]:
         torch.manual_seed(0)
         try:
             model = fill(case.build("xformers"))
-            record: dict[str, Any] = {"weights": {k: list(v.shape) for k, v in model.state_dict().items()}}
+            record: dict[str, Any] = {
+                "weights": {k: list(v.shape) for k, v in model.state_dict().items()},
+                "same": again(model),
+            }
         except Exception as error:
             records[name] = {"weights": {}, "error": f"{type(error).__name__}: {error}"}
             continue
@@ -91,6 +94,13 @@ def records(cases: dict[str, Any], fill: Any) -> dict[str, Any]:
             record["drawn"] = drawn(model, case.drawn).tolist()
         records[name] = record
     return records
+
+
+def again(model: torch.nn.Module) -> dict[str, str]:
+    """Names of weights that stand under an earlier name already."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: first[id(t)] for name, t in state.items() if first.setdefault(id(t), name) != name}
 
 
 def drawn(model: torch.nn.Module, path: str) -> torch.Tensor:

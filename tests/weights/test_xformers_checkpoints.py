@@ -30,18 +30,8 @@ def tensors(name: str) -> dict[str, Tensor]:
         if key.endswith("inv_freq"):
             size = 2 * found[key].numel()
             found[key] = 10000.0 ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-    if name == "experts":  # the gate under both of its names
-        for key in found:
-            found[key] = found[key.replace("layer.gate.", "layer.moe.gate.")]
-    if name == "shared projection":
-        for key in found:
-            for other in ("k_proj", "v_proj"):
-                if f"{other}.weight" in key:
-                    found[key] = found[key.replace(other, "q_proj")]
-    if "tied" in name:
-        for key in found:
-            if key.startswith("decoders.0.pose"):
-                found[key] = found[key.replace("decoders", "encoders")]
+    for key, first in RECORDED[name]["same"].items():
+        found[key] = found[first]
     return found
 
 

@@ -173,7 +173,7 @@ def checkpoints() -> dict[str, Checkpoint]:
         "compositional qk": attention_case("compositional", dim_model=DIM, num_heads=HEADS, qk_rule=True),
         "compositional nonlinear": attention_case("compositional", dim_model=DIM, num_heads=HEADS, nonlinear=True),
         "compositional both": attention_case(
-            "compositional", dim_model=DIM, num_heads=HEADS, nonlinear=True, qk_rule=True, causal=True
+            "compositional", dim_model=DIM, num_heads=HEADS, num_rules=4, qk_rule=True, causal=True
         ),
         "pooling": attention_case("pooling", pool_size=3),
         "visual": attention_case("visual", dim_model=DIM),

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from variform.errors import ConfigError, Problem
+from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.weights.entries import Entry, constant, load_entries, plain
+from variform.weights.xformers_compositional import compositional_entries, compositional_idle
 
 _NAMES = (
     (re.compile(r"\battention\.native\.filters$"), "attention.skip_connection.weight"),
@@ -57,7 +59,12 @@ def load_xformers(model: nn.Module, tensors: Mapping[str, Tensor], *, legacy: bo
 def _entries(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Entry]:
     own = model.state_dict(keep_vars=True)
     reversible = any(key.startswith(_REVERSIBLE_POSITIONS) for key in tensors)
+    composed = dict(_composed(model))
+    for name, maps in composed.items():
+        yield from compositional_entries(upstream_name(name), maps, tensors)
     for name, tensor in own.items():
+        if name.startswith(tuple(composed)):
+            continue
         if reversible and name.startswith(_POSITIONS):
             name = name.replace(_POSITIONS, _REVERSIBLE_POSITIONS)
         yield plain(upstream_name(name), tensor)
@@ -95,10 +102,20 @@ def _shared(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor])
 
 
 def _unused(model: nn.Module) -> Iterator[str]:
-    """Output projections that upstream made beside attentions that own their heads, and never ran."""
+    """Weights that upstream made and never ran, beside attentions that own their heads, and offsets that cancel."""
     for name, module in _modules(model):
         if getattr(getattr(module, "attention", None), "requires_skip_multi_head", False):
-            yield from (f"{name}proj.weight", f"{name}proj.bias")
+            maps = ("proj", *(f"in_proj_container.{map}_proj" for map in "qkv"))
+            yield from (f"{name}{map}.{what}" for map in maps for what in ("weight", "bias"))
+    for name, _ in _composed(model):
+        yield from compositional_idle(upstream_name(name))
+
+
+def _composed(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Compositional attentions: what their weights' names begin with, and their maps."""
+    for name, module in _modules(model):
+        if isinstance(module, (Compositional, CrossCompositional)):
+            yield name, module.maps
 
 
 def _drawn(model: nn.Module) -> set[str]:

@@ -153,6 +153,13 @@ def test_experts_and_patches_are_bit_equal(tmp_path: Path) -> None:
     compare(specs, tmp_path)
 
 
+def test_attention_over_patterns_is_bit_equal(tmp_path: Path) -> None:
+    specs: dict[str, vf.Spec] = {}
+    for name in ("global", "longformer", "bigbird", "random", "blocksparse"):
+        specs.update(hosted(vf.parts()["attention", name]))
+    compare(specs, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_registered_part_is_bit_equal(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ _ALLOWED_OUTSIDE = ("torch", *sys.stdlib_module_names)
 
 STANDINS = "variform.export.standins"
 """The package of what is written in the place of the library's machinery; its modules are the next four."""
-LAYERS, ATTENTION, SCORES, EXPERTS = (f"{STANDINS}.{name}" for name in ("layers", "attention", "scores", "experts"))
+LAYERS, ATTENTION, SCORES, EXPERTS, PATTERNS = (
+    f"{STANDINS}.{name}" for name in ("layers", "attention", "scores", "experts", "patterns")
+)
 
 
 class Unsupported(Exception):

@@ -11,7 +11,7 @@ from torch import nn
 from variform.core.spec import Spec, described
 from variform.export.classes import Facts, facts_of
 from variform.export.known import Known
-from variform.export.shake import ATTENTION, EXPERTS, LAYERS, SCORES, Place, at, definition
+from variform.export.shake import ATTENTION, EXPERTS, LAYERS, PATTERNS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Op
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
@@ -25,6 +25,7 @@ from variform.stack.trace import trace_lines
 from variform.stack.values import Value
 from variform.weights.io import shared_names
 
+_PATTERNS = ("GlobalAttention", "LongformerAttention", "BigBirdAttention", "RandomAttention")
 STANDINS: dict[Place, Place] = {
     (module, name): (standin, name)
     for module, standin, names in (
@@ -32,6 +33,8 @@ STANDINS: dict[Place, Place] = {
         ("variform.parts.kinds", LAYERS, ("call",)),
         ("variform.parts.kinds", ATTENTION, ("Sides",)),
         ("variform.parts.attention.softmax", ATTENTION, ("SoftmaxAttention", "LocalAttention")),
+        ("variform.parts.attention.patterned", PATTERNS, _PATTERNS),
+        ("variform.parts.attention.block_sparse", PATTERNS, ("BlockSparseAttention",)),
         ("variform.ops.scores", ATTENTION, ("Alibi", "BucketBias")),
         ("variform.ops.experts", EXPERTS, ("visit", "run_sorted")),
         ("variform.parts.op.heads", SCORES, ("Scores",)),

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from variform.core.inherit import inherit
-from variform.core.part import Facts
+from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.ops.masks import Blocks, Mask
+from variform.ops.masks import Blocks, Causal, Mask
 from variform.ops.masks.counts import real_tensors
-from variform.parts.attention.patterned import Patterned, Positive, Rate, Size
-from variform.parts.kinds import Sides, State
+from variform.parts.attention.kv_cache import buffer_state
+from variform.parts.attention.patterned import Positive, Rate, Size, attend_along
+from variform.parts.attention.softmax import backend_problems
+from variform.parts.kinds import Attention, Sides, State
 
 Row = Annotated[str, Field(pattern="^[01]+$")]
 Rows = tuple[Row, ...]
 
 
 @register("blocksparse")
-class BlockSparseAttention(Patterned):
+class BlockSparseAttention(Attention):
     """Attention between blocks of positions, by a layout (Sparse Transformers, Child et al. 2019, arXiv:1904.10509).
 
     Position i attends to j where the layout has a 1 in row i // block, column j // block. Causal: and j <= i, within
@@ -43,6 +45,9 @@ class BlockSparseAttention(Patterned):
     Errors: `ShapeError` for a sequence that is longer than the layout, or other heads than it has.
     """
 
+    can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
     where: Tensor
 
     def __init__(
@@ -54,7 +59,11 @@ class BlockSparseAttention(Patterned):
         scale: Positive | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(causal, dropout, scale, backend)
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.backend = backend
         with real_tensors():
             self.fixed = Blocks(_read(layout), block)
         self._moved: dict[torch.device, Blocks] = {}
@@ -64,7 +73,7 @@ class BlockSparseAttention(Patterned):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """A layout is square."""
-        layout, found = facts["layout"], super().check(facts)
+        layout, found = facts["layout"], backend_problems(facts)
         each = layout if layout and not isinstance(layout[0], str) else (layout,)
         if any(not rows or any(len(row) != len(rows) for row in rows) for rows in each):
             found.append(Problem("layout", "a layout has as many rows as each row has digits, and at least one"))
@@ -95,13 +104,15 @@ class BlockSparseAttention(Patterned):
         """Attend between the blocks; with a state, to everything that was cached before as well."""
         if q.shape[2] > self.longest:
             raise ShapeError(f"the layout covers {self.longest} positions, the sequence has {q.shape[2]}")
-        return super().forward(q, k, v, sides)
+        structure = Causal() & self.pattern() if self.causal else self.pattern()
+        dropout = self.dropout if self.training else 0.0
+        return attend_along(q, k, v, sides, structure, self.scale, dropout, self.backend)
 
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """Buffers for keys and values; refuses more positions than the layout covers."""
         if max_len > self.longest:
             raise ShapeError(f"the layout covers {self.longest} positions, decoding asks for {max_len}")
-        return super().init_state(batch, max_len, like, heads, dim_key, dim_value)
+        return buffer_state(batch, max_len, like, heads, dim_key, dim_value)
 
 
 def layout_rows(layout: Tensor) -> Rows | tuple[Rows, ...]:

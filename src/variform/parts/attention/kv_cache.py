@@ -36,6 +36,14 @@ def append(state: State, k: Tensor, v: Tensor, cache: Mapping[str, Any]) -> tupl
     return keys[:, :, :length], values[:, :, :length], state
 
 
+def buffer_state(batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+    """Buffers for keys and values; the last slot takes what must not be kept."""
+    return {
+        "k": like.new_zeros(batch, heads, max_len + 1, dim_key),
+        "v": like.new_zeros(batch, heads, max_len + 1, dim_value),
+    }
+
+
 def join_cache(
     k: Tensor, v: Tensor, sides: Sides, state: State, cache: Mapping[str, Any], positioned: bool
 ) -> tuple[Tensor, Tensor, Sides, State]:

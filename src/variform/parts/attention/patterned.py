@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from variform.core.registry import register
 from variform.errors import Problem
 from variform.ops.masks import Causal, Coarse, Global, Mask, RandomBy, RandomLinks, Window
 from variform.ops.masks.counts import real_tensors
-from variform.parts.attention.kv_cache import join_cache
+from variform.parts.attention.kv_cache import buffer_state, join_cache
 from variform.parts.attention.softmax import attend, backend_problems
 from variform.parts.kinds import Attention, Sides, State
 
@@ -27,48 +26,25 @@ Count = Annotated[int, Field(ge=0)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class Patterned(Attention):
-    """Softmax attention whose pairs are a function of positions alone, so that a cache of keys serves decoding."""
-
-    can: ClassVar[Can] = Can(cross=False)
-    takes_scores: ClassVar[bool] = True
-    stateful: ClassVar[bool] = True
-
-    def __init__(self, causal: bool, dropout: float, scale: float | None, backend: str) -> None:
-        super().__init__()
-        self.causal = causal
-        self.dropout = dropout
-        self.scale = scale
-        self.backend = backend
-
-    @classmethod
-    def check(cls, facts: Facts) -> list[Problem]:
-        """The backend exists."""
-        return backend_problems(facts)
-
-    @abstractmethod
-    def pattern(self) -> Mask:
-        """Which position may attend to which in this call, causality left aside."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
-        """Attend along the pattern; with a state, to everything that was cached before as well."""
-        structure = Causal() & self.pattern() if self.causal else self.pattern()
-        dropout = self.dropout if self.training else 0.0
-        if sides.state is None or sides.cache is None:
-            return attend(q, k, v, sides, structure, self.scale, dropout, self.backend)
-        k, v, sides, state = join_cache(k, v, sides, sides.state, sides.cache, positioned=True)
-        return attend(q, k, v, sides, structure, self.scale, dropout, self.backend), state
-
-    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
-        """Buffers for keys and values; the last slot takes what must not be kept."""
-        return {
-            "k": like.new_zeros(batch, heads, max_len + 1, dim_key),
-            "v": like.new_zeros(batch, heads, max_len + 1, dim_value),
-        }
+def attend_along(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sides: Sides,
+    structure: Mask,
+    scale: float | None,
+    dropout: float,
+    backend: str,
+) -> Tensor | tuple[Tensor, State]:
+    """Attend along a pattern of positions; with a state, to everything that was cached before as well."""
+    if sides.state is None or sides.cache is None:
+        return attend(q, k, v, sides, structure, scale, dropout, backend)
+    k, v, sides, state = join_cache(k, v, sides, sides.state, sides.cache, positioned=True)
+    return attend(q, k, v, sides, structure, scale, dropout, backend), state
 
 
 @register("global")
-class GlobalAttention(Patterned):
+class GlobalAttention(Attention):
     """Attention through global tokens (Longformer, Beltagy et al. 2020, arXiv:2004.05150, without its window).
 
     Position i attends to j where i or j is a global token: they see all and are seen by all. Causal: and j <= i. A
@@ -85,6 +61,10 @@ class GlobalAttention(Patterned):
         backend: as for softmax attention.
     """
 
+    can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
+
     def __init__(
         self,
         tokens: tuple[Index, ...] = (0,),
@@ -93,16 +73,35 @@ class GlobalAttention(Patterned):
         scale: Positive | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(causal, dropout, scale, backend)
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.backend = backend
         self.fixed = Global(tokens)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """The backend exists."""
+        return backend_problems(facts)
 
     def pattern(self) -> Mask:
         """The rows and columns of the global tokens."""
         return self.fixed
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
+        """Attend along the pattern; with a state, to everything that was cached before as well."""
+        structure = Causal() & self.pattern() if self.causal else self.pattern()
+        dropout = self.dropout if self.training else 0.0
+        return attend_along(q, k, v, sides, structure, self.scale, dropout, self.backend)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """Buffers for keys and values of every position."""
+        return buffer_state(batch, max_len, like, heads, dim_key, dim_value)
+
 
 @register("longformer")
-class LongformerAttention(Patterned):
+class LongformerAttention(Attention):
     """A sliding window and global tokens (Longformer, Beltagy et al. 2020, arXiv:2004.05150).
 
     Position i attends to j within the window, or where i or j is a global token. Causal: and j <= i. One set of
@@ -120,6 +119,10 @@ class LongformerAttention(Patterned):
         backend: as for softmax attention.
     """
 
+    can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
+
     def __init__(
         self,
         window: Size,
@@ -129,7 +132,11 @@ class LongformerAttention(Patterned):
         scale: Positive | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(causal, dropout, scale, backend)
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.backend = backend
         side = window // 2
         near = Window(window - 1) if causal else Window(side, side)
         self.fixed = near | Global(tokens) if tokens else near
@@ -137,7 +144,7 @@ class LongformerAttention(Patterned):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """A window around a position has as many places before as after."""
-        window, found = facts["window"], super().check(facts)
+        window, found = facts["window"], backend_problems(facts)
         if not facts["causal"] and window % 2 == 0:
             message = "a window to both sides is centred on its query: an odd size is needed"
             found.append(Problem("window", message, window, f"nearest: {window - 1} or {window + 1}"))
@@ -147,9 +154,19 @@ class LongformerAttention(Patterned):
         """The window and the global tokens."""
         return self.fixed
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
+        """Attend along the pattern; with a state, to everything that was cached before as well."""
+        structure = Causal() & self.pattern() if self.causal else self.pattern()
+        dropout = self.dropout if self.training else 0.0
+        return attend_along(q, k, v, sides, structure, self.scale, dropout, self.backend)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """Buffers for keys and values of every position."""
+        return buffer_state(batch, max_len, like, heads, dim_key, dim_value)
+
 
 @register("bigbird")
-class BigBirdAttention(Patterned):
+class BigBirdAttention(Attention):
     """Window, global and random blocks (BigBird, Zaheer et al. 2020, arXiv:2007.14062, internal global tokens).
 
     Between blocks of positions: the `window_blocks` around a query's own, the first `global_blocks`, which see all and
@@ -171,6 +188,10 @@ class BigBirdAttention(Patterned):
         backend: as for softmax attention.
     """
 
+    can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
+
     def __init__(
         self,
         block: Size = 64,
@@ -183,7 +204,11 @@ class BigBirdAttention(Patterned):
         scale: Positive | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(causal, dropout, scale, backend)
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.backend = backend
         between: Mask = Window(window_blocks // 2, window_blocks // 2)
         if global_blocks:
             between = between | Global(range(global_blocks))
@@ -194,7 +219,7 @@ class BigBirdAttention(Patterned):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """The window is centred on a block."""
-        window, found = facts["window_blocks"], super().check(facts)
+        window, found = facts["window_blocks"], backend_problems(facts)
         if window % 2 == 0:
             message = "the window is centred on the query's own block: an odd number is needed"
             found.append(Problem("window_blocks", message, window, f"nearest: {window - 1} or {window + 1}"))
@@ -204,9 +229,19 @@ class BigBirdAttention(Patterned):
         """The union, between blocks."""
         return self.fixed
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
+        """Attend along the pattern; with a state, to everything that was cached before as well."""
+        structure = Causal() & self.pattern() if self.causal else self.pattern()
+        dropout = self.dropout if self.training else 0.0
+        return attend_along(q, k, v, sides, structure, self.scale, dropout, self.backend)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """Buffers for keys and values of every position."""
+        return buffer_state(batch, max_len, like, heads, dim_key, dim_value)
+
 
 @register("random")
-class RandomAttention(Patterned):
+class RandomAttention(Attention):
     """Attention to random positions (BigBird, Zaheer et al. 2020, arXiv:2007.14062, the random part alone).
 
     Position i attends to itself and to every other j with probability r, the same for all rows and heads. Causal: and
@@ -226,6 +261,9 @@ class RandomAttention(Patterned):
         backend: as for softmax attention.
     """
 
+    can: ClassVar[Can] = Can(cross=False)
+    takes_scores: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
     seed: Tensor
 
     def __init__(
@@ -238,7 +276,11 @@ class RandomAttention(Patterned):
         scale: Positive | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(causal, dropout, scale, backend)
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.backend = backend
         self.r = r
         self.constant_masking = constant_masking
         with real_tensors():
@@ -247,6 +289,11 @@ class RandomAttention(Patterned):
             )  # a number to look at where the model itself is without data
         self.register_buffer("seed", torch.empty((), dtype=torch.int64))
         self.reset_parameters()
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """The backend exists."""
+        return backend_problems(facts)
 
     def reset_parameters(self) -> None:
         """The seed that was given."""
@@ -260,3 +307,13 @@ class RandomAttention(Patterned):
         elif seed.is_meta or isinstance(seed, FakeTensor):
             seed = self.given_seed
         return Window(0) | RandomBy(self.r, seed)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
+        """Attend along the pattern; with a state, to everything that was cached before as well."""
+        structure = Causal() & self.pattern() if self.causal else self.pattern()
+        dropout = self.dropout if self.training else 0.0
+        return attend_along(q, k, v, sides, structure, self.scale, dropout, self.backend)
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """Buffers for keys and values of every position."""
+        return buffer_state(batch, max_len, like, heads, dim_key, dim_value)

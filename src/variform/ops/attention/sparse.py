@@ -19,12 +19,13 @@ from variform.ops.attention.call import Call
 from variform.ops.attention.pattern import Edges, Pattern, pattern_of, readable, split
 from variform.ops.masks import Mask
 from variform.ops.masks.view import point_view
-from variform.ops.scores import ScoreMod
 
 __all__ = ["SparseBackend"]
 
 _CHUNK = 1 << 16
 """Pairs worked on at once where samples share a mask: few enough for a core's cache, enough to outweigh calls."""
+_CHUNK_NUMBERS = 1 << 19
+"""Numbers of queries, keys or values worked on at once, which are copied (2 MiB of float32)."""
 
 
 class SparseBackend:
@@ -76,7 +77,8 @@ class SparseBackend:
             hidden, bias = _changes(call, passing, rows, heads, edges)
             chunks.append(_Chunk(rows, heads, edges, hidden))
             biases += [] if bias is None else [bias]
-        return _Sparse.apply(call.q, k, v, tuple(chunks), call.softmax_scale, call.dropout, *biases)  # type: ignore[no-any-return, no-untyped-call]
+        work = (tuple(chunks), call.softmax_scale, call.dropout, torch.is_grad_enabled())
+        return _Sparse.apply(call.q, k, v, *work, *biases)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,9 @@ class _Chunk:
 def _places(call: Call, mask: Mask, pattern: Pattern) -> Iterator[tuple[slice, slice, Edges]]:
     """Rows and heads that share a mask, with the pairs of as many samples."""
     batch, heads = call.q.shape[:2]
-    count = max(1, _CHUNK * pattern.batch * pattern.heads // max(1, pattern.pairs))
+    count = _CHUNK * pattern.batch * pattern.heads // max(1, pattern.pairs)
+    numbers = max(call.q[0, 0].numel(), call.k[0, 0].numel(), call.v[0, 0].numel())
+    count = max(1, min(count, _CHUNK_NUMBERS // max(1, numbers)))
     wide = 1 if pattern.heads > 1 else min(heads, count)
     high = 1 if pattern.batch > 1 or (wide < heads and pattern.heads == 1) else min(batch, max(1, count // wide))
     for row in range(0, batch, high):
@@ -115,27 +119,28 @@ def _changes(
     """What this call hides of some samples' pairs and adds to their scores, pair by pair."""
     if passing is None and call.k_valid is None and call.q_segments is None and not call.scores:
         return None, None
-    q_len, k_len = call.q.shape[2], call.k.shape[2]
-    sample, q = edges.rows // q_len, edges.rows % q_len
-    wide = heads.stop - heads.start
-    b, h, k = sample // wide + rows.start, sample % wide + heads.start, edges.columns % k_len
+    high, wide = rows.stop - rows.start, heads.stop - heads.start
+    count = edges.columns.numel() // (high * wide)
+    # The samples share their pairs: axes of their own for rows and heads keep what is looked up small.
+    q, k = edges.rows[:count].view(1, 1, -1), edges.columns[:count].view(1, 1, -1)
+    b = torch.arange(rows.start, rows.stop).view(-1, 1, 1)
+    h = torch.arange(heads.start, heads.stop).view(1, -1, 1)
     view = point_view(b, h, q, k, q_seg=call.q_segments, k_seg=call.k_segments)
     kept: list[Tensor] = [] if passing is None else [passing._visit(view)]
     if view.q_seg is not None and view.k_seg is not None:
         kept.append(view.q_seg == view.k_seg)
     if call.k_valid is not None:
         kept.append(call.k_valid[b, k])
-    hidden = ~functools.reduce(operator.and_, kept) if kept else None
-    return hidden, _bias(call.scores, call.q, b, h, q, k) if call.scores else None
-
-
-def _bias(scores: tuple[ScoreMod, ...], like: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    bias = torch.zeros(q.shape, dtype=_compute_dtype(like), device=like.device)
-    for modifier in scores:
+    shape = (high, wide, count)
+    hidden = (~functools.reduce(operator.and_, kept)).expand(shape).reshape(-1) if kept else None
+    if not call.scores:
+        return hidden, None
+    bias = torch.zeros((), dtype=_compute_dtype(call.q))
+    for modifier in call.scores:
         function = modifier.score_mod()
         assert function is not None, "refuses() lets additive modifiers through only"
         bias = function(bias, b, h, q, k)
-    return bias.to(_compute_dtype(like))
+    return hidden, bias.to(_compute_dtype(call.q)).expand(shape).reshape(-1)
 
 
 def _compute_dtype(like: Tensor) -> torch.dtype:
@@ -154,6 +159,7 @@ class _Sparse(torch.autograd.Function):
         chunks: tuple[_Chunk, ...],
         scale: float,
         dropout: float,
+        keep: bool,
         *biases: Tensor,
     ) -> Tensor:
         batch, heads, q_len, _ = q.shape
@@ -164,23 +170,23 @@ class _Sparse(torch.autograd.Function):
             for place, chunk in enumerate(chunks):
                 scores = _products(chunk.edges, _take(q, chunk), _take(k, chunk), scale)
                 weights, inverse = _softmax(scores, chunk, biases[place] if biases else None)
-                kept += (weights, inverse)
+                kept += (weights, inverse) if keep else ()
                 if dropout:
                     stays = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout)
-                    kept.append(stays)
+                    kept += (stays,) if keep else ()
                     weights = weights * stays
                 edges, values = chunk.edges, _take(v, chunk)
                 _put(out, chunk, _times(edges.starts, edges.columns, weights, values).mul_(inverse / (1 - dropout)))
-        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.chunks, ctx.scale, ctx.dropout = chunks, scale, dropout
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with_biases = any(ctx.needs_input_grad[6:])
+        with_biases = any(ctx.needs_input_grad[7:])
         work = (ctx.chunks, ctx.scale, ctx.dropout, with_biases)
         dq, dk, dv, *biases = _Backward.apply(grad, *work, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return dq, dk, dv, None, None, None, *(biases or [None] * len(ctx.needs_input_grad[6:]))
+        return dq, dk, dv, None, None, None, None, *(biases or [None] * len(ctx.needs_input_grad[7:]))
 
 
 class _Backward(torch.autograd.Function):
@@ -196,7 +202,7 @@ class _Backward(torch.autograd.Function):
         with_biases: bool,
         *saved: Tensor,
     ) -> tuple[Tensor, ...]:
-        q, k, v, out, *kept = saved
+        q, k, v, *kept = saved
         dq, dk, dv = (torch.empty_like(t) for t in (q, k, v))
         biases: list[Tensor] = []
         each, share = (3 if dropout else 2), 1 - dropout
@@ -205,12 +211,12 @@ class _Backward(torch.autograd.Function):
                 weights, inverse, *dropped = kept[each * place : each * (place + 1)]
                 edges, queries, keys = chunk.edges, _take(q, chunk), _take(k, chunk)
                 g = _take(grad, chunk)
-                inner = (g * _take(out, chunk)).sum(-1)
                 change = _products(edges, g, _take(v, chunk), 1 / share)
                 left = weights
                 for stays in dropped:
                     change, left = change.mul_(stays), weights * stays
-                change = change.sub_(inner.index_select(0, edges.rows)).mul_(weights)
+                mean = torch.segment_reduce(change * weights, "sum", offsets=edges.starts).mul_(inverse[:, 0])
+                change = change.sub_(mean.index_select(0, edges.rows)).mul_(weights)
                 _put(dq, chunk, _times(edges.starts, edges.columns, change, keys).mul_(inverse * scale))
                 _put(dk, chunk, _times_transposed(edges, change, queries.mul(inverse * scale)))
                 _put(dv, chunk, _times_transposed(edges, left, g.mul(inverse / share)))
@@ -279,7 +285,7 @@ class _Kept(torch.autograd.Function):
         out = v.new_empty(batch, q_len, heads, v.shape[-1]).transpose(1, 2)
         dtype = _compute_dtype(q)
         kept = [q.new_empty(pairs, dtype=dtype), q.new_empty(batch * heads * q_len, 1, dtype=dtype)]
-        ctx.save_for_backward(q, k, v, out, *kept, *([q.new_empty(pairs, dtype=torch.bool)] if dropout else []))
+        ctx.save_for_backward(q, k, v, *kept, *([q.new_empty(pairs, dtype=torch.bool)] if dropout else []))
         return out
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.ops.cases import assert_matches_reference, qkv, run_with_gradients
+from tests.ops.cases import assert_matches_reference, cast, error, qkv, run_with_gradients
 from variform.errors import BackendError
 from variform.ops.attention import Call, attention, candidates, metering, pattern
 from variform.ops.masks import (
@@ -359,6 +359,30 @@ def test_random_calls(seed: int) -> None:
     assert_matches_reference(sparse, call)
     assert_matches_reference(functools.partial(attention, backend="block_sparse"), call)
     assert_matches_reference(attention, call)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_layouts_at_lengths_where_tiles_pay(seed: int) -> None:
+    torch.manual_seed(seed)
+    block, length = (16, 32, 48, 64, 128)[seed % 5], int(torch.randint(513, 700, ()))
+    blocks = -(-length // block)
+    layout = scattered(*((2,) if seed % 2 else ()), blocks, blocks, density=float(torch.rand(()) * 0.4))
+    dtype = (torch.float32, torch.bfloat16, torch.float16)[seed % 3]
+    tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in qkv(length, heads=2, kv_heads=2).items()}
+    call = Call(
+        **tensors,
+        structure=Blocks(layout, block) & Causal() if seed % 4 > 1 else Blocks(layout, block),
+        mask=Dense(scattered(2, 1, length, length, density=0.7)) if seed % 3 == 0 else None,
+        k_valid=torch.rand(2, length) > 0.2 if seed % 4 == 1 else None,
+    )
+    wanted = run_with_gradients(attention_of("reference"), cast(call, torch.float64))
+    bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
+    for backend in ("auto", "sparse", "block_sparse"):
+        assert error(run_with_gradients(attention_of(backend), call), wanted) < bound
+
+
+def attention_of(backend: str) -> Any:
+    return functools.partial(attention, backend=backend)
 
 
 def test_the_fused_kernel_with_the_same_mask_agrees() -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from variform.ops.attention.call import Call
-from variform.ops.attention.pattern import TILES, Pattern, pattern_of, split
+from variform.ops.attention.pattern import TILES, Pattern, pattern_of, readable, split
 from variform.ops.masks import Mask
 
-__all__ = ["SHORTEST", "TILE_PRICE", "Choice", "blocks_text", "choose", "tile_price"]
+__all__ = ["SHORTEST", "TILE_PRICE", "Choice", "blocks_text", "choose", "is_small", "tile_price"]
 
 SHORTEST = 512
 """Below this many queries or keys, one fused call on all pairs is as fast as gathered tiles."""
@@ -18,6 +18,8 @@ TILE_PRICE = {16: 6.0, 32: 3.5, 64: 2.6, 128: 2.0}
 """What a pair in a gathered tile costs, by the tile's length, where a pair of the fused kernel with a mask costs 1."""
 _HALF = 1.25
 """How much more of the fused kernel's time half precision saves than of the gathering's."""
+_LEAST = 1 << 18
+"""Pairs of all rows and heads below which nothing is weighed."""
 _USES = 4
 """Calls that share one look at a mask: layers, steps, forward and backward passes."""
 _CACHE = 1 << 22
@@ -54,9 +56,28 @@ def choose(call: Call, training: bool) -> Choice | None:
     that equal calls run the same way.
     """
     mask, _ = split(call)
-    pattern = pattern_of(call, mask)
-    if mask is None or pattern is None:
+    if mask is None or not readable(call, mask):
         return None
+    if is_small(call):
+        words = "so few pairs are computed sooner than their mask is looked at"
+        return Choice(None, None, "", words, words)
+    pattern = pattern_of(call, mask)
+    if pattern is None:
+        return None
+    key = (call.q.shape, call.v.shape[-1], call.q.dtype, call.dropout > 0, training)
+    if key not in pattern.choices:
+        pattern.choices[key] = _weighed(call, mask, pattern, training)
+    found: Choice = pattern.choices[key]
+    return found
+
+
+def is_small(call: Call) -> bool:
+    """Whether the fused kernel takes less time than any decision."""
+    batch, heads, q_len, _ = call.q.shape
+    return batch * heads * q_len * call.k.shape[2] < _LEAST
+
+
+def _weighed(call: Call, mask: Mask, pattern: Pattern, training: bool) -> Choice:
     single, even = _single_pairs(call, pattern, training)
     tile, tiled, words = _tiled(call, mask, pattern, training)
     pairs = f"{_percent(pattern.density)} of the pairs are attended, which pays below {_percent(even)}"

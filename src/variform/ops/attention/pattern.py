@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ class Pattern:
     _edges: dict[tuple[int, int], Edges] = field(default_factory=dict)
     inside: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """By tile length and group of a plan: the mask within its tiles."""
+    choices: dict[Any, Any] = field(default_factory=dict)
+    """By the sizes of a call: how it is best computed (`costs`)."""
 
     @property
     def density(self) -> float:

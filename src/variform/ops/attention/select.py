@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from variform.errors import BackendError, ConfigError, did_you_mean
-from variform.ops.attention import meter
+from variform.ops.attention import costs, meter
 from variform.ops.attention.block_sparse import BlockSparseBackend
 from variform.ops.attention.call import Call
 from variform.ops.attention.flex import FlexBackend
@@ -167,6 +167,8 @@ def _choose(call: Call) -> tuple[Call, Backend]:
 
 def _symbolic(call: Call) -> Call:
     """The call with masks of tensors replaced by the window that they are, if they are one."""
+    if call.target != "cpu" or costs.is_small(call):
+        return call
     lasting, passing = split(call)
     pattern = pattern_of(call, lasting)
     if pattern is None or pattern.band is None:

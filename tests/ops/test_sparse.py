@@ -334,6 +334,13 @@ def test_masks_without_tensors_that_leave_few_pairs() -> None:
         torch.testing.assert_close(attention(call), attention(call, "reference"), rtol=0, atol=1e-5)
 
 
+def test_the_default_device_plays_no_part() -> None:
+    call = Call(**qkv(64), mask=Dense(scattered(64, 64)), k_valid=torch.rand(2, 64) > 0.3)
+    with torch.device("meta"):
+        out = sparse(call)
+    torch.testing.assert_close(out, attention(call, "reference"))
+
+
 def test_autocast_keeps_the_precision_of_its_inputs() -> None:
     q, k, v = (tensor.detach().float().requires_grad_() for tensor in qkv(64).values())
     call = Call(q, k, v, mask=Dense(scattered(64, 64)))

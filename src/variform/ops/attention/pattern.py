@@ -194,7 +194,7 @@ _look_once = functools.lru_cache(maxsize=64)(_look)
 
 def _dense(mask: Mask, q_len: int, k_len: int) -> Tensor:
     """Bool [B|1, H|1, Lq, Lk]."""
-    found = mask._visit(grid_view(torch.arange(q_len), torch.arange(k_len)))
+    found = mask._visit(grid_view(torch.arange(q_len, device="cpu"), torch.arange(k_len, device="cpu")))
     found = found if found.dim() == 4 else found[None, None]
     return found.expand(*found.shape[:2], q_len, k_len)
 
@@ -212,7 +212,7 @@ def _band(dense: Tensor, pairs: int) -> Mask | None:
     if band_pairs(q_len, k_len, *band) * masks != pairs:
         return None
     symbol = _symbol(band, q_len, k_len)
-    same = symbol._visit(grid_view(torch.arange(q_len), torch.arange(k_len)))
+    same = symbol._visit(grid_view(torch.arange(q_len, device="cpu"), torch.arange(k_len, device="cpu")))
     return symbol if bool((dense == same).all()) else None
 
 
@@ -249,7 +249,7 @@ def _side_by_side(one: Edges, samples: int, q_len: int, k_len: int) -> Edges:
     count = one.columns.numel()
 
     def moved(values: Tensor, step: int) -> Tensor:
-        return (values + torch.arange(samples, dtype=torch.int32)[:, None] * step).flatten()
+        return (values + torch.arange(samples, dtype=torch.int32, device="cpu")[:, None] * step).flatten()
 
     def starts(values: Tensor) -> Tensor:
         return torch.cat((moved(values[:-1], count), values.new_full((1,), samples * count)))

@@ -123,8 +123,8 @@ def _changes(
     count = edges.columns.numel() // (high * wide)
     # The samples share their pairs: axes of their own for rows and heads keep what is looked up small.
     q, k = edges.rows[:count].view(1, 1, -1), edges.columns[:count].view(1, 1, -1)
-    b = torch.arange(rows.start, rows.stop).view(-1, 1, 1)
-    h = torch.arange(heads.start, heads.stop).view(1, -1, 1)
+    b = torch.arange(rows.start, rows.stop, device="cpu").view(-1, 1, 1)
+    h = torch.arange(heads.start, heads.stop, device="cpu").view(1, -1, 1)
     view = point_view(b, h, q, k, q_seg=call.q_segments, k_seg=call.k_segments)
     kept: list[Tensor] = [] if passing is None else [passing._visit(view)]
     if view.q_seg is not None and view.k_seg is not None:
@@ -135,7 +135,7 @@ def _changes(
     hidden = (~functools.reduce(operator.and_, kept)).expand(shape).reshape(-1) if kept else None
     if not call.scores:
         return hidden, None
-    bias = torch.zeros((), dtype=_compute_dtype(call.q))
+    bias = torch.zeros((), dtype=_compute_dtype(call.q), device="cpu")
     for modifier in call.scores:
         function = modifier.score_mod()
         assert function is not None, "refuses() lets additive modifiers through only"
@@ -262,7 +262,7 @@ def _times_transposed(edges: Edges, values: Tensor, dense: Tensor) -> Tensor:
 
 def _matrix(starts: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
     size = (starts.numel() - 1, width)
-    return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(starts, columns, values, size, device=values.device, check_invariants=False)
 
 
 def _take(x: Tensor, chunk: _Chunk) -> Tensor:
@@ -295,4 +295,4 @@ class _Kept(torch.autograd.Function):
 
 with warnings.catch_warnings():  # torch says once in a process that compressed rows are in beta
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)

@@ -45,6 +45,7 @@ ROWS = (
         ("attention/global", "attention/longformer", "attention/bigbird"),
         "yyyyryy",
     ),
+    Row("windows of a grid (Swin)", ("attention/shifted_windows",), "roorrry"),
     Row("random", ("attention/random",), "yyyoroy"),
     Row("blocksparse", ("attention/block_sparse", "attention/blocksparse"), "yyyyoyy"),
     Row("linformer", ("attention/linformer", "mixer/linformer"), "ryrryry"),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from variform.errors import ConfigError, ShapeError
-from variform.ops.scores import Alibi, BucketBias, DenseBias, ScoreMod, SoftCap, alibi_slopes, t5_bucket
+from variform.ops.scores import Alibi, BucketBias, DenseBias, GridBias, ScoreMod, SoftCap, alibi_slopes, t5_bucket
 
 
 def test_alibi_slopes_of_powers_of_two_and_others() -> None:
@@ -48,6 +48,7 @@ def _mods() -> list[ScoreMod]:
         Alibi(alibi_slopes(3).double().requires_grad_()),
         BucketBias(torch.randn(8, 3, dtype=torch.float64, requires_grad=True), False, 16),
         BucketBias(torch.randn(8, 3, dtype=torch.float64, requires_grad=True), True, 16),
+        GridBias(torch.randn(15, 3, dtype=torch.float64, requires_grad=True), 3, (2, 3)),
         DenseBias(bias),
         DenseBias(bias[0, 0]),
         DenseBias(bias[:, 0], per="batch"),
@@ -97,6 +98,8 @@ def test_alibi_and_cap_by_hand() -> None:
         lambda: DenseBias(torch.ones(2, 1)).check(1, 1, 2, 2),
         lambda: Alibi(torch.ones(3)).check(1, 4, 2, 2),
         lambda: BucketBias(torch.ones(8, 3), True).check(1, 4, 2, 2),
+        lambda: GridBias(torch.ones(9, 3), 4, (2, 2)).check(1, 4, 4, 4),
+        lambda: GridBias(torch.ones(8, 4), 4, (2, 2)).check(1, 4, 4, 4),
         lambda: BucketBias(torch.ones(2, 4), True).check(1, 4, 2, 2),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from variform.core.build import build
 from variform.core.part import Part
 from variform.core.registry import parts
+from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError, did_you_mean
 from variform.inspect.measure import medians, peak_bytes
@@ -33,7 +35,7 @@ class Measured:
     """One part at one length.
 
     Args:
-        length: tokens; the nearest square below where a part takes squares alone.
+        length: tokens; the nearest square below where a part takes squares alone, or its own nearest length.
         seconds: median of forward and backward (or forward alone).
         peak_bytes: the most that the allocator held beyond parameters and input.
         ratio: its time / that of softmax attention at this length.
@@ -215,18 +217,23 @@ def _continued(known: Sequence[tuple[int, float]], length: int) -> float:
 
 
 def _prepared(spec: Spec, length: int, setting: Setting) -> tuple[Callable[[], Tensor], int]:
-    """A run of the layer, and the length it takes: the nearest square where it refuses others.
+    """A run of the layer, and the length it takes: a square where it refuses others, or what it says it takes.
 
     Raises:
-        ShapeError: it refuses both.
+        ShapeError: it refuses all of them.
     """
-    square = math.isqrt(length) ** 2
-    try:
-        return _run_of(spec, length, setting), length
-    except ShapeError:
-        if square == length:
-            raise
-        return _run_of(spec, square, setting), square
+    own = spec["attention"] if spec.part is MultiHead else spec
+    facts = resolve(own, **_facts(length, setting))
+    *others, last = dict.fromkeys((length, math.isqrt(length) ** 2, own.part.near_length(facts.args, length)))
+    for taken in others:
+        with contextlib.suppress(ShapeError):
+            return _run_of(spec, taken, setting), taken
+    return _run_of(spec, last, setting), last
+
+
+def _facts(length: int, setting: Setting) -> dict[str, Any]:
+    sizes = {"dim": setting.dim, "heads": setting.heads, "dim_head": setting.dim // setting.heads}
+    return {**sizes, "kv_heads": setting.heads, "causal": setting.causal, "max_seq_len": length}
 
 
 def _run_of(spec: Spec, length: int, setting: Setting) -> Callable[[], Tensor]:

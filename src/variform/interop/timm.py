@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from variform.core.build import build
 from variform.errors import ConfigError, ShapeError
 from variform.interop.replacing import SLOT, Heads, Report, Where, With, choose, line_of
 from variform.ops.masks import Causal, Dense, Mask, from_additive
 from variform.ops.scores import DenseBias, ScoreMod
+from variform.parts.attention.shifted_windows import ShiftedWindowAttention
+from variform.parts.feedforward.mlp import MLP
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.norms import LayerNorm
+from variform.parts.position.bias import WindowBias
+from variform.stack.sublayer import Sublayer, TransformerLayer
 
 CHILDREN = ("qkv", "attn_drop", "proj", "proj_drop")
 OPTIONAL = ("q_norm", "k_norm", "norm", "gate")
@@ -118,6 +126,78 @@ def replace_attention(model: nn.Module, *, where: Where = "*", with_: With = "so
         _put(model, path, new)
     lines = tuple(line_of(path, type(found[path]).__name__, new) for path, new in made.items())
     return Report(lines, tuple(path for path in found if path not in made))
+
+
+def swin_layer(block: Any) -> TransformerLayer:
+    """A layer of the library that computes what a Swin block of timm computes, with the block's weights copied.
+
+    Its spec, `layer.spec`, says what it is made of: the attention `shifted_windows` and the bias `window`.
+
+    Shapes:
+        block: [B, rows, columns, dim]; the layer: [B, rows * columns, dim]
+
+    Args:
+        block: timm's `SwinTransformerBlock`.
+
+    Raises:
+        ConfigError: windows that are no squares or do not tile the grid, norms or activations of another kind.
+    """
+    attn, mlp, grid = block.attn, block.mlp, tuple(block.input_resolution)
+    _refuse_unlike(block)
+    window, shift = block.window_size[0], block.shift_size[0]
+    drops = [float(getattr(path, "drop_prob", 0.0) or 0.0) for path in (block.drop_path1, block.drop_path2)]
+    rates = [float(drop.p) for drop in (attn.proj_drop, mlp.drop2)]
+    mixer = MultiHead.spec(
+        dim_head=attn.qkv.out_features // 3 // attn.num_heads,
+        bias=attn.qkv.bias is not None,
+        out_bias=True,
+        attention=ShiftedWindowAttention.spec(grid=grid, window=window, shift=shift, dropout=float(attn.attn_drop.p)),
+        position_bias=WindowBias.spec(columns=grid[1], window=(window, window)),
+    )
+    feedforward = MLP.spec(hidden=mlp.fc1.out_features, dropout=float(mlp.drop1.p))
+    norms = [LayerNorm.spec(eps=norm.eps) for norm in (block.norm1, block.norm2)]
+    sublayers = [
+        Sublayer.spec(body=body, norm=norm, dropout=rate, drop_path=drop)
+        for body, norm, rate, drop in zip((mixer, feedforward), norms, rates, drops, strict=True)
+    ]
+    weight: Tensor = attn.qkv.weight
+    layer: TransformerLayer = build(TransformerLayer.spec(sublayers=sublayers), dim=block.dim, heads=attn.num_heads)
+    layer.to(weight.device, weight.dtype).train(block.training)
+    layer.load_state_dict(_swin_weights(block))
+    return layer
+
+
+def _swin_weights(block: Any) -> dict[str, Tensor]:
+    """A Swin block's parameters under the names of `swin_layer`."""
+    attn = block.attn
+    found: dict[str, Tensor] = {}
+    for index, norm in enumerate((block.norm1, block.norm2)):
+        found |= _named(f"sublayers.{index}.norm", norm)
+    body = "sublayers.0.body"
+    for name, value in attn.qkv.named_parameters():
+        for part, chunk in zip("qkv", torch.chunk(value.detach(), 3), strict=True):
+            found[f"{body}.{part}.{name}"] = chunk
+    found |= _named(f"{body}.out", attn.proj)
+    found[f"{body}.position_bias.table"] = attn.relative_position_bias_table.detach()
+    return found | _named("sublayers.1.body.up", block.mlp.fc1) | _named("sublayers.1.body.down", block.mlp.fc2)
+
+
+def _named(path: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{path}.{name}": value.detach() for name, value in module.named_parameters()}
+
+
+def _refuse_unlike(block: Any) -> None:
+    window, shift, grid = tuple(block.window_size), tuple(block.shift_size), tuple(block.input_resolution)
+    if len(set(window)) > 1 or len(set(shift)) > 1:
+        raise ConfigError(f"the block's windows of {window}, moved by {shift}, are no squares")
+    if any(size % window[0] for size in grid):
+        raise ConfigError(f"the block fills its grid of {grid} up to windows of {window}, which a layer does not")
+    act = block.mlp.act
+    if not isinstance(act, nn.GELU) or act.approximate != "none":
+        raise ConfigError(f"the block's activation is {type(act).__name__}, not an exact GELU")
+    for norm in (block.norm1, block.norm2):
+        if not isinstance(norm, nn.LayerNorm) or len(list(norm.parameters())) < 2:
+            raise ConfigError(f"the block's norm is {type(norm).__name__}, not a LayerNorm with weight and bias")
 
 
 def _replacement(path: str, module: Any, with_: With, facts: dict[str, Any]) -> TimmAttention:

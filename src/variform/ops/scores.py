@@ -13,7 +13,17 @@ from torch import Tensor
 
 from variform.errors import ConfigError, ShapeError
 
-__all__ = ["Alibi", "BucketBias", "DenseBias", "ScoreFunction", "ScoreMod", "SoftCap", "alibi_slopes", "t5_bucket"]
+__all__ = [
+    "Alibi",
+    "BucketBias",
+    "DenseBias",
+    "GridBias",
+    "ScoreFunction",
+    "ScoreMod",
+    "SoftCap",
+    "alibi_slopes",
+    "t5_bucket",
+]
 
 ScoreFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -28,6 +38,11 @@ class ScoreMod(ABC):
     def is_additive(self) -> bool:
         """Whether the modifier only adds a bias that does not depend on the scores."""
         return True
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether moving all positions by as much changes nothing; on a grid, along its axes."""
+        return False
 
     @abstractmethod
     def apply(self, scores: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -73,6 +88,10 @@ class Alibi(_Additive):
 
     slopes: Tensor
 
+    @property
+    def is_relative(self) -> bool:
+        return True
+
     def _bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return self.slopes[:, None, None] * -_relative(q_pos, k_pos).abs()
 
@@ -103,6 +122,10 @@ class BucketBias(_Additive):
     bidirectional: bool
     max_distance: int = 128
 
+    @property
+    def is_relative(self) -> bool:
+        return True
+
     def _bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         bucket = t5_bucket(_relative(q_pos, k_pos), self.bidirectional, self.table.shape[0], self.max_distance)
         # Look-up on [B|1, Lq, Lk], then heads to their axis: one gather instead of one a head.
@@ -122,6 +145,52 @@ class BucketBias(_Additive):
             raise ShapeError(f"BucketBias(table): [buckets, {heads}] expected, got {list(self.table.shape)}")
         if self.table.shape[0] < (4 if self.bidirectional else 2):
             raise ShapeError(f"BucketBias(table): {self.table.shape[0]} buckets are too few (2, bidirectional 4)")
+
+
+@dataclass(frozen=True, eq=False)
+class GridBias(_Additive):
+    """Learned bias per offset of two points of a grid (Swin): S += table[(dy + h - 1) (2 w - 1) + dx + w - 1, head].
+
+    dy and dx are rows and columns from the key to the query, held within the window of h x w.
+
+    Args:
+        table: `[(2 h - 1) (2 w - 1), H]`.
+        columns: of the grid whose points the positions count, row by row.
+        window: (h, w).
+
+    Paper: https://arxiv.org/abs/2103.14030
+    """
+
+    table: Tensor
+    columns: int
+    window: tuple[int, int]
+
+    @property
+    def is_relative(self) -> bool:
+        return True
+
+    def _bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        q = q_pos[None] if q_pos.dim() == 1 else q_pos
+        k = k_pos[None] if k_pos.dim() == 1 else k_pos
+        return self.table[self._row(q[:, :, None], k[:, None, :])].permute(0, 3, 1, 2)
+
+    def _row(self, q: Tensor, k: Tensor) -> Tensor:
+        rows, width = self.window
+        down = (q // self.columns - k // self.columns).clamp(1 - rows, rows - 1)
+        right = (q % self.columns - k % self.columns).clamp(1 - width, width - 1)
+        return (down + rows - 1) * (2 * width - 1) + right + width - 1
+
+    def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return score + self.table[self._row(_at(q_pos, b, q_idx), _at(k_pos, b, kv_idx)), h]
+
+        return mod
+
+    def check(self, batch: int, heads: int, q_len: int, k_len: int) -> None:
+        rows, width = self.window
+        wanted = ((2 * rows - 1) * (2 * width - 1), heads)
+        if tuple(self.table.shape) != wanted:
+            raise ShapeError(f"GridBias(table): {list(wanted)} expected, got {list(self.table.shape)}")
 
 
 @dataclass(frozen=True, eq=False)

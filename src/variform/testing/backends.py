@@ -26,13 +26,13 @@ COMPILED = ("flex",)
 LENGTH = 33
 
 
-def _sides() -> dict[str, Callable[[], dict[str, Any]]]:
+def _sides(length: int = LENGTH) -> dict[str, Callable[[], dict[str, Any]]]:
     """What may be asked of an attention, by name."""
-    valid = torch.arange(LENGTH).expand(2, LENGTH) >= torch.tensor([[0], [9]])
-    segments = (torch.arange(LENGTH) // 12).expand(2, LENGTH).contiguous()
+    valid = torch.arange(length).expand(2, length) >= torch.tensor([[0], [9]])
+    segments = (torch.arange(length) // 12).expand(2, length).contiguous()
     positions = (valid.long().cumsum(1) - 1).clamp(min=0)
-    allowed = torch.rand(2, 4, LENGTH, LENGTH, generator=torch.Generator().manual_seed(0)) > 0.5
-    bias = torch.randn(4, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1))
+    allowed = torch.rand(2, 4, length, length, generator=torch.Generator().manual_seed(0)) > 0.5
+    bias = torch.randn(4, length, length, generator=torch.Generator().manual_seed(1))
     return {
         "nothing": dict,
         "padding": lambda: {"k_valid": valid},
@@ -75,14 +75,14 @@ def _need_choice(case: Case) -> None:
 
 def _compare(case: Case, names: list[str], asked: list[str], causal: bool, key_heads: tuple[int, ...]) -> None:
     setting = Case(case.sample, {**case.facts, "causal": causal})
-    reference = setting.alone(backend="reference")
+    reference, length = setting.alone(backend="reference"), case.fit(LENGTH)
     for name in names:
         part = setting.alone(backend=name)
         for what in asked:
             for count in key_heads:
                 label = f"backend {name!r} with {what}, {count} key heads, causal={causal}"
                 for training in (True, False):
-                    _agree(part, reference, _sides()[what], count, training, label)
+                    _agree(part, reference, _sides(length)[what], length, count, training, label)
 
 
 def causal_settings(case: Case) -> tuple[bool, ...]:
@@ -91,15 +91,21 @@ def causal_settings(case: Case) -> tuple[bool, ...]:
 
 
 def _agree(
-    part: Any, reference: Any, sides: Callable[[], dict[str, Any]], kv_heads: int, training: bool, label: str
+    part: Any,
+    reference: Any,
+    sides: Callable[[], dict[str, Any]],
+    length: int,
+    kv_heads: int,
+    training: bool,
+    label: str,
 ) -> None:
-    exact = _run(reference, torch.float64, sides, kv_heads, training)
+    exact = _run(reference, torch.float64, sides, length, kv_heads, training)
     assert exact is not None
     for dtype in (torch.float32, torch.bfloat16):
-        got = _run(part, dtype, sides, kv_heads, training)
+        got = _run(part, dtype, sides, length, kv_heads, training)
         if got is None:
             continue
-        plain = _run(reference, dtype, sides, kv_heads, training)
+        plain = _run(reference, dtype, sides, length, kv_heads, training)
         assert plain is not None
         for what, a, b, c in zip(("values", "dq", "dk", "dv"), got, exact, plain, strict=False):
             if dtype == torch.float32:
@@ -112,11 +118,11 @@ def _agree(
 
 
 def _run(
-    part: Any, dtype: torch.dtype, sides: Callable[[], dict[str, Any]], kv_heads: int, training: bool
+    part: Any, dtype: torch.dtype, sides: Callable[[], dict[str, Any]], length: int, kv_heads: int, training: bool
 ) -> list[Tensor] | None:
     """The result, and in training the gradients of q, k and v; None where the backend refuses."""
     # What a bfloat16 run is compared with starts from the same, rounded numbers.
-    q, k, v = (t.to(torch.bfloat16).to(dtype) for t in heads(LENGTH, LENGTH))
+    q, k, v = (t.to(torch.bfloat16).to(dtype) for t in heads(length, length))
     given = [q.requires_grad_(training), k[:, :kv_heads].detach().requires_grad_(training)]
     given.append(v[:, :kv_heads].detach().requires_grad_(training))
     try:

@@ -95,16 +95,16 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
             call = self.calls[-1] if self.calls and inside_attention() else None
             own = args[:3] if call is None else (call.q, call.k, call.v)
-            dims = (own[0].shape[-1], own[2].shape[-1])
-            self.products += _attention(args[0].shape, args[1].shape, *dims)
+            # As many as the whole call makes without skipping: a backend may have cut it into windows.
+            self.products += _attention(own[0].shape, own[1].shape, own[2].shape[-1])
         elif packet in flop_registry:
             self.products += int(flop_registry[packet](*args, **kwargs, out_val=out))
         return out
 
 
-def _attention(q: torch.Size, k: torch.Size, dim: int, dim_value: int) -> int:
+def _attention(q: torch.Size, k: torch.Size, dim_value: int) -> int:
     """The two products of a fused attention, whose keys may have fewer heads than its queries."""
-    batch, heads, queries, _ = q
+    batch, heads, queries, dim = q
     return 2 * batch * heads * queries * k[2] * (dim + dim_value)
 
 

@@ -42,8 +42,10 @@ def attention(case: Case) -> None:
                 at = (slice(row, row + 1), slice(head, head + 1))
                 fewer = part(q[at][:, :, step : step + 1], k[at][:, :, keep], v[at][:, :, keep], Sides())
                 same(out[row, head, step], fewer[0, 0, 0], "a masked query, against fewer keys")
-    grouped = part(q[:, :, :6], k[:, :2, :6], v[:, :2, :6], Sides())
-    repeated = part(q[:, :, :6], *(t[:, :2, :6].repeat_interleave(2, 1) for t in (k, v)), Sides())
+    length = case.fit(6)
+    q, k, v = heads(length, length)
+    grouped = part(q, k[:, :2], v[:, :2], Sides())
+    repeated = part(q, *(t[:, :2].repeat_interleave(2, 1) for t in (k, v)), Sides())
     same(grouped, repeated, "two key heads for four query heads, against repeated key heads")
 
 

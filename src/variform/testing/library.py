@@ -9,6 +9,7 @@ from variform.core.spec import Shared, Spec
 from variform.parts.attention.block_sparse import BlockSparseAttention
 from variform.parts.attention.favor import FavorAttention
 from variform.parts.attention.patterned import BigBirdAttention, GlobalAttention, LongformerAttention, RandomAttention
+from variform.parts.attention.shifted_windows import ShiftedWindowAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.embedding.grid import ConvPatches, PatchMerging, PoolPatches
@@ -80,6 +81,14 @@ def _pooling() -> list[Sample]:
 @samples_for(Visual)
 def _visual() -> list[Sample]:
     return [Sample(Visual.spec()), Sample(Visual.spec(grid=(3, 5)), "on a grid")]
+
+
+@samples_for(ShiftedWindowAttention)
+def _shifted_windows() -> list[Sample]:
+    return [
+        Sample(ShiftedWindowAttention.spec(window=2)),
+        Sample(ShiftedWindowAttention.spec(grid=(6, 3), window=3, shift=1), "moved, on a grid"),
+    ]
 
 
 @samples_for(Conv2D)

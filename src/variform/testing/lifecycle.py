@@ -184,7 +184,7 @@ def _direct(case: Case, **changes: Any) -> Any:
     with seeded(3):
         perturb(part)
     if case.part.kind == "attention":
-        given: tuple[Any, ...] = (*(t[:1].repeat(64, 1, 1, 1) for t in heads(5, 5)), Sides())
+        given: tuple[Any, ...] = (*(t[:1].repeat(64, 1, 1, 1) for t in heads(case.fit(5), case.fit(5))), Sides())
     else:
         inputs = perturb_like.inputs(1, 5)
         x = inputs.x.repeat(64, *[1] * (inputs.x.dim() - 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import variform as vf
-from variform.parts.position.bias import AlibiBias, T5Bias
+from variform.parts.position.bias import AlibiBias, T5Bias, WindowBias
 
 
 def bias_of(part: vf.Part, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -79,3 +79,24 @@ def test_positions_not_places_count() -> None:
 def test_impossible_buckets(fields: dict[str, int], words: str) -> None:
     with pytest.raises(vf.ConfigError, match=words):
         vf.build(T5Bias.spec(**fields), heads=2)
+
+
+@pytest.mark.parametrize("window", [(3, 3), (2, 4)])
+def test_window_is_its_formula(window: tuple[int, int]) -> None:
+    columns, (rows, width) = 6, window
+    part = vf.build(WindowBias.spec(columns=columns, window=window, std=1.0), heads=3).double()
+    bias = bias_of(part, torch.arange(24), torch.arange(24))
+    for i in range(24):
+        for j in range(24):
+            down = max(1 - rows, min(rows - 1, i // columns - j // columns))
+            right = max(1 - width, min(width - 1, i % columns - j % columns))
+            row = (down + rows - 1) * (2 * width - 1) + right + width - 1
+            assert torch.equal(bias[0, :, i, j], part.table[row]), (i, j)
+
+
+def test_a_window_bias_starts_small_and_every_row_learns() -> None:
+    part = vf.build(WindowBias.spec(columns=5, window=(2, 3), std=0.5), heads=200)
+    assert part.table.shape == (15, 200)
+    assert 0.47 < float(part.table.detach().std()) < 0.53
+    bias_of(part, torch.arange(25), torch.arange(25)).sum().backward()
+    assert part.table.grad.all()

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from variform.ops.attention.call import Call
 
-__all__ = ["SdpaBackend", "fused"]
+__all__ = ["SdpaBackend", "fused", "without_empty_rows"]
 
 
 class SdpaBackend:
@@ -95,9 +95,14 @@ def _without_empty_rows(call: Call, mask: Tensor) -> Tensor:
 
     The CPU kernels give zeros by themselves, in forward and backward.
     """
-    empty = (mask if mask.dtype == torch.bool else mask != -torch.inf).any(dim=-1, keepdim=True).logical_not()
-    mask = mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0)
+    mask, empty = without_empty_rows(mask)
     return _run(call, mask, causal=False).masked_fill(empty, 0.0)
+
+
+def without_empty_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A bool or float mask whose rows that attend to nothing see every key, and which rows those are."""
+    empty = (mask if mask.dtype == torch.bool else mask != -torch.inf).any(dim=-1, keepdim=True).logical_not()
+    return mask | empty if mask.dtype == torch.bool else mask.masked_fill(empty, 0.0), empty
 
 
 def _mask(call: Call) -> Tensor | None:

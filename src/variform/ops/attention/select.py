@@ -16,6 +16,7 @@ from variform.ops.attention.pattern import pattern_of, split
 from variform.ops.attention.reference import ReferenceBackend
 from variform.ops.attention.sdpa import SdpaBackend
 from variform.ops.attention.sparse import SparseBackend
+from variform.ops.attention.windows import WindowsBackend
 from variform.ops.masks import Causal, Everything
 
 __all__ = ["Backend", "Candidate", "attention", "backends", "candidates", "register_backend"]
@@ -66,7 +67,7 @@ class Candidate:
 
 _sdpa = SdpaBackend()
 _reference = ReferenceBackend()
-_specialised: list[Backend] = [BlockSparseBackend(), SparseBackend(), FlexBackend()]
+_specialised: list[Backend] = [WindowsBackend(), BlockSparseBackend(), SparseBackend(), FlexBackend()]
 
 
 def backends() -> dict[str, Backend]:

@@ -1,4 +1,4 @@
-"""Positions as a bias on attention scores: ALiBi and the T5 relative bias."""
+"""Positions as a bias on attention scores: ALiBi, the T5 relative bias, and Swin's over the points of a window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem
-from variform.ops.scores import Alibi, BucketBias, ScoreMod, alibi_slopes
+from variform.ops.scores import Alibi, BucketBias, GridBias, ScoreMod, alibi_slopes
 from variform.parts.kinds import Bias
 
 Size = Annotated[int, Field(gt=0)]
@@ -114,3 +114,41 @@ class T5Bias(Bias):
         """The modifier with the current table."""
         table = self.table if self.scale == 1.0 else self.table * self.scale
         return BucketBias(table, self.bidirectional, self.max_distance)
+
+
+@register("window")
+class WindowBias(Bias):
+    """Learned bias per head and offset between two points of a window (Swin, Liu et al. 2021, arXiv:2103.14030).
+
+    S_ij <- S_ij + table[(dy + h - 1) (2 w - 1) + dx + w - 1, head] for a window of h x w, where query i lies dy rows
+    below and dx columns right of key j. Offsets that leave the window count as the farthest within it.
+
+    Args:
+        columns: of the grid whose points the positions count, row by row.
+        window: rows and columns of a window.
+        heads: number of query heads.
+        std: standard deviation of the initial table.
+    """
+
+    def __init__(
+        self,
+        columns: Size,
+        window: tuple[Size, Size] = (7, 7),
+        heads: Size = INHERIT,
+        std: Annotated[float, Field(ge=0)] = 0.02,
+    ) -> None:
+        super().__init__()
+        self.columns = columns
+        self.window = window
+        self.std = std
+        rows, width = window
+        self.table = nn.Parameter(torch.empty((2 * rows - 1) * (2 * width - 1), heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small normal biases."""
+        nn.init.normal_(self.table, 0.0, self.std)
+
+    def forward(self) -> ScoreMod:
+        """The modifier with the current table."""
+        return GridBias(self.table, self.columns, self.window)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from variform.errors import ShapeError
 
-__all__ = ["Draws", "Step", "in_turn", "reversible"]
+__all__ = ["Draws", "Step", "in_turn", "prepare", "reversible"]
 
 Told = tuple[Tensor, ...]
 """What steps tell beside their branches, such as losses."""
@@ -118,7 +118,8 @@ def reversible(
             "reversible layers need whole parameters, and these are sharded: train with DDP, or take the "
             "executor 'checkpoint'"
         )
-    y1, y2, *told = _apply(tuple(steps), run, len(sides), x1, x2, *sides, *{id(p): p for p in parameters}.values())
+    prepare()
+    y1, y2, *told = _entry[0](tuple(steps), run, len(sides), x1, x2, *sides, *{id(p): p for p in parameters}.values())
     return y1, y2, tuple(told)
 
 
@@ -196,9 +197,17 @@ class _Reversible(torch.autograd.Function):
         return (None, None, None, g1, g2, *sums.totals())
 
 
-_apply = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    _Reversible.apply, recursive=False, reason="reversible layers are compiled one by one"
-)
+_entry: list[Callable[..., Any]] = []
+
+
+def prepare() -> None:
+    """Tell torch's compiler to leave the steps to themselves; whoever builds reversible layers calls it.
+
+    The compiler is loaded by that, which takes longer than importing this library.
+    """
+    if not _entry:
+        reason = "reversible layers are compiled one by one"
+        _entry.append(torch.compiler.disable(_Reversible.apply, recursive=False, reason=reason))  # type: ignore[no-untyped-call]
 
 
 class _Sums:

@@ -13,6 +13,7 @@ from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem
+from variform.ops.reversible import prepare
 from variform.parts.kinds import Layer, Norm, Output, Stack, State, Streams, call
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 from variform.stack.reversible import reversible_problems, run_reversible
@@ -62,6 +63,8 @@ class LayerStack(Stack):
         self.layers = ModuleList(layers)
         self.norm = norm
         self.executor = executor
+        if executor == "reversible":
+            prepare()
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:

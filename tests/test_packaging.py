@@ -77,7 +77,7 @@ def test_import_is_quick(tmp_path: Path) -> None:
     """
     # Time of this process alone, so that whatever else the machine does counts for little.
     seconds = min(float(python(unindent(code), tmp_path)) for _ in range(5))
-    assert seconds <= 0.3
+    assert seconds <= 0.45
 
 
 def unindent(code: str) -> str:

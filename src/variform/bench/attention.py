@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from variform.core.build import build
+from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.registry import parts
-from variform.core.resolve import resolve
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError, did_you_mean
 from variform.inspect.measure import medians, peak_bytes
@@ -24,10 +23,24 @@ from variform.testing.filling import minimal
 
 BASELINE = "softmax"
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "local": {"window": 129},
+WINDOW = 129
+BLOCK = 128
+
+
+def _blocks(length: int) -> tuple[str, ...]:
+    """A layout of blocks near the diagonal and of a first block that sees all and is seen by all."""
+    count = -(-length // BLOCK)
+    near = [["1" if abs(i - j) <= 1 or not i * j else "0" for j in range(count)] for i in range(count)]
+    return tuple("".join(row) for row in near)
+
+
+SETTINGS: Mapping[str, Callable[[int], Mapping[str, Any]]] = {
+    "blocksparse": lambda length: {"layout": _blocks(length), "block": BLOCK},
+    "linformer": lambda length: {"projected": min(256, length)},
+    "local": lambda length: {"window": WINDOW},
+    "longformer": lambda length: {"window": WINDOW},
 }
-"""Fields whose smallest value would say nothing about speed; every other is at its default."""
+"""Fields whose smallest value would say nothing about speed, by length; every other is at its default."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +134,30 @@ def bench_attention(
         ConfigError: an unknown name, or a part that has no form for the setting.
     """
     setting = setting or Setting()
-    specs = chosen(only, setting)
-    found: dict[str, list[Measured]] = {name: [] for name in specs}
+    chosen_parts = chosen(only, setting)
+    found: dict[str, list[Measured]] = {name: [] for name in chosen_parts}
     for length in sorted(lengths):
         note(f"length {length}")
-        for name, one in _at_length(specs, found, length, setting).items():
+        for name, one in _at_length(chosen_parts, found, length, setting).items():
             found[name].append(one)
     return [Row(name, tuple(rows), _crossover(rows)) for name, rows in found.items()]
 
 
-def chosen(only: Sequence[str] | None, setting: Setting) -> dict[str, Spec]:
-    """The layers to measure by `kind/name`, softmax attention first."""
+def chosen(only: Sequence[str] | None, setting: Setting) -> dict[str, type[Part]]:
+    """The parts to measure by `kind/name`, softmax attention first."""
     known = {f"{kind}/{name}": part for kind in ("attention", "mixer") for (_, name), part in parts(kind).items()}
     usable = {label: part for label, part in known.items() if _mixes_itself(part)}
     wanted = list(usable)
     if only is not None:
         wanted = [_full_name(name, usable) for name in only]
-    specs = {}
+    found = {}
     for label in dict.fromkeys([f"attention/{BASELINE}", *wanted]):
         if setting.causal and not usable[label].can.causal:
             if only is not None:
                 raise ConfigError(f"{label} has no causal form", path="--causal")
             continue
-        specs[label] = _layer(usable[label])
-    return specs
+        found[label] = usable[label]
+    return found
 
 
 def _full_name(name: str, usable: Mapping[str, type[Part]]) -> str:
@@ -162,26 +175,27 @@ def _mixes_itself(part: type[Part]) -> bool:
     return "context" not in part.reads and part is not MultiHead
 
 
-def _layer(part: type[Part]) -> Spec:
-    spec = minimal(part).replace(**SETTINGS.get(part.name, {}))
+def _layer(part: type[Part], length: int) -> Spec:
+    given = SETTINGS[part.name](length) if part.name in SETTINGS else {}
+    spec = minimal(part).replace(**given)
     return MultiHead.spec(attention=spec) if part.kind == "attention" else spec
 
 
 def _at_length(
-    specs: Mapping[str, Spec], before: Mapping[str, list[Measured]], length: int, setting: Setting
+    measured_parts: Mapping[str, type[Part]], before: Mapping[str, list[Measured]], length: int, setting: Setting
 ) -> dict[str, Measured]:
     """All parts at one length, timed in turns."""
     runs: dict[str, Callable[[], Tensor]] = {}
     left_out: dict[str, Measured] = {}
     taken: dict[str, int] = {}
-    for name, spec in specs.items():
+    for name, part in measured_parts.items():
         too_much = _too_much(before[name], length, setting)
         if too_much:
             left_out[name] = Measured(length, why_not=too_much)
             continue
         try:
-            runs[name], taken[name] = _prepared(spec, length, setting)
-        except ShapeError as error:
+            runs[name], taken[name] = _prepared(part, length, setting)
+        except (ShapeError, ConfigError) as error:
             left_out[name] = Measured(length, why_not=str(error))
     peaks = {name: peak_bytes(run, setting.device) for name, run in runs.items()}
     seconds = medians(runs, setting.rounds, setting.device)
@@ -190,7 +204,7 @@ def _at_length(
         name: Measured(taken[name], seconds[name], peaks[name], None if base is None else seconds[name] / base)
         for name in runs
     }
-    return {name: measured.get(name) or left_out[name] for name in specs}
+    return {name: measured.get(name) or left_out[name] for name in measured_parts}
 
 
 def _too_much(before: Sequence[Measured], length: int, setting: Setting) -> str:
@@ -216,24 +230,17 @@ def _continued(known: Sequence[tuple[int, float]], length: int) -> float:
     return float(value * (length / last) ** power)
 
 
-def _prepared(spec: Spec, length: int, setting: Setting) -> tuple[Callable[[], Tensor], int]:
-    """A run of the layer, and the length it takes: a square where it refuses others, or what it says it takes.
+def _prepared(part: type[Part], length: int, setting: Setting) -> tuple[Callable[[], Tensor], int]:
+    """A run of the layer, and the length it takes: the nearest one where it takes some lengths alone.
 
     Raises:
-        ShapeError: it refuses all of them.
+        ShapeError: it takes neither.
+        ConfigError: it cannot be built.
     """
-    own = spec["attention"] if spec.part is MultiHead else spec
-    facts = resolve(own, **_facts(length, setting))
-    *others, last = dict.fromkeys((length, math.isqrt(length) ** 2, own.part.near_length(facts.args, length)))
-    for taken in others:
-        with contextlib.suppress(ShapeError):
-            return _run_of(spec, taken, setting), taken
-    return _run_of(spec, last, setting), last
-
-
-def _facts(length: int, setting: Setting) -> dict[str, Any]:
-    sizes = {"dim": setting.dim, "heads": setting.heads, "dim_head": setting.dim // setting.heads}
-    return {**sizes, "kv_heads": setting.heads, "causal": setting.causal, "max_seq_len": length}
+    layer = _layer(part, length)
+    own = layer["attention"] if part.kind == "attention" else layer
+    near = part.near_length({f.name: own.get(f.name) for f in fields_of(part)}, length)
+    return _run_of(_layer(part, near), near, setting), near
 
 
 def _run_of(spec: Spec, length: int, setting: Setting) -> Callable[[], Tensor]:

@@ -23,7 +23,7 @@ def text(rows: Sequence[Row], setting: Setting) -> str:
     table.add_column("faster from", justify="right", no_wrap=True)
     for row in rows:
         cells = [cell for one in row.measured for cell in _cells(one)]
-        shortest = "<= " if row.crossover == lengths[0] else ""
+        shortest = "<= " if row.crossover == row.measured[0].length else ""
         table.add_row(row.name, *cells, "" if row.crossover is None else f"{shortest}{row.crossover}")
     out = io.StringIO()
     Console(file=out, width=32 + 30 * len(lengths), color_system=None).print(table)

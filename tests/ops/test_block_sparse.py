@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.ops.cases import assert_matches_reference, qkv
 from variform.ops.attention import Call, attention, candidates
 from variform.ops.attention.plan import execution_block, make_plan
-from variform.ops.masks import Blocks, Causal, Dense, Documents, Global, KeyPadding, Mask, Segments, Window
+from variform.ops.masks import Blocks, Causal, Coarse, Dense, Documents, Global, KeyPadding, Mask, Segments, Window
 from variform.ops.scores import Alibi, alibi_slopes
 
 
@@ -103,6 +103,7 @@ def test_plan_groups_rows_by_count() -> None:
     assert make_plan(Blocks(torch.eye(8, dtype=torch.bool), 64), 512, 512, 64).exact
     assert execution_block(Blocks(torch.eye(8, dtype=torch.bool), 64) & Causal()) == 64
     assert execution_block(Causal() & Window(500)) == 128
+    assert execution_block(Causal() & Coarse(Window(1), 64)) == 64
 
 
 def test_runs_on_fake_tensors() -> None:

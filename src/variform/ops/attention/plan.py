@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from variform.ops.masks import And, Blocks, Mask
+from variform.ops.masks import And, Blocks, Coarse, Mask
 from variform.ops.masks.counts import block_layout, real_tensors
 
 __all__ = ["Group", "Indices", "Plan", "conjuncts", "execution_block", "indices", "make_plan", "plan_of_layout"]
@@ -61,7 +61,7 @@ class Indices(NamedTuple):
 def execution_block(mask: Mask) -> int:
     """The block length to run a mask with: its own where it has a usable one, shorter for narrow windows."""
     parts = conjuncts(mask)
-    own = [part.block for part in parts if isinstance(part, Blocks) and 32 <= part.block <= 256]
+    own = [part.block for part in parts if isinstance(part, (Blocks, Coarse)) and 32 <= part.block <= 256]
     if own:
         return own[0]
     bands = [part.band() for part in parts]

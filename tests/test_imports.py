@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "wrappers": MODELS | {"generate"},
     "interop": MODELS | {"inspect", "weights"},
     "dialects": USES,
+    "benchmarks": USES | {"dialects", "train"},  # programs of the dialects, which nothing imports
     "bench": USES | {"testing"},
     "train": USES,
     "study": USES | {"train"},
@@ -33,6 +34,8 @@ TOP = {"__init__", "__main__", "cli", "testing"}  # may import anything
 
 def package(parts: tuple[str, ...]) -> str:
     """The unit that the rules speak of: a package, a top-level module, or one dialect."""
+    if parts[:1] == ("dialects",) and "benchmarks" in parts[2:3]:
+        return "benchmarks"
     if parts[:1] == ("dialects",) and ROOT.joinpath(*parts[:2]).is_dir() and len(parts) > 1:
         return "/".join(parts[:2])
     return parts[0] if parts else "__init__"

@@ -26,6 +26,7 @@ NOT_RUN = {
     "pip install ": "tests/test_packaging.py installs the wheel",
     "python -m pytest": "this very suite",
     "pytest --pyargs ": "tests/contract and tests/dialects/xformers/test_adopting.py run it",
+    "python -m variform.dialects.xformers.benchmarks.LRA.": "tests/dialects/xformers/lra and the seeds run it",
     "variform bench ": "tests/dialects/xformers/test_adopting.py runs it",
     "variform train ": "minutes long; the tests of the training command run it",
 }

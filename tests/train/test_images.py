@@ -109,3 +109,18 @@ def test_images_move_as_a_whole() -> None:
     mirrored = moved(x, 0, True)
     assert all(torch.equal(image, x[0]) or torch.equal(image, x[0].flip(-1)) for image in mirrored)
     assert len({tuple(image.flatten().tolist()) for image in mirrored}) == 2
+
+
+def test_grey_pixels_are_those_that_were_read(tmp_path: Path) -> None:
+    rng = np.random.RandomState(0)
+    arrays = {"x_train": rng.randint(0, 256, (5, 4, 4, 3)), "x_test": rng.randint(0, 256, (3, 4, 4, 3))}
+    np.savez(tmp_path / "own.npz", y_train=np.arange(5), y_test=np.arange(3), **arrays)
+    grey = load_images(str(tmp_path / "own.npz")).grey()
+    for found, given in zip(grey, arrays.values(), strict=True):
+        expected = given @ np.array([0.2989, 0.5870, 0.1140])
+        assert np.abs(found.numpy() - expected).max() <= 0.5 + 1e-3
+    np.savez(
+        tmp_path / "own.npz", y_train=np.arange(5), y_test=np.arange(3), **{k: a[..., :2] for k, a in arrays.items()}
+    )
+    with pytest.raises(vf.ConfigError, match="no grey form"):
+        load_images(str(tmp_path / "own.npz")).grey()

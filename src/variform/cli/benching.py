@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from variform.cli.output import show
 from variform.core.registry import parts
-from variform.errors import ConfigError, did_you_mean
+from variform.core.user_modules import import_user_modules
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -46,7 +43,8 @@ def bench(options: argparse.Namespace) -> None:
     from variform.bench.attention import LENGTHS, Setting, bench_attention
     from variform.bench.table import text
 
-    _import_modules(options.module, options.only or [])
+    known = {name for _, name in parts()} | {f"{kind}/{name}" for kind, name in parts()}
+    import_user_modules(options.module, options.only or [], known, _note)
     setting = Setting(
         batch=options.batch,
         dim=options.dim,
@@ -68,32 +66,3 @@ def bench(options: argparse.Namespace) -> None:
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _import_modules(modules: list[str], names: list[str]) -> None:
-    """Import the modules asked for, and those of this folder that register a part asked for by a name nobody knows.
-
-    Raises:
-        ConfigError: a module that cannot be found.
-    """
-    sys.path.insert(0, str(Path.cwd()))
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            hint = did_you_mean(module, [path.stem for path in Path.cwd().glob("*.py")])
-            raise ConfigError(f"there is no module {error.name!r}", path="-p", hint=hint) from None
-    known = {name for _, name in parts()} | {f"{kind}/{name}" for kind, name in parts()}
-    for name in names:
-        if name not in known:
-            _find_module(name)
-
-
-def _find_module(name: str) -> None:
-    """As pytest does with conftest.py: a file beside the caller that registers the very name is imported."""
-    call = re.compile(rf"\bregister\w*\(\s*[\"']{re.escape(name)}[\"']")
-    for path in sorted(Path.cwd().glob("*.py")):
-        if call.search(path.read_text(encoding="utf-8", errors="replace")):
-            _note(f"{name} is registered in {path.name}, which is imported")
-            importlib.import_module(path.stem)
-            return

@@ -37,6 +37,8 @@ class Images:
         test: images to be judged on.
         test_classes: what they show.
         classes: how many classes there are.
+        mean: of the pixels of each channel of the training images, as they were read.
+        deviation: theirs.
     """
 
     train: Tensor
@@ -44,6 +46,21 @@ class Images:
     test: Tensor
     test_classes: Tensor
     classes: int
+    mean: Tensor
+    deviation: Tensor
+
+    def grey(self) -> tuple[Tensor, Tensor]:
+        """The pixels in grey, as they were read: training and test images.
+
+        Shapes:
+            [N, height, width] integers from 0 to 255; the weights of red, green and blue are 0.2989, 0.587 and 0.114
+        """
+        weights = torch.tensor([1.0] if self.train.shape[1] == 1 else [0.2989, 0.5870, 0.1140])
+        if len(weights) != self.train.shape[1]:
+            raise ConfigError(f"images of {self.train.shape[1]} channels have no grey form: 1 or 3 are needed")
+        read = ((t * self.deviation + self.mean) * weights[:, None, None] for t in (self.train, self.test))
+        train, test = (t.sum(1).round().clamp(0, 255).long() for t in read)
+        return train, test
 
 
 def load_images(source: str = "digits") -> Images:
@@ -168,4 +185,5 @@ def _images(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
     deviation = train.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
     train, test = (((t - mean) / deviation).contiguous() for t in (train, test))
     classes = [torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in (y, y_test)]
-    return Images(train, classes[0], test, classes[1], int(max(int(c.max()) for c in classes)) + 1)
+    highest = max(int(c.max()) for c in classes)
+    return Images(train, classes[0], test, classes[1], highest + 1, mean, deviation)

@@ -1,5 +1,7 @@
 """The commands: a run, its results and its checkpoint; processes; batches here and on SLURM; tables; mistakes."""
 
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ import torch
 
 import variform
 from tests.dialects.xformers.lra.settings import TASK, write
+from variform.dialects.xformers.benchmarks import LRA
 from variform.dialects.xformers.benchmarks.LRA import batch_fetch_results, batch_submit, run_tasks
 from variform.dialects.xformers.benchmarks.LRA.config import TASKS, read_settings
 from variform.dialects.xformers.benchmarks.LRA.model import Task
@@ -181,6 +184,12 @@ def test_flags_are_honoured_or_refused(tmp_path: Path, options: list[str]) -> No
     with pytest.raises(SystemExit) as error:
         run(tmp_path, *options)
     assert error.value.code == 2
+
+
+def test_without_lightning_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        importlib.reload(LRA)
 
 
 @pytest.mark.parametrize("program", [run_tasks, batch_submit, batch_fetch_results])

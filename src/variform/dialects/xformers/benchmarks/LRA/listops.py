@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -71,10 +72,10 @@ def trees(dataset: ListOpsDataset) -> Iterator[tuple[list[str], int]]:
     draw, seen, tries = random.Random(dataset.seed), set(), 0
     while True:
         tokens, value = generate(draw, dataset.max_depth, dataset.max_args)
-        text = " ".join(tokens)
+        mark = hashlib.blake2b(" ".join(tokens).encode(), digest_size=16).digest()  # a set of the texts takes 100 MB
         tries += 1
-        if dataset.min_length < len(tokens) < dataset.max_length and text not in seen:
-            seen.add(text)
+        if dataset.min_length < len(tokens) < dataset.max_length and mark not in seen:
+            seen.add(mark)
             tries = 0
             yield tokens, value
         elif tries > TRIES:
@@ -97,10 +98,10 @@ def generated(dataset: ListOpsDataset, counts: tuple[int, int, int], kept: Path)
         with np.load(file, allow_pickle=False) as found:
             flat, ends, labels = (found[name] for name in ("flat", "ends", "labels"))
     else:
-        stream = trees(dataset)
-        examples = [next(stream) for _ in range(sum(counts))]
-        flat = np.array([IDS[token] for tokens, _ in examples for token in tokens], np.uint8)
-        ends = np.cumsum([len(tokens) for tokens, _ in examples])
+        some = itertools.islice(trees(dataset), sum(counts))
+        examples = [(np.array([IDS[token] for token in tokens], np.uint8), value) for tokens, value in some]
+        flat = np.concatenate([row for row, _ in examples])
+        ends = np.cumsum([len(row) for row, _ in examples])
         labels = np.array([value for _, value in examples], np.int64)
         if len(examples) >= KEPT_FROM:
             _keep(file, flat, ends, labels)

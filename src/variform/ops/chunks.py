@@ -34,6 +34,7 @@ def chunk_size(length: int, chunk: int, power: bool = False) -> int:
     """How many tokens stand in a chunk: all of a short sequence, rounded up to a power of two if need be."""
     if torch.compiler.is_exporting():
         return chunk
+    length = int(length)  # a tensor in what torch.jit traces
     return min(chunk, 1 << (length - 1).bit_length() if power else length)
 
 

@@ -16,6 +16,7 @@ from typing import Optional
 import torch
 from torch import nn
 
+from variform.dialects.xformers.components import build_activation
 from variform.dialects.xformers.components.attention import Attention, AttentionConfig, register_attention
 from variform.dialects.xformers.components.feedforward import Feedforward, FeedforwardConfig, register_feedforward
 
@@ -44,10 +45,10 @@ class MyAttention(Attention):
 
 @register_feedforward("my_feedforward", FeedforwardConfig)
 class MyFeedforward(Feedforward):
-    def __init__(self, dim_model: int, dropout: float, width: int = 3, *args, **kwargs):
+    def __init__(self, dim_model: int, dropout: float, activation, width: int = 3, *args, **kwargs):
         super().__init__()
         up, down = nn.Linear(dim_model, width), nn.Linear(width, dim_model)
-        self.net = nn.Sequential(up, nn.GELU(), nn.Dropout(dropout), down)
+        self.net = nn.Sequential(up, build_activation(activation), nn.Dropout(dropout), down)
 
     def forward(self, inputs):
         return self.net(inputs)

@@ -7,7 +7,7 @@ import torch
 
 import variform as vf
 from tests.dialects.xformers.cases import SEQ, attention, encoder, fill, ids, mlp, swept
-from variform.dialects.xformers.building import known_keys
+from variform.dialects.xformers.building import keys_of, known_keys
 from variform.dialects.xformers.components import build_multi_head_attention
 from variform.dialects.xformers.components.attention import ATTENTION_REGISTRY
 from variform.dialects.xformers.components.feedforward import FEEDFORWARD_REGISTRY
@@ -47,12 +47,34 @@ def test_it_is_built_from_a_superset_and_called_either_way(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of tracing: sizes become constants
-@pytest.mark.parametrize("name", list(ATTENTION_REGISTRY.own()))
+@ATTENTIONS
 def test_it_is_traced(name: str) -> None:
-    module = heads(name)
-    traced = torch.jit.trace(module, (torch.randn(2, LENGTH, DIM),))
-    x = torch.randn(2, LENGTH, DIM)
-    torch.testing.assert_close(traced(x), module(x))
+    module, x = heads(name), torch.randn(2, LENGTH, DIM)
+    for inputs in (1, 3):
+        traced = torch.jit.trace(module, (torch.randn(2, LENGTH, DIM),) * inputs)
+        torch.testing.assert_close(traced(*(x,) * inputs), module(x))
+
+
+@ATTENTIONS
+def test_its_class_sorts_keywords(name: str) -> None:
+    superset = {key: value for key, value in SUPERSET.items() if key != "dim_head"}
+    superset |= {"dim_model": DIM, "dim_head": DIM // HEADS, "pool_size": 3, **swept(ATTENTION_REGISTRY, LENGTH)}
+    item = ATTENTION_REGISTRY[name]
+    known = keys_of(item)
+    assert item.constructor(**superset).dropped == tuple(key for key in superset if key not in known)
+    with pytest.raises(vf.ConfigError, match="no attention has a key 'windw_size'; did you mean 'window_size'"):
+        item.constructor(**superset, windw_size=3)
+
+
+@pytest.mark.parametrize("name", list(FEEDFORWARD_REGISTRY))
+def test_the_class_of_a_feedforward_sorts_keywords(name: str) -> None:
+    superset = {"dim_model": DIM, **mlp(**swept(FEEDFORWARD_REGISTRY)), "hidden_layer_multiplier": 2}
+    del superset["name"]
+    item = FEEDFORWARD_REGISTRY[name]
+    known = keys_of(item)
+    assert item.constructor(**superset).dropped == tuple(key for key in superset if key not in known)
+    with pytest.raises(vf.ConfigError, match="no feedforward has a key 'dropuot'; did you mean 'dropout'"):
+        item.constructor(**superset, dropuot=0.1)
 
 
 CONFIGS = [

@@ -217,3 +217,33 @@ def test_tying_needs_two_equal_embeddings() -> None:
         xFormer([encoder()], tie_embedding_weights=True)
     with pytest.raises(vf.ConfigError, match="the position embeddings differ"):
         xFormer([encoder(), decoder(position_encoding_config=vocab(vocab_size=5))], tie_embedding_weights=True)
+
+
+def test_settings_that_no_model_has_are_refused() -> None:
+    for make in (xFormerConfig, xFormer):
+        with pytest.raises(TypeError, match=r"tie_embeding_weights: .*did you mean 'tie_embedding_weights'") as caught:
+            make([encoder(residual_norm_stile="pre")], tie_embeding_weights=True)
+        assert isinstance(caught.value, vf.ConfigError)
+        assert [problem.path for problem in caught.value.problems] == [
+            "stack_configs.0.residual_norm_stile",
+            "tie_embeding_weights",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("nystrom", "num_heads"),
+        ("blocksparse", "num_heads"),
+        ("lambda", "dim_head"),
+        ("favor", "dim_head"),
+        ("visual", "dim_model"),
+        ("compositional", "dim_model"),
+    ],
+)
+def test_attentions_have_the_sizes_of_what_is_around_them(name: str, key: str) -> None:
+    more = {"seq_len": SEQ, **swept(ATTENTION_REGISTRY)}
+    with pytest.raises(
+        AssertionError, match=rf"multi_head_config\.attention\.{key}: the heads around it have {key} = "
+    ):
+        xFormerConfig([encoder(multi_head_config=attention(name, **more, **{key: 16}))])

@@ -113,7 +113,7 @@ def test_on_its_own_it_is_the_native_part(name: str) -> None:
     if name == "compositional":
         return  # it attends to other sequences as well
     with pytest.raises(AssertionError, match="key and value are the query itself"):
-        part(X, X.clone(), X)
+        part(X, X.flip(1), X)
     with pytest.raises(AssertionError, match=r"takes \[B, S, dim_model\]"):
         part(X.unsqueeze(1))
 

@@ -168,6 +168,45 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros() -> None:
         assert out.isfinite().all()
 
 
+class Plain(Attention):
+    """As a user writes it: bool masks are True where it may attend, floats are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, att_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if att_mask is not None:
+            scores = scores.masked_fill(~att_mask, -torch.inf) if att_mask.dtype == torch.bool else scores + att_mask
+        return scores.softmax(-1).nan_to_num(0.0) @ v
+
+
+SHAPES = [(SEQ, SEQ), (SEQ + 2, SEQ + 2), (BATCH, SEQ, SEQ), (BATCH * HEADS, SEQ, SEQ), (1, HEADS, SEQ, SEQ)]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, (BATCH, 1, SEQ, SEQ), (1, SEQ, SEQ)])
+def test_masks_of_a_users_attention_mean_what_they_mean_elsewhere(shape: tuple[int, ...], padded: bool) -> None:
+    own, users, x = dispatch(), MultiHeadDispatch(DIM, HEADS, Plain()).double(), inputs()
+    users.load_state_dict(own.state_dict())
+    real = torch.ones(BATCH, SEQ, dtype=torch.bool)
+    real[0, 4:], real[1, :2] = False, False
+    kept = torch.rand(shape) < 0.6
+    dropped = torch.zeros(shape).masked_fill(~kept, -torch.inf)
+    masks = [kept, kept.int(), kept.double(), kept.half(), dropped, torch.randn(shape, dtype=torch.float64)]
+    for mask in [*masks, AttentionMask.from_bool(kept)] if len(shape) == 2 else masks:
+        both = {"att_mask": mask, "key_padding_mask": real if padded else None}
+        close(users(x, **both)[real], own(x, **both)[real])
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_sparse_tensors_are_masks(added: bool) -> None:
+    module, x = dispatch(), inputs()
+    mask = torch.zeros(BATCH, SEQ, SEQ, dtype=torch.float64).masked_fill(~LOWER, -torch.inf) if added else LOWER
+    for sparse in (mask.to_sparse(), mask.to_sparse_csr()):
+        close(module(x, att_mask=sparse), module(x, att_mask=LOWER))
+
+
 def test_any_length_follows_any_other() -> None:
     attention = ScaledDotProduct(causal=True, seq_len=4)
     for length in (4, 9, 2):
@@ -318,7 +357,7 @@ def test_a_configuration_object_builds_too() -> None:
         ({"name": "scaled_dot_product", "dropout": "lots"}, TypeError, "dropout", "number"),
         ({"name": "scaled_dot_product", "dropout": 1.5}, TypeError, "dropout", "less than 1"),
         ({"name": "scaled_dot_product", "causal": "yes"}, TypeError, "causal", "bool"),
-        (7, TypeError, "", "described by a dict"),
+        (7, TypeError, "", "a dict with a name describes"),
     ],
 )
 def test_mistakes_in_an_attention(config: Any, like: type[Exception], path: str, says: str) -> None:

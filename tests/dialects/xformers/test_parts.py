@@ -116,6 +116,15 @@ def test_shorter_inputs_work_and_longer_ones_are_refused(name: str) -> None:
         part(x)
 
 
+def test_numbers_are_added_to_learned_positions() -> None:
+    part = build_positional_embedding({"name": "learnable", "dim_model": DIM, "seq_len": SEQ}).double()
+    x = features()[..., 0]
+    assert torch.equal(part(x), x.unsqueeze(-1) + part.pos_emb)
+    first = build_positional_embedding({"name": "learnable", "dim_model": DIM, "seq_len": SEQ, "add_class_token": True})
+    with pytest.raises(vf.ShapeError, match="features have the shape"):
+        first(x)
+
+
 def test_sines_come_in_pairs() -> None:
     with pytest.raises(vf.ConfigError, match="must be even"):
         build_positional_embedding({"name": "sine", "dim_model": 7, "seq_len": 5})

@@ -14,7 +14,7 @@ import torch
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Part
 from variform.core.registry import parts, register, register_later
-from variform.dialects.xformers.building import Key, keys_of
+from variform.dialects.xformers.building import Key, checked, keys_of
 from variform.dialects.xformers.utils import Item
 
 FACTS = {"num_heads": "heads", "dim_model": "dim", "dim_head": "dim_head", "seq_len": "max_seq_len"}
@@ -96,6 +96,8 @@ def _guess(parameter: inspect.Parameter) -> Any:
     if parameter.default is not parameter.empty:
         return parameter.default
     guesses: dict[Any, Any] = {int: 3, float: 0.5, bool: False, str: "sample"}
+    if typing.get_origin(parameter.annotation) is typing.Literal:
+        return typing.get_args(parameter.annotation)[0]
     return guesses.get(_plain(parameter.annotation))
 
 
@@ -103,7 +105,8 @@ def _arguments(fields: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, 
     """The fields of the part by upstream's names for them; None keeps the constructor's default."""
     named = {fact: key for key, fact in FACTS.items()}
     found = {named.get(name, name): value for name, value in fields.items()}
-    return {key: value for key, value in found.items() if key in keys and (value is not None or keys[key].required)}
+    known = {key: value for key, value in found.items() if key in keys and (value is not None or keys[key].required)}
+    return {key: checked(key, keys[key].annotation, value)[0] for key, value in known.items()}
 
 
 def _parameter(item: Item, key: Key) -> inspect.Parameter | None:
@@ -115,13 +118,17 @@ def _parameter(item: Item, key: Key) -> inspect.Parameter | None:
         return inspect.Parameter("causal", kind, default=inherit(False), annotation=bool)
     if key.name == "dropout":
         return inspect.Parameter("dropout", kind, default=0.0, annotation=float)
-    if _plain(key.annotation) is None:
+    plain, annotation = _plain(key.annotation), key.annotation
+    if plain is None:
         return None
+    if isinstance(plain, type) and issubclass(plain, Enum):
+        annotation = typing.Literal[tuple(member.value for member in plain)]  # what a file holds
     if key.required:
-        return inspect.Parameter(key.name, kind, annotation=key.annotation)
+        return inspect.Parameter(key.name, kind, annotation=annotation)
     own = inspect.signature(item.constructor.__init__).parameters.get(key.name)
     default = None if own is None else own.default
-    annotation = key.annotation if default is not None else key.annotation | None
+    default = default.value if isinstance(default, Enum) else default
+    annotation = annotation if default is not None else annotation | None
     return inspect.Parameter(key.name, kind, default=default, annotation=annotation)
 
 

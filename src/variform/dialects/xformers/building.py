@@ -78,7 +78,7 @@ def plan_part(
     """Check a configuration without building; the plan is None where not even the name is known."""
     given = as_mapping(config)
     if given is None:
-        return None, [Wrong("", f"a {registry.kind} is described by a dict with a name", config, like=TypeError)]
+        return None, [Wrong("", f"a dict with a name describes the {registry.kind}", config, like=TypeError)]
     if given.get("name") is None:
         return None, [Wrong("name", f"which {registry.kind}?", hint=f"one of: {', '.join(registry)}", like=KeyError)]
     try:

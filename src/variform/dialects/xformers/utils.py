@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+from torch import Tensor
+
 from variform.dialects.xformers.errors import ConfigKeyError, Wrong, config_error
 from variform.errors import did_you_mean
 
@@ -107,6 +110,14 @@ def get_registry_decorator(
         return register_cls
 
     return register_item
+
+
+def same_tensor(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one, or copies as `torch.jit.trace` makes of a tensor that is passed several times."""
+    if first is second:
+        return True
+    alike = (first.shape, first.dtype, first.device) == (second.shape, second.dtype, second.device)
+    return alike and not first.is_meta and torch.equal(first, second)
 
 
 def generate_matching_config(superset: Mapping[str, Any], config_class: Any) -> Any:

@@ -93,7 +93,7 @@ class MultiHeadDispatch(nn.Module):
         verify(MultiHeadDispatch, **{**given, "bias": biases})
         dim_key, dim_value = dim_key or dim_model, dim_value or dim_model
         wrong = head_problems(num_heads, dim_model=dim_model, dim_key=dim_key, dim_value=dim_value)
-        if wrong := wrong + _unused(given, attention):
+        if wrong := wrong + _unused(given, attention) + _other_sizes(attention, dim_model, num_heads, dim_key):
             raise config_error(wrong)
         self.num_heads = num_heads
         self.dim_model = dim_model
@@ -228,6 +228,21 @@ def _unused(given: Mapping[str, Any], attention: Any) -> list[Wrong]:
                 message = f"{name} works on the features of the model itself, without projections: leave it out"
                 problems.append(Wrong(key, message, given[key], like=AssertionError))
     return problems
+
+
+def _other_sizes(attention: Any, dim: int, heads: int, dim_key: int) -> list[Wrong]:
+    """Sizes for which the attention was made and which are not those around it."""
+    told: dict[str, Any] = {}
+    if isinstance(attention, NativeAttention):
+        told = {"num_heads": attention.own_heads, "dim_head": attention.native.spec.get("dim_head")}
+    elif isinstance(attention, NativeMixer) and attention.requires_skip_multi_head:
+        told = {"dim_model": attention.native.spec.get("dim")}
+    around = {"num_heads": heads, "dim_head": dim_key // heads, "dim_model": dim}
+    return [
+        Wrong(f"attention.{key}", f"the heads around it have {key} = {around[key]}", size, like=AssertionError)
+        for key, size in told.items()
+        if isinstance(size, int) and size != around[key]
+    ]
 
 
 def _same_batch(*tensors: Tensor) -> list[Tensor]:

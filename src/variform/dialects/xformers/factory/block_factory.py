@@ -16,6 +16,7 @@ from variform.dialects.xformers.factory.block_configs import (
     xFormerEncoderConfig,
 )
 from variform.dialects.xformers.factory.reversing import Given, Step
+from variform.dialects.xformers.utils import same_tensor
 
 
 class xFormerEncoderBlock(Block):
@@ -74,7 +75,7 @@ class xFormerEncoderBlock(Block):
             input_mask: another name of `key_padding_mask`; both together must allow a token.
         """
         for name, given in (("key", key), ("value", value)):
-            if given is not None and given is not query:
+            if given is not None and not same_tensor(given, query):
                 raise CallError(
                     f"the second and third argument are {name}s, which in self-attention are the query itself; "
                     "masks are given by keyword: att_mask=, key_padding_mask=, input_mask="

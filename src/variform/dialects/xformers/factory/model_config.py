@@ -61,8 +61,10 @@ class xFormerConfig:
         stack_configs: Any,
         tie_embedding_weights: bool = False,
         weight_init: xFormerWeightInit | str = xFormerWeightInit.ViT,
+        **unknown: Any,
     ) -> None:
         self.stack_configs, problems = read_stacks(stack_configs)
+        problems += unknown_settings(unknown)
         for name, annotation, value in (
             ("tie_embedding_weights", bool, tie_embedding_weights),
             ("weight_init", xFormerWeightInit, weight_init),
@@ -92,6 +94,15 @@ def read_stacks(described: Any) -> tuple[Stacks, list[Wrong]]:
         problems += _contradictions(found)
     found = _in_their_places(found)
     return (found if by_name else list(found.values())), problems
+
+
+def unknown_settings(given: Mapping[str, Any]) -> list[Wrong]:
+    """Keywords that a model does not have."""
+    known = ("stack_configs", "tie_embedding_weights", "weight_init")
+    return [
+        Wrong(key, f"a model has no setting {key!r}", value, did_you_mean(key, known), like=TypeError)
+        for key, value in given.items()
+    ]
 
 
 def each_stack(stacks: Stacks) -> Iterator[tuple[str, xFormerBlockConfig]]:

@@ -26,6 +26,7 @@ from variform.dialects.xformers.factory.model_config import (
     Stacks,
     each_stack,
     read_stacks,
+    unknown_settings,
     xFormerConfig,
     xFormerStackConfig,
 )
@@ -57,9 +58,11 @@ class xFormer(nn.Module):
         stack_configs: Any,
         tie_embedding_weights: bool = False,
         weight_init: xFormerWeightInit | str = xFormerWeightInit.ViT,
+        **unknown: Any,
     ) -> None:
         super().__init__()
         stacks, problems = read_stacks(stack_configs)
+        problems += unknown_settings(unknown)
         if problems:
             raise config_error(problems)
         self.dropped: tuple[str, ...] = ()
@@ -102,6 +105,9 @@ class xFormer(nn.Module):
     def _tie(self) -> None:
         """Let the encoder use the decoder's position embedding."""
         sides = [side[0] if len(side) else None for side in (self.encoders, self.decoders)]
+        if any(block is not None and block.reversible for block in sides):
+            message = "layers that are reversible have embeddings of their own"
+            raise config_error([Wrong("tie_embedding_weights", message, True, like=AssertionError)])
         parts: list[Any] = [getattr(block, "pose_encoding", None) for block in sides]
         if parts[0] is None or parts[1] is None:
             message = "an encoder and a decoder with position embeddings are needed"

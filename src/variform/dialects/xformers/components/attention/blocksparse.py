@@ -73,6 +73,11 @@ class BlockSparseAttention(NativeAttention):
         self.block_size = block_size
         self.num_heads = num_heads
 
+    @property
+    def own_heads(self) -> int | None:
+        """The number of heads, unless it is the default, which a layout for all heads has too."""
+        return None if self.num_heads == 1 else self.num_heads
+
     def sides(
         self, att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes, positions: Tensor | None = None
     ) -> Sides:

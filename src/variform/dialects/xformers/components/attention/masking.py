@@ -43,7 +43,7 @@ def read_att_mask(mask: AttMask | None, sizes: Sizes) -> tuple[Mask | None, tupl
     """An attention mask as (what may attend to what, what is added to the scores).
 
     Bool: True = may attend. Integers: 0 and 1, as bool. Floats: only 0 and 1 with at least one 1 keep and drop; any
-    other floats are added to the scores, -inf forbids.
+    other floats are added to the scores, -inf forbids. Sparse tensors mean what they do written out.
 
     Shapes:
         [Sq, Sk]; [B, Sq, Sk] or [B * heads, Sq, Sk], rows first; [B|1, heads|1, Sq, Sk]. A square mask that is larger
@@ -62,7 +62,7 @@ def read_att_mask(mask: AttMask | None, sizes: Sizes) -> tuple[Mask | None, tupl
         return _additive(_fitted(mask.values, sizes))
     if not torch.is_tensor(mask):
         raise CallError(f"att_mask is a tensor, an AttentionMask or a SparseCS, not a {type(mask).__name__}")
-    full = _fitted(mask, sizes)
+    full = _fitted(mask if mask.layout == torch.strided else mask.to_dense(), sizes)
     if full.dtype == torch.bool:
         return Dense(full), ()
     kept = _remembered(full, "kept", _ones)

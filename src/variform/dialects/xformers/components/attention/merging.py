@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from variform.dialects.xformers.components.attention._sputnik_sparse import SparseCS
-from variform.dialects.xformers.components.attention.attention_mask import AttentionMask
 from variform.dialects.xformers.components.attention.base import Attention
-from variform.dialects.xformers.components.attention.masking import AttMask, Sizes
+from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask
 from variform.dialects.xformers.errors import CallError
-from variform.ops.masks import Mask
+from variform.ops.scores import DenseBias
 
 
 def call_foreign(
@@ -57,45 +55,39 @@ def _masks(
     attention: Attention, att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes, heads: int
 ) -> dict[str, Any]:
     """The mask arguments of the call; padding goes into the attention mask where it is not taken by itself."""
-    if isinstance(att_mask, SparseCS):
-        att_mask = att_mask.allowed
-    if isinstance(att_mask, Mask):
-        q_pos, k_pos = torch.arange(sizes.queries), torch.arange(sizes.keys)
-        att_mask = att_mask.dense(q_pos, k_pos)
     masks: dict[str, Any] = {}
     if padding is not None and attention.supports_key_padding_mask:
-        masks["key_padding_mask"] = padding
-    elif padding is not None:
-        if not attention.supports_attention_mask:
-            raise CallError(f"the attention {type(attention).__name__} supports no mask, key padding included")
-        att_mask = _merged(att_mask, padding, sizes)
-    if att_mask is not None:
-        masks["att_mask"] = att_mask if attention.requires_head_dimension else _folded(att_mask, sizes.batch, heads)
+        masks["key_padding_mask"], padding = padding, None
+    elif padding is not None and not attention.supports_attention_mask:
+        raise CallError(f"the attention {type(attention).__name__} supports no mask, key padding included")
+    if att_mask is not None or padding is not None:
+        merged = _merged(att_mask, padding, sizes)
+        masks["att_mask"] = merged if attention.requires_head_dimension else _folded(merged, sizes.batch, heads)
     return masks
 
 
-def _merged(att_mask: Tensor | AttentionMask | None, padding: Tensor, sizes: Sizes) -> Tensor | AttentionMask:
-    """Forbid the padded keys in an attention mask of [Sq, Sk] or [B, Sq, Sk]."""
-    wide = padding[:, None, :].expand(-1, sizes.queries, -1)
-    if att_mask is None:
-        return wide
-    values = att_mask.values if isinstance(att_mask, AttentionMask) else att_mask
-    if values.dim() > 3 or (values.dim() == 3 and values.shape[0] not in (1, sizes.batch)):
-        raise CallError("a mask per head does not combine with key padding for an attention that takes one mask alone")
-    if values.dtype == torch.bool:
-        return values & wide
-    merged = values.expand_as(wide).masked_fill(~wide, -torch.inf)
-    return AttentionMask(merged) if isinstance(att_mask, AttentionMask) else merged
+def _merged(att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes) -> Tensor:
+    """One mask of both, [Sq, Sk] or [B|1, heads|1, Sq, Sk]: bool, True = may attend, or floats for the scores."""
+    allowed, scores = read_att_mask(att_mask, sizes)
+    full = scores[0].tensor if scores and isinstance(scores[0], DenseBias) else None
+    if allowed is not None:
+        device = None if padding is None else padding.device
+        full = allowed.dense(*(torch.arange(count, device=device) for count in (sizes.queries, sizes.keys)))
+    if padding is None:
+        assert full is not None
+        return full
+    real = padding[:, None, None, :]
+    if full is None:
+        return real.expand(-1, -1, sizes.queries, -1)
+    return full & real if full.dtype == torch.bool else full.masked_fill(~real, -torch.inf)
 
 
-def _folded(att_mask: Tensor | AttentionMask, batch: int, heads: int) -> Tensor | AttentionMask:
+def _folded(full: Tensor, batch: int, heads: int) -> Tensor:
     """One mask a row, repeated for the row's heads in the order in which heads are folded into the batch."""
-    if isinstance(att_mask, AttentionMask):
-        folded = _folded(att_mask.values, batch, heads)
-        assert isinstance(folded, Tensor)
-        return AttentionMask(folded, att_mask.is_causal)
-    if att_mask.dim() == 4:
-        return att_mask.expand(batch, heads, -1, -1).flatten(0, 1)
-    if att_mask.dim() == 3 and att_mask.shape[0] == batch > 1:
-        return att_mask.repeat_interleave(heads, 0)
-    return att_mask
+    if full.dim() == 2:
+        return full
+    if full.shape[1] not in (1, heads):
+        raise CallError(f"a mask of {full.shape[1]} heads, for an attention that is not told of heads")
+    if full.shape[0] == 1 and full.shape[1] == 1:
+        return full[:, 0]
+    return full.expand(batch, heads, -1, -1).flatten(0, 1)

@@ -19,8 +19,9 @@ from variform.core.spec import Spec
 from variform.dialects.xformers.building import Key, native_keys
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask, read_padding
+from variform.dialects.xformers.components.attention.native import superset_of
 from variform.dialects.xformers.errors import CallError
-from variform.dialects.xformers.utils import Item
+from variform.dialects.xformers.utils import Item, same_tensor
 from variform.ops.masks import Dense, Mask
 from variform.parts.kinds import Mixer
 
@@ -120,7 +121,7 @@ class NativeMixer(Attention):
             padding: bool [B, S], True = a real token.
             positions: of the tokens, where they are not 0, 1, ...
         """
-        if key is not query or value is not query:
+        if not (same_tensor(key, query) and same_tensor(value, query)):
             raise CallError(
                 f"the mixer {self.native.name!r} mixes one sequence: key and value are the query itself, and others "
                 "would be ignored; attend to another sequence with scaled_dot_product, say"
@@ -187,7 +188,9 @@ def _item(part: type[Part]) -> Item:
     def init(self: NativeMixer, **given: Any) -> None:
         facts = {fact: given[key] for key, fact in surroundings.items() if key in given and key not in own}
         args = {key: value for key, value in given.items() if key in own}
+        dropped = superset_of(part.name, keys, given)
         NativeMixer.__init__(self, Spec(part, args), **facts)
+        self.dropped = dropped
 
     keys = {name: Key(name, Any, False, True) for name in surroundings} | native_keys(part)
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}

@@ -14,7 +14,7 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
-from variform.dialects.xformers.building import Key, native_keys
+from variform.dialects.xformers.building import Key, native_keys, superset_keys
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask, read_padding
 from variform.dialects.xformers.errors import CallError
@@ -54,6 +54,12 @@ class NativeAttention(Attention):
     def causal(self) -> bool:
         """Whether position i attends to positions <= i only."""
         return bool(getattr(self.native, "causal", False))
+
+    @property
+    def own_heads(self) -> int | None:
+        """The number of heads that it was made for, where it was told one."""
+        heads: int | None = getattr(self, "num_heads", None)
+        return heads
 
     @property
     def spec(self) -> Spec:
@@ -155,6 +161,13 @@ class NativeAttention(Attention):
             raise CallError(f"causality between sequences of different lengths is not defined: {lengths}")
 
 
+def superset_of(name: str, keys: Mapping[str, Key], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keywords of a native part's constructor that only other attentions know; those that nobody knows raise."""
+    from variform.dialects.xformers.components.attention.registry import ATTENTION_REGISTRY
+
+    return superset_keys(ATTENTION_REGISTRY, {key: value for key, value in given.items() if key not in keys}, name)
+
+
 def native_items(taken: frozenset[str]) -> Mapping[str, Item]:
     """The library's own attentions that no class of the dialect stands for, under their native names."""
     return {name: _item(part) for (_, name), part in parts("attention").items() if name not in taken}
@@ -169,7 +182,9 @@ def _item(part: type[Part]) -> Item:
     def init(self: NativeAttention, **given: Any) -> None:
         facts = {fact: given[key] for key, fact in surroundings.items() if key in given and key not in own}
         args = {key: value for key, value in given.items() if key in own}
+        dropped = superset_of(part.name, keys, given)
         NativeAttention.__init__(self, Spec(part, args), **facts)
+        self.dropped = dropped
 
     keys = {name: Key(name, Any, False, True) for name in surroundings} | native_keys(part)
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}

@@ -14,7 +14,7 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.core.registry import parts
 from variform.core.spec import Spec
-from variform.dialects.xformers.building import Key, native_keys
+from variform.dialects.xformers.building import Key, native_keys, superset_keys
 from variform.dialects.xformers.components.activations import as_native
 from variform.dialects.xformers.components.feedforward.base import Feedforward, FeedforwardConfig
 from variform.dialects.xformers.errors import CallError
@@ -54,6 +54,13 @@ class NativeFeedforward(Feedforward):
         return out
 
 
+def superset_of(name: str, keys: Mapping[str, Key], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keywords of a native part's constructor that only other feedforwards know; those that nobody knows raise."""
+    from variform.dialects.xformers.components.feedforward.registry import FEEDFORWARD_REGISTRY
+
+    return superset_keys(FEEDFORWARD_REGISTRY, {key: value for key, value in given.items() if key not in keys}, name)
+
+
 def native_items(taken: frozenset[str]) -> Mapping[str, Item]:
     """The library's own feedforwards that no class of the dialect stands for, under their native names."""
     return {name: _item(part) for (_, name), part in parts("feedforward").items() if name not in taken}
@@ -67,7 +74,9 @@ def _item(part: type[Part]) -> Item:
         facts = {"dim": given["dim_model"]} if "dim_model" in given else {}
         if "activation" in given:
             given["activation"] = as_native(given["activation"])
+        dropped = superset_of(part.name, keys, given)
         NativeFeedforward.__init__(self, Spec(part, {k: v for k, v in given.items() if k in own}), **facts)
+        self.dropped = dropped
 
     keys = {"dim_model": Key("dim_model", Any, False, True)} | native_keys(part)
     if "activation" in keys:  # names of either side

@@ -35,7 +35,8 @@ class LearnablePositionalEmbedding(PlacedEmbedding):
     """Adds a learned vector to each position; a class token, zero at first, may stand in front.
 
     Shapes:
-        x: [B, S, dim_model], S <= seq_len -> [B, S, dim_model], or [B, 1 + S, dim_model] with the class token
+        x: [B, S, dim_model], S <= seq_len -> [B, S, dim_model], or [B, 1 + S, dim_model] with the class token;
+            without it also [B, S] numbers, which are added to every feature
 
     Args:
         seq_len: number of positions, without the class token.
@@ -62,6 +63,8 @@ class LearnablePositionalEmbedding(PlacedEmbedding):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Put the class token in front and add the positions."""
+        if x.dim() == 2 and self.class_token is None:
+            x = x.unsqueeze(-1).expand(-1, -1, self.pos_emb.shape[-1])
         if x.dim() != 3 or x.shape[-1] != self.pos_emb.shape[-1]:
             raise ShapeError(f"features have the shape [batch, length, {self.pos_emb.shape[-1]}], not {list(x.shape)}")
         if x.shape[1] > self.longest:

@@ -77,7 +77,7 @@ unit: $(VENV)/.dev $(VENV)/.vision
 test-slow: $(VENV)/.dev $(VENV)/.vision
 	@$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev $(VENV)/.vision
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
 
 dist: $(VENV)/.dev

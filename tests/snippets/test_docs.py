@@ -4,6 +4,7 @@ The blocks of one file share a namespace and an empty folder, like a reader who 
 block with `title="model.yaml"` is also written to that folder under its name, so that later ones can use it.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.with_timm import timm_folder
 from tests.snippets.markdown import Block, blocks, script
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,9 @@ NOT_RUN = {
     "make ": "the checks themselves; .ci/run and the tests of the demo run them",
     "pip install ": "tests/test_packaging.py installs the wheel",
     "python -m pytest": "this very suite",
+    "python -m variform.dialects.xformers.benchmarks.": "tests/dialects/xformers/test_benchmark.py runs it",
+    "python3 examples/build_model/": "tests/snippets/test_seeds.py runs it",
+    "python3 examples/": "minutes long; tests/examples runs them",
     "pytest --pyargs ": "tests/contract and tests/dialects/xformers/test_adopting.py run it",
     "python -m variform.dialects.xformers.benchmarks.LRA.": "tests/dialects/xformers/lra and the seeds run it",
     "variform bench ": "tests/dialects/xformers/test_adopting.py runs it",
@@ -45,9 +50,16 @@ def commands(document: Path) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run(arguments: list[str], folder: Path) -> None:
+def run(arguments: list[str], folder: Path, *paths: str) -> None:
+    before = os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=110
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((*paths, before)) if paths else before},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -69,8 +81,14 @@ def test_python_blocks_run(document: Path, tmp_path: Path) -> None:
     for title, block in titled(document):
         (folder / title).write_text(block.code + "\n", encoding="utf-8")
     source = tmp_path / f"{document.stem.lower()}.py"  # line numbers in a traceback are those of the document
-    source.write_text(script(document), encoding="utf-8")
-    run([str(source)], folder)
+    text = script(document)
+    paths: tuple[str, ...] = ()
+    if "import timm" in text:
+        paths = (str(ROOT), timm_folder())
+        text = f"from tests.interop.with_timm import declare_operators; declare_operators(); {text.lstrip()}"
+        text = "\n" * (len(script(document)) - len(script(document).lstrip())) + text
+    source.write_text(text, encoding="utf-8")
+    run([str(source)], folder, *paths)
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if commands(path)], ids=name)

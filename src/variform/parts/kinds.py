@@ -151,6 +151,11 @@ class Attention(Part):
     takes_positions: ClassVar[bool] = False
     """Whether its weights depend on where a query stands, also among the queries of another sequence."""
 
+    @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """How many features a value has to have; None where any will do."""
+        return None
+
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend."""

@@ -15,6 +15,7 @@ from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
 from variform.ops.masks import Mask
 from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
+from variform.parts.mixer.multi_head import without_padding
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
@@ -159,6 +160,8 @@ class Transformer(Model):
     ) -> tuple[Tensor, State]:
         """Embed, then run the stacks with the streams that hold `after` the embedding."""
         new: dict[str, Any] = {}
+        if inputs.dim() == 3:
+            inputs = without_padding(inputs, streams["valid"])
         x = inputs if self.embedding is None else self.embedding(inputs, streams)
         streams.update(after)
         if isinstance(x, tuple):

@@ -58,6 +58,11 @@ class DeltaRuleAttention(Attention):
         self.reset_parameters()
 
     @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """As many as a query: strengths are read off values."""
+        return int(args["dim_head"])
+
+    @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The norm sees the features of a head."""
         return {"dim": facts["dim_head"]}
@@ -116,6 +121,11 @@ class GatedDeltaRuleAttention(Attention):
         self.norm = norm
         self.causal = causal
         self.reset_parameters()
+
+    @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """As many as a query: strengths are read off values."""
+        return int(args["dim_head"])
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:

@@ -60,6 +60,11 @@ class GatedLinearAttention(Attention):
         self.reset_parameters()
 
     @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """As many as a query: gates are maps of values."""
+        return int(args["dim_head"])
+
+    @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The norm sees the features of a head."""
         return {"dim": facts["dim_head"]}

@@ -45,6 +45,7 @@ class LinearAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend; with a state, to everything before this chunk as well."""
+        q, k = _without_padding(q, sides.q_valid), _without_padding(k, sides.k_valid)
         return _attend(elu_features(q), elu_features(k), v, self.causal, sides)
 
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
@@ -84,6 +85,7 @@ class CosformerAttention(Attention):
                 f"cosformer was built for max_seq_len={self.max_seq_len} tokens, and gets {q.shape[2]} queries and "
                 f"{k.shape[2]} keys; give it a larger max_seq_len"
             )
+        q, k = _without_padding(q, sides.q_valid), _without_padding(k, sides.k_valid)
         q = cosine_features(q, _positions(sides.q_positions, sides.q_valid), self.max_seq_len)
         k = cosine_features(k, _positions(sides.k_positions, sides.k_valid), self.max_seq_len)
         return _attend(q, k, v, self.causal, sides)
@@ -91,6 +93,11 @@ class CosformerAttention(Attention):
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """The running sums, of constant size."""
         return linear_state(batch, heads, 2 * dim_key, dim_value, like.dtype, like.device)._asdict()
+
+
+def _without_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Before the features are made: what stands at padding may have none, and no gradient."""
+    return x if valid is None else x.masked_fill(~valid[:, None, :, None], 0)
 
 
 def _positions(given: Tensor | None, valid: Tensor | None) -> Tensor | None:

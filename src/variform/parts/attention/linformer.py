@@ -65,6 +65,8 @@ class LinformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
         """Attend to the projected keys."""
         length, groups = k.shape[2], q.shape[1] // k.shape[1]
+        if sides.q_valid is not None:
+            q = q.masked_fill(~sides.q_valid[:, None, :, None], 0)  # padding may hold anything
         if length > self.max_seq_len:
             raise ShapeError(f"linformer has maps for {self.max_seq_len} positions, and there are {length} keys")
         if sides.k_valid is not None:

@@ -132,6 +132,8 @@ class NystromAttention(Attention):
         exact = self.cut.exact if self.causal else self.landmarks
         own = None if sides.k_valid is None else front(sides.k_valid)
         if k.shape[2] <= exact:
+            if sides.q_valid is not None:
+                q = q.masked_fill(~sides.q_valid[:, None, :, None], 0)  # padding may hold anything
             y = exact_attention(q, k, v, sides.k_valid, self.causal)
         elif self.causal:
             y = self._causal(q, k, v, own)

@@ -58,6 +58,8 @@ class OrthoformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
         """Attend by way of the landmarks."""
         if k.shape[2] <= self.landmarks:
+            if sides.q_valid is not None:
+                q = q.masked_fill(~sides.q_valid[:, None, :, None], 0)  # padding may hold anything
             y = exact_attention(q, k, v, sides.k_valid)
         else:
             y = self._through_landmarks(q, k, v, sides)

@@ -26,7 +26,7 @@ def real_tokens(
     if q.shape[1] != heads:
         raise ShapeError(f"this attention has rates or gates for {heads} heads, and q has {q.shape[1]}")
     if dim is not None and v.shape[3] != dim:
-        raise ShapeError(f"this attention has gates that read values of {dim} features a head, not {v.shape[3]}")
+        raise ShapeError(f"this attention has gates or a norm for values of {dim} features a head, not {v.shape[3]}")
     if q.shape[2] != k.shape[2]:
         raise ShapeError(f"a recurrence needs as many queries as keys, not {q.shape[2]} and {k.shape[2]}")
     k, v = grouped((k, v), heads)

@@ -51,13 +51,18 @@ class RetentionAttention(Attention):
         self.causal = causal
 
     @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """As many as a query, for the norm."""
+        return None if args["norm"] is None else int(args["dim_head"])
+
+    @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The norm sees the features of a head."""
         return {"dim": facts["dim_head"]}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend; with a state, to everything before this chunk as well."""
-        q, k, v = real_tokens(q, k, v, sides, self.heads)
+        q, k, v = real_tokens(q, k, v, sides, self.heads, None if self.norm is None else self.dim_head)
         k = k * k.shape[-1] ** -0.5
         rates = torch.arange(self.heads, dtype=torch.float64, device=q.device).add(5).neg().exp2().neg().log1p()
         fading = rates.to(torch.float32 if q.dtype.itemsize < 4 else q.dtype)[:, None].expand(*q.shape[:3])

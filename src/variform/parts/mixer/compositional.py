@@ -16,7 +16,15 @@ from variform.errors import Problem, ShapeError, nearest_divisors
 from variform.ops.masks import Mask
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
 from variform.parts.linear import Linear
-from variform.parts.mixer.multi_head import join_heads, refuse_streams, slot_abilities, split_heads
+from variform.parts.mixer.multi_head import (
+    context_without_padding,
+    join_heads,
+    refuse_streams,
+    slot_abilities,
+    slot_problems,
+    split_heads,
+    without_padding,
+)
 
 Size = Annotated[int, Field(gt=0)]
 Score = Literal["linear", "mlp", "dot"]
@@ -207,7 +215,7 @@ class Compositional(Mixer):
         """Attend over `x` itself."""
         valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
         refuse_streams(self.attention, valid, segments, mask)
-        positions = streams.get("positions")
+        x, positions = without_padding(x, valid), streams.get("positions")
         sides = Sides(
             q_positions=positions,
             k_positions=positions,
@@ -358,6 +366,7 @@ class CrossCompositional(Mixer):
             raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
         if context.shape[-1] != self.dim_context:
             raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
+        context = context_without_padding(context, streams)
         if self.context_norm is not None:
             context = self.context_norm(context)
         return self.maps.keys_values(context, context)
@@ -382,7 +391,9 @@ def _problems(facts: Facts) -> list[Problem]:
             told = name if facts[name] else f"{name} = dim"
             hint = f"{nearest_divisors(size, number)}; or give {name}"
             found.append(Problem(divisor, f"must divide {told} = {size}", number, hint))
-    return found
+    return found + slot_problems(
+        facts, facts["heads"], _head_facts(facts)["dim_head"], facts["dim_value"] or facts["dim"]
+    )
 
 
 __all__ = ["Compositional", "CrossCompositional"]

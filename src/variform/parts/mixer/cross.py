@@ -16,7 +16,14 @@ from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
 from variform.parts.linear import Linear
-from variform.parts.mixer.multi_head import head_facts, head_problems, refuse_streams, slot_abilities
+from variform.parts.mixer.multi_head import (
+    context_without_padding,
+    head_facts,
+    head_problems,
+    refuse_streams,
+    slot_abilities,
+    slot_problems,
+)
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -96,8 +103,9 @@ class CrossMultiHead(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and the attention must accept another sequence."""
-        found = head_problems(facts)
-        attention = facts["attention"]
+        found, attention = head_problems(facts), facts["attention"]
+        size = head_facts(facts)["dim_head"]
+        found += slot_problems(facts, facts["heads"], size, size)
         if not attention.part.abilities(dict(attention.args)).cross:
             found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
         return found
@@ -144,6 +152,7 @@ class CrossMultiHead(Mixer):
         context = streams.get("context")
         if context is None:
             raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
+        context = context_without_padding(context, streams)
         if self.context_norm is not None:
             context = self.context_norm(context)
         batch, length, dim = context.shape

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from variform.core.fields import fields_of
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, Part, use
 from variform.core.registry import register
@@ -90,8 +91,9 @@ class MultiHead(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and a bias needs scores."""
-        found = head_problems(facts)
-        attention = facts["attention"]
+        found, attention = head_problems(facts), facts["attention"]
+        size = head_facts(facts)["dim_head"]
+        found += slot_problems(facts, facts["heads"], size, size)
         if facts["position_bias"] is not None and not takes_scores(attention.part):
             message = f"the attention {attention.name!r} has no scores that a bias could change"
             found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
@@ -105,6 +107,7 @@ class MultiHead(Mixer):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
+        x = without_padding(x, streams.get("valid"))
         q = split_heads(own["q"](x), self.heads)
         k, v = split_heads(own["k"](x), self.kv_heads), split_heads(own["v"](x), self.kv_heads)
         if self.q_norm is not None:
@@ -147,6 +150,23 @@ class MultiHead(Mixer):
         return self.attention.stateful
 
 
+def without_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zeros in place of padding that is not finite: a weight of 0 would not keep NaN from other tokens.
+
+    Shapes:
+        x: [B, L, dim], valid: [B, L] -> [B, L, dim]
+    """
+    if valid is None:
+        return x
+    return x.masked_fill((valid | x.isfinite().all(-1)).logical_not().unsqueeze(-1), 0)
+
+
+def context_without_padding(context: Tensor, streams: Streams) -> Tensor:
+    """The same for a context, where `context_mask` tells its padding."""
+    valid = streams.get("context_mask")
+    return without_padding(context, valid) if isinstance(valid, Tensor) else context
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, L, H * D] to [B, H, L, D]."""
     batch, length, _ = x.shape
@@ -184,6 +204,29 @@ def head_problems(facts: Facts) -> list[Problem]:
     if kv_heads is not None and heads % kv_heads:
         found.append(Problem("kv_heads", f"must divide heads = {heads}", kv_heads, nearest_divisors(heads, kv_heads)))
     return found
+
+
+def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> list[Problem]:
+    """The attention in the slot `attention` is made for the heads that it is given.
+
+    Args:
+        facts: of the mixer.
+        heads: query heads.
+        dim_head: features of a query.
+        dim_value: features of a value.
+    """
+    attention: Spec = facts["attention"]
+    inherited = {f.name for f in fields_of(attention.part) if f.inherits}
+    problems = []
+    for name, size in (("heads", heads), ("dim_head", dim_head)):
+        own = attention.args.get(name)
+        if name in inherited and own not in (None, size):
+            problems.append(Problem(f"attention.{name}", f"the mixer around it has {size}", own, "leave it out"))
+    wanted = attention.part.value_size(attention.args) if issubclass(attention.part, Attention) else None
+    if not problems and wanted not in (None, dim_value):
+        message = f"{attention.name!r} is made for values of {wanted} features, and a value has {dim_value} here"
+        problems.append(Problem("attention", message))
+    return problems
 
 
 def slot_abilities(args: Facts) -> Can:

@@ -19,12 +19,12 @@ from variform.dialects.xformers.components.attention import (
     Attention,
     AttentionConfig,
     AttentionMask,
-    LocalAttention,
     ScaledDotProduct,
     register_attention,
 )
 from variform.dialects.xformers.components.positional_embedding import RotaryEmbedding
 from variform.dialects.xformers.components.positional_embedding.rotary import apply_rotary_pos_emb, rotate_half
+from variform.inspect.explain import explaining
 from variform.ops.masks import Causal, Window
 
 BATCH, SEQ, DIM, HEADS = 3, 7, 12, 4
@@ -208,16 +208,41 @@ def test_sparse_tensors_are_masks(added: bool) -> None:
 
 
 def test_any_length_follows_any_other() -> None:
-    attention = ScaledDotProduct(causal=True, seq_len=4)
+    attention = ScaledDotProduct(causal=True)
     for length in (4, 9, 2):
         x = torch.randn(1, length, 4)
         assert torch.equal(attention(x, x, x)[:, 0], x[:, 0])
 
 
-def test_hints_for_kernels_change_nothing() -> None:
-    x = torch.randn(2, SEQ, 4)
-    plain, forced = LocalAttention(window_size=3), LocalAttention(window_size=3, force_sparsity=True)
-    assert torch.equal(plain(x, x, x), forced(x, x, x))
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_that_were_told_are_the_largest(causal: bool) -> None:
+    x = torch.randn(1, SEQ, 4)
+    told, free = ScaledDotProduct(causal=causal, seq_len=SEQ, to_seq_len=SEQ), ScaledDotProduct(causal=causal)
+    for length in (SEQ, SEQ - 2):
+        assert torch.equal(told(*[x[:, :length]] * 3), free(*[x[:, :length]] * 3))
+    with pytest.raises(AssertionError, match=f"seq_len = {SEQ - 1}, and the sequence has {SEQ} tokens"):
+        ScaledDotProduct(causal=causal, seq_len=SEQ - 1)(x, x, x)
+    with pytest.raises(AssertionError, match=f"to_seq_len = {SEQ - 1}, and the sequence has {SEQ} tokens"):
+        ScaledDotProduct(causal=causal, to_seq_len=SEQ - 1)(x, x, x)
+    if not causal:
+        assert ScaledDotProduct(seq_len=2)(x[:, :2], x, x).shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize("name", ["local", "random", "global"])
+def test_sparsity_is_forced(name: str) -> None:
+    config = {"name": name, "dropout": 0.0, "r": 0.5, "seed": 1, "attention_query_mask": torch.eye(SEQ)[:, 1:2] > 0}
+    plain, forced = (dispatch(**{**config, "force_sparsity": force}) for force in (False, True))
+    forced.load_state_dict(plain.state_dict())
+    x = inputs()
+    found = []
+    for module in (plain, forced):
+        with explaining() as choices:
+            y = module(x)
+        found.append([choice.chosen for choice in choices])
+        close(y, plain(x))
+    assert found[1] == ["block_sparse"] != found[0]
+    positions = torch.arange(SEQ).expand(BATCH, -1)
+    close(forced(x, positions=positions), plain(x, positions=positions))
 
 
 def test_lengths_that_cannot_be_attended_are_refused() -> None:

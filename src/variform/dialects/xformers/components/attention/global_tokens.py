@@ -12,7 +12,7 @@ from torch import Tensor
 from variform.dialects.xformers.building import superset_keys, verify
 from variform.dialects.xformers.components.attention.base import AttentionConfig
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes
-from variform.dialects.xformers.components.attention.native import NativeAttention
+from variform.dialects.xformers.components.attention.native import SparseFirst
 from variform.dialects.xformers.components.attention.registry import ATTENTION_REGISTRY, register_attention
 from variform.dialects.xformers.errors import CallError, Wrong, config_error
 from variform.parts.attention.patterned import GlobalAttention as NativeGlobal
@@ -31,7 +31,7 @@ class GlobalAttentionConfig(AttentionConfig):
 
 
 @register_attention("global", GlobalAttentionConfig)
-class GlobalAttention(NativeAttention):
+class GlobalAttention(SparseFirst):
     """Global tokens see all and are seen by all (Longformer, Beltagy et al. 2020, arXiv:2004.05150).
 
     The other tokens see the global ones alone, themselves not included; one that sees none, as those before the first
@@ -41,7 +41,7 @@ class GlobalAttention(NativeAttention):
         dropout: probability of dropping an attention weight, in training.
         attention_query_mask: which tokens are global, bool [N] or [N, 1].
         causal: only the past.
-        force_sparsity: never materialise the dense scores where the backend can avoid it, which it decides itself.
+        force_sparsity: visit the tiles of the pattern alone wherever that can be done, faster or not.
         **superset: keys of other attentions, listed in `dropped`.
     """
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from variform.dialects.xformers.building import superset_keys, verify
 from variform.dialects.xformers.components.attention.base import AttentionConfig
-from variform.dialects.xformers.components.attention.native import NativeAttention
+from variform.dialects.xformers.components.attention.native import SparseFirst
 from variform.dialects.xformers.components.attention.registry import ATTENTION_REGISTRY, register_attention
 from variform.dialects.xformers.errors import Wrong, config_error
 from variform.parts.attention.softmax import LocalAttention as NativeLocal
@@ -28,7 +28,7 @@ class LocalAttentionConfig(AttentionConfig):
 
 
 @register_attention("local", LocalAttentionConfig)
-class LocalAttention(NativeAttention):
+class LocalAttention(SparseFirst):
     """Attention in a sliding window (Longformer, Beltagy et al. 2020, arXiv:2004.05150).
 
     Without `causal` a query sees `window_size` positions, itself in their middle. With `causal` it sees itself and
@@ -38,7 +38,7 @@ class LocalAttention(NativeAttention):
         dropout: probability of dropping an attention weight, in training.
         causal: only the past.
         window_size: how far a query sees; odd unless causal.
-        force_sparsity: never materialise the dense scores where the backend can avoid it, which it decides itself.
+        force_sparsity: visit the tiles of the pattern alone wherever that can be done, faster or not.
         **superset: keys of other attentions, listed in `dropped`.
     """
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import make_dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
@@ -19,6 +20,7 @@ from variform.dialects.xformers.components.attention.base import Attention, Atte
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask, read_padding
 from variform.dialects.xformers.errors import CallError
 from variform.dialects.xformers.utils import Item
+from variform.errors import BackendError
 from variform.parts.kinds import Attention as NativePart
 from variform.parts.kinds import Sides
 
@@ -159,6 +161,29 @@ class NativeAttention(Attention):
             raise CallError(f"the attention {self.native.name!r} needs as many queries as keys, not {lengths}")
         if self.causal:
             raise CallError(f"causality between sequences of different lengths is not defined: {lengths}")
+
+
+class SparseFirst(NativeAttention):
+    """A native attention over a pattern, which can be told to visit the pattern's tiles alone, however many there are.
+
+    Calls that the sparse backend refuses (compiled graphs, other devices, given positions) run on the fastest one.
+    """
+
+    force_sparsity: bool = False
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+        """Attend with separate heads."""
+        native = cast(Any, self.native)
+        if not self.force_sparsity or torch.compiler.is_compiling() or native.backend != "auto":
+            return super().attend(q, k, v, sides)
+        native.backend = "block_sparse"
+        try:
+            return super().attend(q, k, v, sides)
+        except BackendError:
+            native.backend = "auto"
+            return super().attend(q, k, v, sides)
+        finally:
+            native.backend = "auto"
 
 
 def superset_of(name: str, keys: Mapping[str, Key], given: Mapping[str, Any]) -> tuple[str, ...]:

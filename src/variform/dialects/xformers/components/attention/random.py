@@ -10,7 +10,7 @@ from pydantic import Field
 
 from variform.dialects.xformers.building import superset_keys, verify
 from variform.dialects.xformers.components.attention.base import AttentionConfig
-from variform.dialects.xformers.components.attention.native import NativeAttention
+from variform.dialects.xformers.components.attention.native import SparseFirst
 from variform.dialects.xformers.components.attention.registry import ATTENTION_REGISTRY, register_attention
 from variform.parts.attention.patterned import RandomAttention as NativeRandom
 
@@ -30,7 +30,7 @@ class RandomAttentionConfig(AttentionConfig):
 
 
 @register_attention("random", RandomAttentionConfig)
-class RandomAttention(NativeAttention):
+class RandomAttention(SparseFirst):
     """Each position sees itself and every other with probability r (BigBird, Zaheer et al. 2020, arXiv:2007.14062).
 
     Args:
@@ -38,7 +38,7 @@ class RandomAttention(NativeAttention):
         causal: only the past.
         r: probability of each pair.
         constant_masking: keep one set of pairs; otherwise training draws another at each call.
-        force_sparsity: never materialise the dense scores where the backend can avoid it, which it decides itself.
+        force_sparsity: visit the tiles of the pattern alone wherever that can be done, faster or not.
         seed: equal seeds keep equal pairs; drawn from torch's generator by default, and saved with the weights.
         **superset: keys of other attentions, listed in `dropped`.
     """

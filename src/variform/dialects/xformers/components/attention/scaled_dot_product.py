@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from variform.dialects.xformers.building import superset_keys, verify
 from variform.dialects.xformers.components.attention.base import AttentionConfig
+from variform.dialects.xformers.components.attention.masking import AttMask, Sizes
 from variform.dialects.xformers.components.attention.native import NativeAttention
 from variform.dialects.xformers.components.attention.registry import ATTENTION_REGISTRY, register_attention
+from variform.dialects.xformers.errors import CallError
 from variform.parts.attention.softmax import SoftmaxAttention
+from variform.parts.kinds import Sides
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(gt=0)]
@@ -33,8 +37,8 @@ class ScaledDotProduct(NativeAttention):
     Args:
         dropout: probability of dropping an attention weight, in training.
         causal: position i attends to positions <= i.
-        seq_len: the usual number of queries; any other works too, nothing is prepared for it.
-        to_seq_len: the usual number of keys; likewise.
+        seq_len: the largest number of queries; None for any.
+        to_seq_len: the largest number of keys; None for any.
         **superset: keys of other attentions, listed in `dropped`.
     """
 
@@ -52,3 +56,16 @@ class ScaledDotProduct(NativeAttention):
         super().__init__(SoftmaxAttention.spec(dropout=dropout, causal=causal))
         self.dropped = superset_keys(ATTENTION_REGISTRY, superset, "scaled_dot_product")
         self.seq_len = seq_len
+        self.longest_keys = to_seq_len
+
+    def sides(
+        self, att_mask: AttMask | None, padding: Tensor | None, sizes: Sizes, positions: Tensor | None = None
+    ) -> Sides:
+        """As for every attention; refuses sequences that are longer than was said."""
+        for name, longest, found in (
+            ("seq_len", self.seq_len, sizes.queries),
+            ("to_seq_len", self.longest_keys, sizes.keys),
+        ):
+            if longest is not None and found > longest:
+                raise CallError(f"{name} = {longest}, and the sequence has {found} tokens; leave {name} out for any")
+        return super().sides(att_mask, padding, sizes, positions)

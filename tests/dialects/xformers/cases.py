@@ -41,7 +41,7 @@ def swept(registry: Any, length: int = SEQ) -> dict[str, Any]:
         "attention_query_mask": torch.eye(length, dtype=torch.bool)[:, :1],
         "layout": torch.ones(-(-length // 16), -(-length // 16), dtype=torch.long),
         "block_size": 16,
-        "window": 3,
+        "window": 1,
         "experts": [MLP.spec(hidden=12), MLP.spec(hidden=12)],
         "number_of_experts": 2,
         "gate": "top_2",

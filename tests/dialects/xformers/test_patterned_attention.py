@@ -167,3 +167,14 @@ def test_patterns_serve_a_dispatch_as_their_specs_say(config: dict[str, Any], ca
     spec = multi_head.spec
     assert spec["attention"].name == config["name"]
     assert spec["attention"]["causal"] is causal
+
+
+def test_the_window_of_longformer_has_the_name_that_local_uses() -> None:
+    x = torch.randn(2, 8, 4, dtype=torch.float64)
+    by_either = [build_attention({"name": "longformer", "dropout": 0.0, key: 3}) for key in ("window", "window_size")]
+    assert torch.equal(by_either[0](x, x, x), by_either[1](x, x, x))
+    assert not torch.equal(by_either[0](x, x, x), build_attention({"name": "longformer", "window_size": 5})(x, x, x))
+    with pytest.raises(ConfigError, match="window_size: is another name of window = 5"):
+        build_attention({"name": "longformer", "window": 5, "window_size": 3})
+    with pytest.raises(ConfigError, match="window: attention 'longformer' needs this field"):
+        build_attention({"name": "longformer"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,7 +18,7 @@ from variform.core.spec import Spec
 from variform.dialects.xformers.building import Key, native_keys, superset_keys
 from variform.dialects.xformers.components.attention.base import Attention, AttentionConfig
 from variform.dialects.xformers.components.attention.masking import AttMask, Sizes, read_att_mask, read_padding
-from variform.dialects.xformers.errors import CallError
+from variform.dialects.xformers.errors import CallError, Wrong, config_error
 from variform.dialects.xformers.utils import Item
 from variform.errors import BackendError
 from variform.parts.kinds import Attention as NativePart
@@ -198,6 +198,10 @@ def native_items(taken: frozenset[str]) -> Mapping[str, Item]:
     return {name: _item(part) for (_, name), part in parts("attention").items() if name not in taken}
 
 
+ALIASES: dict[str, dict[str, str]] = {"longformer": {"window_size": "window"}}
+"""Keys of the dialect for fields of native parts: what sweeps pass to `local` fits the same pattern elsewhere."""
+
+
 @functools.cache
 def _item(part: type[Part]) -> Item:
     """A class of the dialect for a native part: its keys are the part's own fields."""
@@ -205,6 +209,10 @@ def _item(part: type[Part]) -> Item:
     surroundings = {"num_heads": "heads", "dim_head": "dim_head", "seq_len": "max_seq_len"}
 
     def init(self: NativeAttention, **given: Any) -> None:
+        for name in aliases.keys() & given.keys():
+            if given.setdefault(aliases[name], given[name]) != given[name]:
+                message = f"is another name of {aliases[name]} = {given[aliases[name]]}"
+                raise config_error([Wrong(name, message, given[name], "give one of them")])
         facts = {fact: given[key] for key, fact in surroundings.items() if key in given and key not in own}
         args = {key: value for key, value in given.items() if key in own}
         dropped = superset_of(part.name, keys, given)
@@ -212,6 +220,10 @@ def _item(part: type[Part]) -> Item:
         self.dropped = dropped
 
     keys = {name: Key(name, Any, False, True) for name in surroundings} | native_keys(part)
+    aliases = ALIASES.get(part.name, {})
+    for name, own_name in aliases.items():
+        keys[name] = replace(keys[own_name], name=name, required=False)
+        keys[own_name] = replace(keys[own_name], required=False)  # the part itself asks for one of them
     body: dict[str, Any] = {"__init__": init, "__doc__": part.__doc__, "stands_for": part.name}
     body["config_keys"] = {"name": Key("name", str, False, False), **keys}
     config = make_dataclass(f"{part.__name__}Config", [(name, Any, None) for name in keys], bases=(AttentionConfig,))

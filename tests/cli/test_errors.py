@@ -76,7 +76,7 @@ def error(capsys: pytest.CaptureFixture[str]) -> Error:
         (["train", "a.yaml", "--resume", "b"], "a resumed run keeps its config"),
         (["generate", "nowhere", "--prompt", "x"], "there is no run folder 'nowhere'"),
         (["generate", "nowhere"], "the following arguments are required: --prompt"),
-        (["bench"], "there is no verb 'bench'"),
+        (["benchmark"], "there is no verb 'benchmark'; did you mean 'bench'?"),
     ],
 )
 def test_command_lines(arguments: list[str], message: str, error: Error) -> None:

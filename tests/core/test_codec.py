@@ -265,7 +265,7 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "deep": (
         {"part": "stack", "layers": ["layer", {"part": "sublayer", "body": {"part": "mlp", "drpout": 1}}]},
         "layers.1.body.drpout",
-        "did you mean 'dropout'?",
+        "did you mean 'dropout' or",
     ),
     "not a list": ({"part": "stack", "layers": {"part": "layer"}}, "layers", "expected a list of parts"),
     "a word for a list": ({"part": "stack", "layers": "layer"}, "layers", "expected a list of parts"),

@@ -14,7 +14,7 @@ from variform.dialects.x_transformers import Decoder, Encoder, TransformerWrappe
 from variform.dialects.xformers.components.attention import build_attention
 from variform.dialects.xformers.factory import xFormer, xFormerConfig
 from variform.parts.mixer.multi_head import MultiHead
-from variform.testing.filling import minimal
+from variform.testing.samples import samples_of
 
 LENGTH, DIM, HEADS = 16, 16, 4
 PARTS = {
@@ -28,8 +28,9 @@ SIZES = {"vocab_size": 11, "dim": DIM, "depth": 1, "heads": HEADS, "max_seq_len"
 
 def described(part: type[Part], **facts: Any) -> Spec:
     """The smallest instance; `facts` are given where the dialect's surroundings do not say them."""
-    known = {f.name for f in fields_of(part)}
-    return minimal(part).replace(**{name: value for name, value in facts.items() if name in known})
+    sample, known = samples_of(part)[0].spec, {f.name: f for f in fields_of(part)}
+    given = {name: sample[name] for name, field in known.items() if field.required}
+    return Spec(part, {**given, **{name: value for name, value in facts.items() if name in known}})
 
 
 def of_part(model: Any, part: type[Part]) -> list[Any]:

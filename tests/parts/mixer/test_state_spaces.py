@@ -182,6 +182,14 @@ def test_hyena_is_its_convolutions_written_out(more: dict[str, Any], causal: boo
     agree(part, x, part.out(value * gates[0]))
 
 
+def test_hyena_makes_all_its_filters_once() -> None:
+    part = built(Hyena.spec(order=4), causal=True)
+    calls: list[int] = []
+    part.filters.register_forward_hook(lambda module, given, made: calls.append(len(made)))
+    part(inputs(9), {})
+    assert calls == [3]
+
+
 def test_the_sizes_of_hyena() -> None:
     part = vf.build(Hyena.spec(order=3, width=5, layers=2, bands=2, short=4), dim=8, max_seq_len=9, causal=True)
     assert [*part.inputs.weight.shape] == [32, 8]

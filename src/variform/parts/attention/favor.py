@@ -29,7 +29,8 @@ class FavorAttention(Attention):
 
     - sm_orf: phi(x)_r = exp(w_r^T x' - |x'|^2 / 2), w orthogonal, as long as Gaussian vectors are;
     - sm_hyp: the same for w_r and -w_r, m / 2 directions;
-    - sm_reg: as sm_hyp, every w_r of length sqrt(D).
+    - sm_reg: as sm_hyp, every w_r of length sqrt(D). The paper's regularised kernel: the mean is
+      smaller than exp(q^T k / sqrt(D)), the less so the larger D is, and so is the variance.
 
     A query that sees no key gets zeros. The features are saved with the model.
 

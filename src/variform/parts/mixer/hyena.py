@@ -152,12 +152,13 @@ class Hyena(Mixer):
             mixed = mixed.masked_fill(~aligned.real[..., None], 0)
         value, *gates = mixed.chunk(self.order + 1, -1)
         new: State = {}
+        taps = self.filters(x.shape[1]) if state is None else state["h"]
         for place in range(self.order - 2, -1, -1):
             value = value * gates[place + 1]
             if state is None:
-                long = self._convolved(value, place)
+                long = self._convolved(value, taps, place)
             else:
-                long, new[str(place)] = _continued(value, state[str(place)], state["h"][place], streams, aligned)
+                long, new[str(place)] = _continued(value, state[str(place)], taps[place], streams, aligned)
             value = torch.addcmul(long, self.skip[place], value)
         out = self.out(value * gates[0])
         if aligned is not None:
@@ -166,8 +167,8 @@ class Hyena(Mixer):
             return out
         return out, {"state": {**new, "h": state["h"], "x": _newest(state["x"], u, aligned)}}
 
-    def _convolved(self, value: Tensor, place: int) -> Tensor:
-        wide, taps = _wide(value), self.filters(value.shape[1])
+    def _convolved(self, value: Tensor, taps: Tensor, place: int) -> Tensor:
+        wide = _wide(value)
         if self.causal:
             return causal_convolution(wide, taps[place]).to(value.dtype)
         return convolution(wide, taps[place], taps[self.order - 1 + place]).to(value.dtype)

@@ -5,6 +5,7 @@ python benchmarks/sparse.py --cases layout window --json
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from variform.dialects.xformers.components import MultiHeadDispatch
 from variform.dialects.xformers.components.attention import BlockSparseAttention, ScaledDotProduct
 from variform.ops.attention import Call, attention
-from variform.ops.masks import Window
+from variform.ops.masks import Dense, ShiftedWindows, Window
+from variform.ops.scores import GridBias
 
 Ways = dict[str, Callable[[], Tensor]]
 
@@ -97,6 +99,25 @@ def window() -> Ways:
     }
 
 
+def swin() -> Ways:
+    """Moved windows of 7 x 7 on 4 grids of 56 x 56 tokens, 3 heads, width 32, with their table of biases."""
+    q, k, v = leaves(4, 3, 56 * 56, 32)
+    place, table = torch.arange(56 * 56), torch.randn(13 * 13, 3, requires_grad=True)
+    windows, bias = ShiftedWindows((56, 56), 7, 3), GridBias(table, 56, (7, 7))
+    mask = windows.dense(place, place)
+    call, masked = (Call(q, k, v, structure=structure, scores=(bias,)) for structure in (windows, None))
+
+    def dense() -> Tensor:
+        added = bias.additive(place, place, torch.float32).masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+
+    return {
+        "SDPA, mask and bias": dense,
+        "variform, by windows": lambda: attention(call),
+        "variform, dense mask": lambda: attention(replace(masked, mask=Dense(mask))),
+    }
+
+
 CASES: dict[str, Callable[[], Ways]] = {
     "scattered 0.1, 1024": lambda: scattered(1024, 0.1),
     "scattered 0.01, 1024": lambda: scattered(1024, 0.01),
@@ -106,6 +127,7 @@ CASES: dict[str, Callable[[], Ways]] = {
     "causal module": causal_module,
     "layout": layout,
     "window": window,
+    "swin": swin,
 }
 
 

@@ -155,8 +155,15 @@ def test_experts_and_patches_are_bit_equal(tmp_path: Path) -> None:
 
 def test_attention_over_patterns_is_bit_equal(tmp_path: Path) -> None:
     specs: dict[str, vf.Spec] = {}
-    for name in ("global", "longformer", "bigbird", "random", "blocksparse"):
+    for name in ("global", "longformer", "bigbird", "random", "blocksparse", "shifted_windows"):
         specs.update(hosted(vf.parts()["attention", name]))
+    specs.update(hosted(vf.parts()["bias", "window"]))
+    for shift in (0, 1):
+        windows = {"part": "shifted_windows", "window": 2, "shift": shift}
+        bias = {"part": "bias/window", "columns": 4, "window": [2, 2]}
+        mixer = {"part": "multi_head", "attention": windows, "position_bias": bias, "kv_heads": 1}
+        vit = vf.models.vit(image_size=16, patch_size=4, dim=16, depth=2, heads=2, classes=3, pool="mean")
+        specs[f"swin_{shift}"] = vf.override(vit, {"stacks.0.layers.*.sublayers.0.body": mixer})
     compare(specs, tmp_path)
 
 

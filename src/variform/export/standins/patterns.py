@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,96 @@ class BlockSparseAttention(nn.Module):
         seen = self.layout[heads, q_at, k_at]
         dropout = self.dropout if self.training else 0.0
         return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Softmax attention within windows of a grid of tokens (Swin, Liu et al. 2021, arXiv:2103.14030)."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int] | None = None,
+        window: int = 7,
+        shift: int = 0,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.window = window
+        self.shift = shift
+        self.dropout = dropout
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+        side = math.isqrt(q.shape[2])
+        rows, columns = (side, side) if self.grid is None else self.grid
+        dropout = self.dropout if self.training else 0.0
+        if sides.q_positions is None and sides.k_positions is None and rows * columns > self.window**2:
+            order = window_order(rows, columns, self.window, self.shift, q.device)
+            mask = self.window_mask(q, sides, order, columns)
+            return attend_windows(q, k, v, mask, order, dropout=dropout, scale=self.scale)
+        q_at, k_at = places(q, sides.q_positions, 3), places(k, sides.k_positions, 2)
+        seen = self.together(q_at, k_at, columns) & (q_at < rows * columns) & (k_at < rows * columns)
+        return attend(q, k, v, seen_mask(q, k, sides, False, seen), dropout=dropout, scale=self.scale)
+
+    def together(self, q_at: Tensor, k_at: Tensor, columns: int) -> Tensor:
+        """Whether two places lie in one window."""
+        lead = -self.shift % self.window
+        down = (q_at // columns + lead) // self.window == (k_at // columns + lead) // self.window
+        right = (q_at % columns + lead) // self.window == (k_at % columns + lead) // self.window
+        return down & right
+
+    def window_mask(self, q: Tensor, sides: Sides, order: Tensor, columns: int) -> Tensor | None:
+        """What may attend within each window: (batch or 1, heads * windows, size, size). None where all may."""
+        mask: Tensor | None = None
+        if self.shift:
+            mask = self.together(order[:, :, None], order[:, None, :], columns)[None, None]
+        if sides.k_valid is not None:
+            valid = sides.k_valid[:, None, order][..., None, :]
+            mask = valid if mask is None else mask & valid
+        if sides.scores:
+            bias = sum(change.bias(order, order).to(q.dtype) for change in sides.scores).transpose(0, 1)[None]
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+        if mask is None:
+            return None
+        size = order.shape[1]
+        return mask.expand(mask.shape[0], q.shape[1], order.shape[0], size, size).flatten(1, 2)
+
+
+def window_order(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """The places of each window's tokens, on a grid that is rolled by the shift: (windows, size)."""
+    places = torch.arange(rows * columns, device=device).view(rows, columns).roll([-shift, -shift], [0, 1])
+    tiles = places.view(rows // window, window, columns // window, window).transpose(1, 2)
+    return tiles.reshape(-1, window * window)
+
+
+def attend_windows(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, order: Tensor, dropout: float, scale: float | None
+) -> Tensor:
+    """Attention window by window, each with its tokens side by side."""
+    batch, heads, length, _ = q.shape
+    if k.shape[1] != heads:
+        k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
+    q, k, v = (t[:, :, order].flatten(1, 2) for t in (q, k, v))
+    y = attend(q, k, v, mask, dropout=dropout, scale=scale)
+    return y.reshape(batch, heads, length, -1)[:, :, order.flatten().argsort()]
+
+
+class GridBias(NamedTuple):
+    """Learned bias per offset of two points of a grid, within a window (Swin, arXiv:2103.14030)."""
+
+    table: Tensor
+    columns: int
+    window: tuple[int, int]
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        q_at = (q_pos[None] if q_pos.dim() == 1 else q_pos)[:, :, None]
+        k_at = (k_pos[None] if k_pos.dim() == 1 else k_pos)[:, None, :]
+        rows, width = self.window
+        down = (q_at // self.columns - k_at // self.columns).clamp(1 - rows, rows - 1)
+        right = (q_at % self.columns - k_at % self.columns).clamp(1 - width, width - 1)
+        biases: Tensor = self.table[(down + rows - 1) * (2 * width - 1) + right + width - 1].permute(0, 3, 1, 2)
+        return biases
 
 
 def places(x: Tensor, positions: Tensor | None, axis: int) -> Tensor:

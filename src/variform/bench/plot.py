@@ -24,10 +24,11 @@ def plot(rows: Sequence[Row], setting: Setting, file: str | Path) -> Path:
         ConfigError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("a plot needs matplotlib", hint="pip install 'variform[plot]'") from None
-    figure = Figure(figsize=(15, 0.24 * len(rows) + 5), layout="constrained")
+    figure = Figure(figsize=(15, 0.12 * len(rows) + 6), layout="constrained")
     panels = figure.subplots(1, 2)
     _panel(panels[0], rows, "milliseconds", lambda one: None if one.seconds is None else 1e3 * one.seconds)
     _panel(panels[1], rows, "peak MiB", lambda one: None if one.peak_bytes is None else one.peak_bytes / 2**20)
@@ -37,7 +38,10 @@ def plot(rows: Sequence[Row], setting: Setting, file: str | Path) -> Path:
     form = "causal, " if setting.causal else ""
     figure.suptitle(f"{form}{what}: batch {setting.batch}, {setting.dim} features, {setting.heads} heads")
     path = Path(file)
-    figure.savefig(path, dpi=120)
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "variform"}
+    ):  # text stays text, and equal data equal files
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
 
 
@@ -61,6 +65,9 @@ def _panel(axes: Any, rows: Sequence[Row], label: str, value: Any) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    lengths = [one.length for one in rows[0].measured]
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
     axes.set_xlabel("tokens")
     axes.set_ylabel(label)
     axes.grid(True, which="major", alpha=0.3)

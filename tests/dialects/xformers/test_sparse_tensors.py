@@ -113,6 +113,13 @@ def test_random_sparsity() -> None:
     values, rows, offsets, columns = _dense_to_sparse(kept, "cpu")
     again = SparseCS.wrap((3, 16, 20), values, rows, offsets, columns, None)
     assert torch.equal(again.to_dense(), kept)
+    values, *places = _dense_to_sparse(kept[0], "cpu")
+    assert torch.equal(SparseCS.wrap((1, 16, 20), values[None], *places, None).to_dense()[0], kept[0])
+    sparse = SparseCS(kept, "cpu")
+    assert torch.equal((sparse & (kept > 1.5)[:1]).to_dense() != 0, (kept > 0) & (kept > 1.5)[:1])
+    assert torch.equal((sparse & torch.ones_like(kept, dtype=torch.bool)).to_dense(), sparse.to_dense())
+    with pytest.raises(CallError, match="a mask for all of them is needed"):
+        sparse & (kept > 1.5)
     with pytest.raises(CallError, match="zero at the same places"):
         SparseCS(torch.stack([torch.eye(3), torch.ones(3, 3)]))
 

@@ -123,8 +123,10 @@ class SparseCSRTensor:
         return self._each(operator.add, other)
 
     def __and__(self, other: Tensor) -> SparseCSRTensor:
-        """Only the places where a dense bool [M, N] or [1, M, N] is True as well."""
-        kept = other.reshape(self.shape[1:])[self.row_indices, self.column_indices.long()]
+        """Only the places where a dense bool [M, N], or [B, M, N] that is one for all, is True as well."""
+        if other.dim() == 3 and not bool((other == other[:1]).all()):
+            raise CallError("the matrices of a batch keep the same places: a mask for all of them is needed")
+        kept = (other[0] if other.dim() == 3 else other)[self.row_indices, self.column_indices.long()]
         counts = torch.bincount(self.row_indices[kept], minlength=self.shape[1])
         offsets = functional.pad(counts.cumsum(0), (1, 0)).to(self.row_offsets.dtype)
         return SparseCSRTensor(offsets, self.column_indices[kept], self.values[:, kept], self.shape)

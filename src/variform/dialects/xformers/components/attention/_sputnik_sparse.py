@@ -143,11 +143,11 @@ class SparseCS:
 
 
 def _dense_to_sparse(matrix: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(values [B, nnz], row_indices, row_offsets, column_indices) of [B, M, N]."""
-    if matrix.dim() != 3:
-        raise CallError(f"a batch of matrices [B, M, N] is needed, not {list(matrix.shape)}")
-    found = SparseCSRTensor.from_dense(matrix.to(device))
-    return found.values, found.row_indices, found.row_offsets, found.column_indices
+    """(values [B, nnz], row_indices, row_offsets, column_indices) of [B, M, N]; of [M, N] values [nnz]."""
+    if matrix.dim() not in (2, 3):
+        raise CallError(f"a matrix [M, N], or a batch [B, M, N], is needed, not {list(matrix.shape)}")
+    found = SparseCSRTensor.from_dense((matrix if matrix.dim() == 3 else matrix[None]).to(device))
+    return found.values if matrix.dim() == 3 else found.values[0], found.row_indices, found.row_offsets, found.column_indices
 
 
 __all__ = ["SparseCS", "_dense_to_sparse"]

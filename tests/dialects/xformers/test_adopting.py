@@ -19,6 +19,11 @@ from torch import nn
 from variform.dialects.xformers.components import build_activation
 from variform.dialects.xformers.components.attention import Attention, AttentionConfig, register_attention
 from variform.dialects.xformers.components.feedforward import Feedforward, FeedforwardConfig, register_feedforward
+from variform.dialects.xformers.components.positional_embedding import (
+    PositionEmbedding,
+    PositionEmbeddingConfig,
+    register_positional_embedding,
+)
 
 
 @dataclass
@@ -52,6 +57,17 @@ class MyFeedforward(Feedforward):
 
     def forward(self, inputs):
         return self.net(inputs)
+
+
+@register_positional_embedding("my_position", PositionEmbeddingConfig)
+class MyPosition(PositionEmbedding):
+    def __init__(self, dim_model: int, seq_len: int, vocab_size: int = 40, *args, **kwargs):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, dim_model)
+        self.places = nn.Parameter(torch.randn(seq_len, dim_model))
+
+    def forward(self, x):
+        return self.tokens(x) + self.places[: x.shape[1]]
 
 
 @register_attention("my_odd_part", MyConfig)
@@ -98,6 +114,13 @@ def test_a_feedforward_is_checked(tmp_path: Path) -> None:
     done = suite(tmp_path, "-v", "-k", "my_feedforward and not compile")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "feedforward/my_feedforward-causal] PASSED" in done.stdout
+
+
+def test_a_position_embedding_is_checked(tmp_path: Path) -> None:
+    done = suite(tmp_path, "-k", "my_position and not compile", "-v")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for check in ("causal", "padding", "packed", "meta", "config"):
+        assert f"embedding/my_position-{check}] PASSED" in done.stdout
 
 
 def test_one_that_cannot_be_made_says_why(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 import torch
+from torch import nn
 
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Part
@@ -28,6 +29,29 @@ NOT_ADOPTED: dict[str, str] = {}
 
 OWN = "variform."
 """What the library's own classes of the dialect stand in: they have parts of the core already."""
+
+
+class Adopted:
+    """What the adapters of all kinds have in common: they hold an instance of the user's class as `module`."""
+
+    adopted: ClassVar[type[nn.Module]]
+
+    def make(self, arguments: dict[str, Any]) -> Any:
+        """An instance, which is made once more when parameters are to be initialised."""
+        self.arguments = dict(arguments)
+        return type(self).adopted(**arguments)
+
+    def reset_parameters(self) -> None:
+        """The values of a new instance: a user's class need not say how its parameters begin."""
+        module: nn.Module = getattr(self, "module")  # noqa: B009  a submodule of the adapter
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
+        if not tensors:
+            return
+        with torch.device(next(iter(tensors.values())).device):
+            fresh = type(self).adopted(**self.arguments)
+        with torch.no_grad():
+            for name, value in [*fresh.named_parameters(), *fresh.named_buffers()]:
+                tensors[name].copy_(value)
 
 
 def adopt(name: str, item: Item, base: Callable[[Any], type[Part] | None]) -> None:

@@ -147,7 +147,12 @@ def _dense_to_sparse(matrix: Tensor, device: torch.device | str) -> tuple[Tensor
     if matrix.dim() not in (2, 3):
         raise CallError(f"a matrix [M, N], or a batch [B, M, N], is needed, not {list(matrix.shape)}")
     found = SparseCSRTensor.from_dense((matrix if matrix.dim() == 3 else matrix[None]).to(device))
-    return found.values if matrix.dim() == 3 else found.values[0], found.row_indices, found.row_offsets, found.column_indices
+    return (
+        found.values if matrix.dim() == 3 else found.values[0],
+        found.row_indices,
+        found.row_offsets,
+        found.column_indices,
+    )
 
 
 __all__ = ["SparseCS", "_dense_to_sparse"]

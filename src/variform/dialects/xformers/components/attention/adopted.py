@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from variform.core.part import Can, Part
-from variform.dialects.xformers.adopting import adopt
+from variform.dialects.xformers.adopting import Adopted, adopt
 from variform.dialects.xformers.components.attention.base import Attention
 from variform.dialects.xformers.components.attention.masking import Sizes
 from variform.dialects.xformers.components.attention.merging import call_foreign
@@ -23,14 +23,12 @@ def adopt_attention(name: str, item: Item) -> None:
     adopt(name, item, lambda trial: AdoptedMixer if trial.requires_skip_multi_head else AdoptedAttention)
 
 
-class _Adopted(Part):
+class _Adopted(Adopted, Part):
     """What both have in common: the class is built from its own keys, and its flags say what it can do."""
-
-    adopted: ClassVar[type[Attention]]
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.module: Attention = type(self).adopted(**arguments)
+        self.module: Attention = self.make(arguments)
         self.causal = bool(arguments.get("causal", False))
 
     @classmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from variform.core.part import Can
-from variform.dialects.xformers.adopting import adopt
+from variform.dialects.xformers.adopting import Adopted, adopt
 from variform.dialects.xformers.utils import Item
 from variform.parts.kinds import FeedForward, Streams
 
@@ -17,14 +17,12 @@ def adopt_feedforward(name: str, item: Item) -> None:
     adopt(name, item, lambda trial: AdoptedFeedforward)
 
 
-class AdoptedFeedforward(FeedForward):
+class AdoptedFeedforward(Adopted, FeedForward):
     """A feedforward of a user."""
-
-    adopted: ClassVar[type[nn.Module]]
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.module = type(self).adopted(**arguments)
+        self.module = self.make(arguments)
 
     @classmethod
     def can_of(cls, trial: Any, causal: bool) -> Can:

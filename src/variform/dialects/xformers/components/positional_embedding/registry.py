@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from variform.dialects.xformers.building import build_part
+from variform.dialects.xformers.components.positional_embedding.adopted import adopt_embedding
 from variform.dialects.xformers.components.positional_embedding.base import PositionEmbedding, PositionEmbeddingConfig
 from variform.dialects.xformers.utils import Registry, get_registry_decorator
 
 POSITION_EMBEDDING_REGISTRY = Registry("position embedding", ("dim_model", "seq_len"))
 
 register_positional_embedding = get_registry_decorator(
-    POSITION_EMBEDDING_REGISTRY, PositionEmbedding, PositionEmbeddingConfig
+    POSITION_EMBEDDING_REGISTRY, PositionEmbedding, PositionEmbeddingConfig, adopt_embedding
 )
 """Register a `PositionEmbedding` subclass under a name, with the dataclass that describes its configuration."""
 

@@ -219,3 +219,14 @@ def test_tiny_features_have_finite_gradients(causal: bool) -> None:
     out = linear_attention(q - 60.0, k, v, causal=causal)[0]
     out[:, :, 1:3].sum().backward()
     assert all(torch.isfinite(t.grad).all() for t in (q, k, v))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_features_of_very_negative_inputs_keep_their_weights(causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 9, 4) for _ in range(3))
+    tensors = [(q - 60).requires_grad_(), (k - 60).requires_grad_(), v.requires_grad_()]
+    out, _ = linear_attention(*tensors, causal=causal)
+    wanted = naive_linear_attention(*(t.detach().double() for t in tensors), causal=causal)
+    torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-5)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), tensors))

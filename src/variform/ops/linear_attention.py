@@ -125,6 +125,9 @@ def kernel_attention(
     Errors: `ShapeError` for sizes that do not fit and for a state without `causal`.
     """
     _check(q, k, v, causal, k_valid, q_segments, k_segments, state)
+    # The size of a query cancels, and small ones would take the digits of products with small keys.
+    largest = q.detach().amax(-1, keepdim=True)
+    q = q / largest.masked_fill(largest == 0, 1)
     if k_valid is not None:
         invalid = ~k_valid[:, None, :, None]
         k, v = k.masked_fill(invalid, 0), v.masked_fill(invalid, 0)

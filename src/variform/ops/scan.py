@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from variform.ops.shapes import root
 
 __all__ = ["linear_scan", "naive_selective_scan", "selective_scan", "short_convolution"]
 
@@ -46,7 +47,7 @@ class _Scan(torch.autograd.Function):
 
 def _chunked(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
     length = a.shape[1]
-    size = max(1, math.isqrt(length))
+    size = max(1, root(length))
     count = -(-length // size)
     if count * size != length:
         spare = [0, 0] * (a.dim() - 2) + [0, count * size - length]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from variform.core.part import Part
 from variform.errors import ShapeError
+from variform.ops.shapes import root
 from variform.parts.kinds import Streams
 
 Grid = tuple[int, int]
@@ -32,7 +33,7 @@ def grid_of(length: int, grid: Grid | None, part: Part) -> Grid:
                 f"and was given {length}"
             )
         return grid
-    side = math.isqrt(length)
+    side = root(length)
     if side * side != length or not length:
         near = [n * n for n in (side, side + 1) if n]
         raise ShapeError(

@@ -239,3 +239,13 @@ def test_padding_between_tokens_changes_nothing(mixer: Any, causal: bool) -> Non
     for row in range(2):
         alone = part(x[row : row + 1, valid[row]], {})
         torch.testing.assert_close(out[row, valid[row]], alone[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mamba", "pooling", "visual"])
+def test_one_compiled_mixer_takes_sequences_of_several_lengths(name: str) -> None:
+    torch._dynamo.reset()
+    part = built({"part": f"mixer/{name}"}, **({"causal": True} if name == "mamba" else {}))  # type: ignore[arg-type]
+    compiled = torch.compile(part, backend="aot_eager", fullgraph=True)
+    for length in (16, 25, 36):
+        x = inputs(length)
+        torch.testing.assert_close(compiled(x, {}), part(x, {}), rtol=0, atol=1e-12)

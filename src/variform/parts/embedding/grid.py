@@ -15,6 +15,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
+from variform.ops.shapes import root
 from variform.parts.kinds import Layer, Norm, Streams
 from variform.parts.linear import Linear
 
@@ -96,7 +97,7 @@ def to_grid(x: Tensor, height: int | None) -> Tensor:
         ShapeError: so many tokens make no such grid.
     """
     batch, length, dim = x.shape
-    rows = math.isqrt(length) if height is None else height
+    rows = root(length) if height is None else height
     if not length or length % rows or (height is None and rows * rows != length):
         shape = "a square grid" if height is None else f"a grid of {height} rows"
         raise ShapeError(f"{length} tokens do not make {shape}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -103,18 +104,20 @@ def reach(case: Case) -> None:
 @check("stateless")
 def stateless(case: Case) -> None:
     """A call leaves no trace: the second gives the same, and inputs, streams and buffers are unchanged."""
-    for training in (False, True):
+    for training, padded in itertools.product((False, True), (False, True)):
         model = case.model().train(training)
         inputs = case.inputs(2, 9)
         valid = torch.arange(9).expand(2, 9) < torch.tensor([[9], [6]])
-        streams: dict[str, Any] = {"valid": valid} if case.accepts(model, inputs, valid=valid) else {}
+        if padded and not case.accepts(model, inputs, valid=valid):
+            continue
+        streams: dict[str, Any] = {"valid": valid} if padded else {}
         kept = [tensor.clone() for tensor in (*_given(inputs, streams), *model.state_dict().values())]
         names = set(streams)
         runs = []
         for _ in range(2):
             with seeded(4), torch.set_grad_enabled(training):
                 runs.append(case.run(model, inputs, **streams))
-        state = "in training" if training else "in eval"
+        state = ("in training" if training else "in eval") + (", with padding" if padded else "")
         identical(runs[1], runs[0], f"the second call {state}")
         after = (*_given(inputs, streams), *model.state_dict().values())
         for before, now in zip(kept, after, strict=True):

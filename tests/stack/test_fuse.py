@@ -2,11 +2,13 @@
 
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import variform as vf
 from tests.dialects.configaformers.programs import demo
@@ -418,19 +420,34 @@ def test_results_that_are_made_anew_are_those_of_the_modules(hook: bool) -> None
         torch.testing.assert_close(found, wanted)
 
 
+def seconds_of(run: Callable[[], torch.Tensor]) -> float:
+    """Time of the process for forward and backward, the best of three."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        run().mean().backward()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def saved_by_the_kernel() -> float:
+    """What torch's fused attention with an offset saves on this machine over its three steps, at the demo's size."""
+    q, k, v = (torch.randn(2, 12, 1024, 64, requires_grad=True) for _ in range(3))
+    offset = get_alibi(12, 1024)
+    steps = seconds_of(lambda: (q @ k.transpose(-1, -2) / 8 + offset).softmax(-1) @ v)
+    return steps - seconds_of(lambda: F.scaled_dot_product_attention(q, k, v, offset))
+
+
 @pytest.mark.slow
 def test_fused_takes_less_time_and_memory() -> None:
-    """Two layers of the demo at its full width and length; a small vocabulary, which costs both the same."""
+    """Two layers of the demo at its full width and length; a small vocabulary, which costs both the same.
+
+    How much less time depends on how good the machine's fused kernel is: from 0.59 to 0.87 of literal was seen.
+    """
     spec = program_spec(**demo(depth=2, vocab=1009))
     models = pair(spec, torch.float32)
     inputs = {"emb_ids": torch.randint(1009, (2, 1024)), "attn_offset": get_alibi(12, 1024)}
-    seconds: list[list[float]] = [[], []]
-    for _ in range(3):
-        for times, model in zip(seconds, models, strict=True):
-            start = time.process_time()
-            model(inputs)["x"].mean().backward()
-            times.append(time.process_time() - start)
-    fused, literal = (min(times) for times in seconds)
-    assert fused <= 0.70 * literal
+    fused, literal = (seconds_of(lambda model=model: model(inputs)["x"]) for model in models)
+    assert fused < literal - 0.8 * 2 * max(0.0, saved_by_the_kernel())
     fused_bytes, literal_bytes = (sum(t.untyped_storage().nbytes() for t in kept(m, inputs)) for m in models)
     assert fused_bytes <= 0.60 * literal_bytes

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import variform as vf
 from variform.dialects.configaformers import get_alibi, program_spec
+from variform.inspect.measure import peak_bytes
 
 HEADS = 12
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -88,18 +89,6 @@ def step(model: nn.Module, options: argparse.Namespace, loss: str) -> Callable[[
     return run
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most that the allocator held during a run, beyond what it held before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 def peak_resident(options: argparse.Namespace, name: str, loss: str) -> int:
     """The largest resident size of a fresh process that runs one step."""
     sizes = [f"--{key}={getattr(options, key)}" for key in ("dim", "depth", "vocab", "length", "batch", "threads")]
@@ -119,7 +108,7 @@ def memory(options: argparse.Namespace, loss: str) -> dict[str, dict[str, float]
     parameters = sum(p.numel() * p.element_size() for p in next(iter(built.values())).parameters())
     found: dict[str, dict[str, float]] = {"allocated": {}, "allocated and parameters": {}, "resident": {}}
     for name, model in built.items():
-        peak = peak_bytes(step(model, options, loss))
+        peak = peak_bytes(step(model, options, loss), torch.device("cpu"))
         found["allocated"][name] = peak / 2**20
         found["allocated and parameters"][name] = (peak + parameters) / 2**20
         found["resident"][name] = peak_resident(options, name, loss) / 2**20

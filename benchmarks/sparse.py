@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from variform.dialects.xformers.components import MultiHeadDispatch
 from variform.dialects.xformers.components.attention import BlockSparseAttention, ScaledDotProduct
+from variform.inspect.measure import peak_bytes
 from variform.ops.attention import Call, attention
 from variform.ops.masks import Dense, ShiftedWindows, Window
 from variform.ops.scores import GridBias
@@ -146,15 +147,7 @@ def idle(way: Callable[[], Tensor]) -> Callable[[], Any]:
 def peak(run: Callable[[], Any]) -> float:
     """MiB that torch allocates at once, beyond what is there before."""
     run()  # what is remembered is there
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    now = highest = 0
-    results = profile.profiler.kineto_results  # type: ignore[union-attr]
-    for event in sorted(results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            highest = max(highest, now)
-    return highest / 2**20
+    return peak_bytes(run, torch.device("cpu")) / 2**20
 
 
 def main() -> None:

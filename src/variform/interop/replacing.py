@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.codec import as_spec
-from variform.core.fields import field_map
 from variform.core.registry import lookup, parts
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError, did_you_mean
+from variform.models.mixing import with_dropout
 from variform.ops.masks import Dense, Mask
 from variform.ops.scores import ScoreMod
 from variform.parts.kinds import Attention, Sides
@@ -111,9 +111,7 @@ class Heads(nn.Module):
         super().__init__()
         self.mask: Mask | None = Dense(with_) if isinstance(with_, Tensor) else None
         self.mask = with_ if isinstance(with_, Mask) else self.mask
-        spec = _spec_of("softmax" if self.mask is not None else with_)
-        if "dropout" in field_map(spec.part) and "dropout" not in spec.args:
-            spec = spec.replace(dropout=dropout)
+        spec = with_dropout(_spec_of("softmax" if self.mask is not None else with_), dropout)
         self.attention: Attention = build(spec, **{k: v for k, v in facts.items() if v is not None})
         self.scale: float = facts["dim_head"] ** -0.5
         if facts.get("causal") and not self.can.causal:

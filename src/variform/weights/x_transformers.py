@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from variform.core.part import Part
 from variform.errors import ConfigError
 from variform.ops.rotary import rotary_frequencies
 from variform.parts.attention.memory import LearnedMemory
+from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import GLU, MLP
-from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.head.heads import ClassifierHead, LinearHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.head.joined import JoinedHead
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
@@ -72,17 +75,34 @@ def to_x_transformers(model: nn.Module, *, prefix: str = "", unit_offset: bool |
 def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = None) -> list[Entry]:
     """How every tensor of the checkpoint of `model` is made up.
 
+    A class of the dialect says what its keys are called where they differ (`upstream_keys`), and which other modules
+    it holds under which beginnings of keys (`upstream_modules`).
+
     Raises:
         ConfigError: a part has no counterpart in x-transformers.
     """
+    held: Mapping[str, nn.Module] = getattr(model, "upstream_modules", {})
+    beside = [entry for key, part in held.items() for entry in _held(part, prefix + key, unit_offset)]
+    if held and not hasattr(model, "native"):
+        return beside
     offset = getattr(model, "unit_offset", True) if unit_offset is None else unit_offset
     native = getattr(model, "native", model)
-    entries = list(_model(native, prefix, float(offset)))
+    renamed: Mapping[str, str] = getattr(model, "upstream_keys", {})
+    entries = [
+        replace(entry, key=prefix + renamed.get(entry.key, entry.key)) for entry in _model(native, "", float(offset))
+    ]
     covered = {id(param) for entry in entries for param in entry.params}
     left = [name for name, param in native.named_parameters() if id(param) not in covered]
     if left:
         raise ConfigError(f"x-transformers has no counterpart of {', '.join(left)}")
-    return entries
+    return entries + beside
+
+
+def _held(part: nn.Module, prefix: str, unit_offset: bool | None) -> list[Entry]:
+    """The entries of a module that a class of the dialect holds; one that is no model goes by its own names."""
+    if isinstance(part, Part) or hasattr(part, "native") or hasattr(part, "upstream_modules"):
+        return entries_of(part, prefix, unit_offset)
+    return [plain(prefix + name, tensor) for name, tensor in part.state_dict(keep_vars=True).items()]
 
 
 def _model(model: nn.Module, prefix: str, offset: float) -> Iterator[Entry]:
@@ -112,6 +132,10 @@ def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
     if isinstance(part, PlacedEmbedding):
         yield from _embedding(part.embedding, prefix)
         yield from _placed(part, prefix)
+    elif isinstance(part, FeatureEmbedding) and part.class_token is None:
+        if part.project is not None:
+            yield from _linear(f"{prefix}project_in", part.project)
+        yield from _placed(part, prefix)
     elif isinstance(part, TokenEmbedding) and part.factor == 1.0:
         yield plain(f"{prefix}token_emb.emb.weight", part.weight)
         yield from _placed(part, prefix)
@@ -128,7 +152,7 @@ def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
         raise _no_counterpart(part)
 
 
-def _placed(part: TokenEmbedding | PlacedEmbedding, prefix: str) -> Iterator[Entry]:
+def _placed(part: TokenEmbedding | FeatureEmbedding | PlacedEmbedding, prefix: str) -> Iterator[Entry]:
     if isinstance(part.position, LearnedPosition):
         weight = part.position.weight
         yield affine(f"{prefix}pos_emb.emb.weight", weight, factor=weight.shape[1] ** -0.5 / part.position.scale)
@@ -157,7 +181,14 @@ def _patches(part: PatchEmbedding, prefix: str) -> Iterator[Entry]:
 
 def _head(head: nn.Module | None, prefix: str) -> Iterator[Entry]:
     if isinstance(head, LMHead):
-        yield plain(f"{prefix}to_logits.weight", head.project.weight)
+        yield from _linear(f"{prefix}to_logits", head.project)
+    elif isinstance(head, LinearHead):
+        yield from _linear(f"{prefix}project_out", head.project)
+    elif isinstance(head, JoinedHead):
+        for index, part in enumerate(head.parts):
+            for entry in _head(part, ""):
+                own = entry.key.rpartition(".")[2]
+                yield replace(entry, key=f"{prefix}to_logits.{index}.{own}")
     elif isinstance(head, ClassifierHead):
         yield plain(f"{prefix}mlp_head.weight", head.project.weight)
         if head.project.bias is not None:

@@ -71,3 +71,14 @@ def test_factorised_maps_a_narrow_embedding() -> None:
     assert part.embedding.position.weight.shape == (SEQ, 3)
     assert part.vocab_size == 11
     assert model(FactorisedEmbedding.spec(embedding=narrow, dim_embedding=3))(ids).shape == (2, SEQ, DIM)
+
+
+def test_inputs_of_another_width_are_mapped_first() -> None:
+    part = vf.build(FeatureEmbedding.spec(dim=DIM, dim_in=3, bias=True, position=SinusoidalPosition.spec()))
+    x = torch.randn(2, SEQ, 3)
+    torch.testing.assert_close(part(x, {}), part.project(x) + part.position(None, SEQ, torch.empty(0)))
+    assert part.example_inputs(2, 5).shape == (2, 5, 3)
+    with pytest.raises(vf.ShapeError, match="features are floats of shape"):
+        part(torch.randn(2, SEQ, DIM), {})
+    with pytest.raises(vf.ConfigError, match="no offset"):
+        vf.build(FeatureEmbedding.spec(dim=DIM, bias=True))

@@ -14,21 +14,23 @@ from variform.core.dims import Shape, shape_text
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.errors import ConfigError, ShapeError
+from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
+from variform.parts.linear import Linear
 
 Size = Annotated[int, Field(gt=0)]
 
 
 @register("features")
 class FeatureEmbedding(Embedding):
-    """Continuous inputs as they are, with optional class tokens and positions: x = drop(norm([c; x] + P[positions])).
+    """Continuous inputs, with optional class tokens and positions: x = drop(norm([c; x] + P[positions])).
 
-    Class tokens stand in front and take the first positions; with them the part republishes `positions` and `valid`,
-    and neither packed documents nor cached decoding are defined.
+    Inputs of another width (`dim_in`) are mapped first: x = W inputs (+ b). Class tokens stand in front and take the
+    first positions; with them the part republishes `positions` and `valid`, and neither packed documents nor cached
+    decoding are defined.
 
     Shapes:
-        inputs: [B, L, dim] floats -> [B, class_tokens + L, dim]
+        inputs: [B, L, dim] floats, or [B, L, dim_in] -> [B, class_tokens + L, dim]
 
     Args:
         dim: features.
@@ -36,6 +38,8 @@ class FeatureEmbedding(Embedding):
         norm: a norm on the sum.
         class_tokens: learned tokens in front, zero at first.
         dropout: probability of zeroing a feature, in training.
+        dim_in: features of the inputs, which a linear map brings to `dim`; None takes them as they are.
+        bias: the map has an offset.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments"})
@@ -47,14 +51,26 @@ class FeatureEmbedding(Embedding):
         norm: Norm | None = None,
         class_tokens: Annotated[int, Field(ge=0)] = 0,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dim_in: Size | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.width = dim_in or dim
+        self.project = None if dim_in is None else Linear(dim_in, dim, bias)
         self.position = position
         self.norm = norm
         self.class_token = nn.Parameter(torch.empty(class_tokens, dim)) if class_tokens else None
         self.dropout = dropout
         self.reset_parameters()
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Only a map has an offset."""
+        if facts["bias"] and facts["dim_in"] is None:
+            hint = "give dim_in, the width of the inputs"
+            return [Problem("bias", "inputs that are taken as they are have no offset", True, hint)]
+        return []
 
     @classmethod
     def takes(cls, args: Facts) -> str:
@@ -64,14 +80,15 @@ class FeatureEmbedding(Embedding):
     @classmethod
     def in_sizes(cls, args: Facts) -> tuple[int | str, ...]:
         """Those of features."""
-        return ("B", "L", args["dim"])
+        return ("B", "L", args["dim_in"] or args["dim"])
 
     @classmethod
     def out_shape(cls, args: Facts, inputs: Shape, streams: Mapping[str, Shape]) -> Shape:
         """The class tokens in front."""
-        if len(inputs) != 3 or inputs[2] != args["dim"]:
-            raise ShapeError(f"features are [B, L, {args['dim']}], not {shape_text(inputs)}")
-        return (inputs[0], args["class_tokens"] + inputs[1], inputs[2])
+        width = args["dim_in"] or args["dim"]
+        if len(inputs) != 3 or inputs[2] != width:
+            raise ShapeError(f"features are [B, L, {width}], not {shape_text(inputs)}")
+        return (inputs[0], args["class_tokens"] + inputs[1], args["dim"])
 
     @classmethod
     def out_streams(cls, args: Facts, x: Shape, streams: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -88,15 +105,15 @@ class FeatureEmbedding(Embedding):
         """Zeros."""
         if length is None:
             raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
-        return torch.zeros(batch, length, self.dim)
+        return torch.zeros(batch, length, self.width)
 
     def forward(self, inputs: Tensor, streams: Streams) -> Output:
         """Put the class tokens in front and add the positions."""
-        if inputs.dim() != 3 or inputs.shape[-1] != self.dim or not inputs.is_floating_point():
+        if inputs.dim() != 3 or inputs.shape[-1] != self.width or not inputs.is_floating_point():
             raise ShapeError(
-                f"features are floats of shape [batch, length, {self.dim}], not {inputs.dtype} {list(inputs.shape)}"
+                f"features are floats of shape [batch, length, {self.width}], not {inputs.dtype} {list(inputs.shape)}"
             )
-        x, published = inputs, {}
+        x, published = inputs if self.project is None else self.project(inputs), {}
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
             published = behind_class_tokens(streams, self.class_token.shape[0])

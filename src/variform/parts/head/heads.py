@@ -133,6 +133,36 @@ class ClassifierHead(Head):
         return self.project(pool_tokens(x, streams.get("valid"), self.pool))
 
 
+@register("linear")
+class LinearHead(Head):
+    """Numbers for each token: W x (+ b), to predict features of any width.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, outputs]
+
+    Args:
+        outputs: how many numbers.
+        dim: features.
+        bias: learn an offset.
+        init_std: standard deviation of the initial weights; torch's default when None.
+    """
+
+    def __init__(
+        self, outputs: Size, dim: Size = INHERIT, bias: bool = False, init_std: float | None = INHERIT
+    ) -> None:
+        super().__init__()
+        self.project = Linear(dim, outputs, bias, std=init_std)
+
+    @classmethod
+    def out_shape(cls, args: Facts, x: Shape) -> Shape:
+        """The numbers in place of the features."""
+        return (*x[:-1], args["outputs"])
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        """Project."""
+        return self.project(x)
+
+
 @register("pool")
 class PoolHead(Head):
     """One vector a sequence, without a projection.

@@ -19,6 +19,7 @@ from variform.core.resolve import resolve
 from variform.core.spec import Shared, Spec
 from variform.dialects.configaformers import layer as _program_layer
 from variform.errors import BackendError, ConfigError, ShapeError
+from variform.generate.beam import beam_search
 from variform.generate.loop import generate, stream
 from variform.library import load_parts
 from variform.weights import load_model, load_weights, save_weights

@@ -17,6 +17,7 @@ from variform.generate.prompts import Prompts, batch_of
 from variform.generate.samplers import Filter, chain, draw
 from variform.parts.kinds import State
 from variform.stack.state import room
+from variform.stack.state_rows import select_rows
 
 KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
 """Side inputs that a new decode state reads or keeps."""
@@ -151,6 +152,9 @@ class Reader(Protocol):
     def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
         """[B, L] to [B, V]."""
 
+    def select(self, rows: Tensor, batch: int) -> None:
+        """Go on with these of the `batch` rows, in this order."""
+
 
 class CachedReader:
     """Reads only what is new; a decode state holds the rest."""
@@ -165,6 +169,12 @@ class CachedReader:
         """Read the next tokens."""
         logits, self.state = self.model(*self.lead, ids, valid=valid, state=self.state, **self.streams)
         return last_logits(logits)
+
+    def select(self, rows: Tensor, batch: int) -> None:
+        """Take the rows of the state, and of what is given with each call."""
+        assert self.state is not None
+        self.state = select_rows(self.state, rows, batch)
+        self.streams = _of_rows(self.streams, rows)
 
 
 class WholeReader:
@@ -188,6 +198,18 @@ class WholeReader:
             self.ids = torch.cat((self.ids, ids), 1)
             self.valid = None if self.valid is None else torch.cat((self.valid, torch.ones_like(ids).bool()), 1)
         return last_logits(self.model(*self.lead, self.ids, valid=self.valid, **self.streams))
+
+    def select(self, rows: Tensor, batch: int) -> None:
+        """Take the rows of all that was read."""
+        assert self.ids is not None
+        self.ids = self.ids[rows]
+        self.valid = None if self.valid is None else self.valid[rows]
+        self.lead = tuple(source[rows] for source in self.lead)
+        self.streams = _of_rows(self.streams, rows)
+
+
+def _of_rows(streams: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    return {name: x[rows] if isinstance(x, Tensor) else x for name, x in streams.items()}
 
 
 def last_logits(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from variform.core.codec import as_spec
 from variform.core.fields import field_map
 from variform.core.registry import lookup
-from variform.core.spec import Spec
+from variform.core.spec import Spec, described
 from variform.errors import ConfigError
 from variform.parts.mixer.multi_head import MultiHead
 
@@ -49,6 +49,12 @@ def mixing_spec(part: str | Mapping[str, Any] | Spec) -> Spec:
 
 
 def with_dropout(spec: Spec, rate: float) -> Spec:
-    """The same part with a rate of dropped attention weights, where it has one and does not give it."""
+    """The same part with a rate of dropped attention weights, where it has one and does not give it.
+
+    An attention around another one hands the rate on to that.
+    """
+    inner = described(spec.args.get("attention"))
+    if isinstance(inner, Spec) and inner.kind == "attention":
+        spec = spec.replace(attention=with_dropout(inner, rate))
     rated = "dropout" in field_map(spec.part) and "dropout" not in spec.args
     return spec.replace(dropout=rate) if rated else spec

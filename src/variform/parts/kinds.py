@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -121,6 +121,9 @@ class Sides:
         scores: score modifiers, applied in order.
         cache: where new keys go and what they join (decoding); see `variform.stack.state`.
         state: this attention's own decode state.
+        x: [B, Lq, dim] what the queries were made of, for what depends on a token beyond its q.
+        streams: those of the mixer, for attentions that declare what they read.
+        published: where an attention puts the streams that it declares to publish; the mixer hands them on.
     """
 
     q_positions: Tensor | None = None
@@ -133,6 +136,9 @@ class Sides:
     scores: tuple[ScoreMod, ...] = ()
     cache: Mapping[str, Any] | None = None
     state: State | None = None
+    x: Tensor | None = None
+    streams: Streams | None = None
+    published: dict[str, Any] = field(default_factory=dict)
 
 
 class Attention(Part):
@@ -150,6 +156,16 @@ class Attention(Part):
     """Whether it has scores that a position bias can change."""
     takes_positions: ClassVar[bool] = False
     """Whether its weights depend on where a query stands, also among the queries of another sequence."""
+
+    @classmethod
+    def scores_taken(cls, args: Facts) -> bool:
+        """`takes_scores` with these arguments."""
+        return cls.takes_scores
+
+    @classmethod
+    def positions_taken(cls, args: Facts) -> bool:
+        """`takes_positions` with these arguments."""
+        return cls.takes_positions
 
     @classmethod
     def value_size(cls, args: Facts) -> int | None:

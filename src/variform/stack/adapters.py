@@ -149,7 +149,7 @@ def _run_rotation(part: Any, mains: Sequence[Any], streams: Streams, slot: str, 
 
 def _run_attention(part: Any, mains: Sequence[Any], streams: Streams, slot: str, published: State) -> Outputs:
     mask, bias, states = streams.get("mask"), streams.get("bias"), streams.get("state")
-    given = {name: _side(streams, name[0], name[2:]) for name in _SIDE_NAMES}
+    given: dict[str, Any] = {name: _side(streams, name[0], name[2:]) for name in _SIDE_NAMES}
     refuse_streams(part, given["k_valid"], given["q_segments"], mask)
     scores = () if bias is None else (DenseBias(bias),)
     if scores and not part.takes_scores:

@@ -15,7 +15,7 @@ from variform.dialects.x_transformers import (
     ViTransformerWrapper,
     XTransformer,
 )
-from variform.dialects.x_transformers.attention import ATTENTION
+from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.call import HONOURED, MODEL_CALL, STACK_CALL
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD

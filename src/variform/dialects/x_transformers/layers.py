@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.core.spec import Shared, Spec
-from variform.dialects.x_transformers.attention import ATTENTION, AttentionDraft, score_scale
+from variform.dialects.x_transformers.attention.draft import AttentionDraft, score_scale
+from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
 from variform.dialects.x_transformers.order import layer_types
 from variform.dialects.x_transformers.routes import KNOWN

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.attention import ATTENTION, TINY
+from variform.dialects.x_transformers.attention.draft import TINY
+from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
 from variform.errors import Problem

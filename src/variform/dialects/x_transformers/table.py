@@ -48,6 +48,15 @@ def put(name: str) -> Callable[[Any, Any], None]:
     return apply
 
 
+def keep(name: str) -> Callable[[Any, Any], None]:
+    """A route to one entry of the draft's `options`."""
+
+    def apply(draft: Any, value: Any) -> None:
+        draft.options[name] = value
+
+    return apply
+
+
 def refused(**defaults: Any) -> dict[str, Route]:
     """Routes of known keywords that are not supported: each may be given at its default alone."""
     return {name: Route(default) for name, default in defaults.items()}

@@ -66,6 +66,9 @@ def join_cache(
         k_valid=cache["valid"],
         mask=sides.mask,
         scores=sides.scores,
+        x=sides.x,
+        streams=sides.streams,
+        published=sides.published,
     )
     return k, v, joined, state
 

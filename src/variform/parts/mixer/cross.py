@@ -119,7 +119,7 @@ class CrossMultiHead(Mixer):
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The own positions too, where the attention goes by them."""
         slot = described(args.get("attention"))
-        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.takes_positions
+        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
         return cls.reads | {"positions"} if takes else cls.reads
 
     @classmethod
@@ -143,10 +143,13 @@ class CrossMultiHead(Mixer):
             raise ShapeError(
                 f"causal cross attention needs equal lengths, not {length} queries and {k.shape[2]} context tokens"
             )
-        out = self.attention(q, k, v, self._sides(streams))
+        sides = self._sides(x, streams)
+        out = self.attention(q, k, v, sides)
         assert isinstance(out, Tensor)
         y = self.out(out.transpose(1, 2).reshape(batch, length, -1))
-        return y if state is None else (y, {"state": state})
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
 
     def _keys_values(self, streams: Streams) -> tuple[Tensor, Tensor]:
         context = streams.get("context")
@@ -162,12 +165,12 @@ class CrossMultiHead(Mixer):
         v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         return (k if self.k_norm is None else self.k_norm(k)), v
 
-    def _sides(self, streams: Streams) -> Sides:
+    def _sides(self, x: Tensor, streams: Streams) -> Sides:
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
         positions = streams.get("positions") if self.placed else None
-        return Sides(q_positions=positions, mask=mask, k_valid=valid)
+        return Sides(q_positions=positions, mask=mask, k_valid=valid, x=x, streams=streams)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from variform.core.fields import fields_of
 from variform.core.inherit import INHERIT
-from variform.core.part import Can, Facts, Part, use
+from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
@@ -94,7 +94,7 @@ class MultiHead(Mixer):
         found, attention = head_problems(facts), facts["attention"]
         size = head_facts(facts)["dim_head"]
         found += slot_problems(facts, facts["heads"], size, size)
-        if facts["position_bias"] is not None and not takes_scores(attention.part):
+        if facts["position_bias"] is not None and not takes_scores(attention):
             message = f"the attention {attention.name!r} has no scores that a bias could change"
             found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
         return found
@@ -117,12 +117,15 @@ class MultiHead(Mixer):
         positions = streams.get("positions")
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
-        out = own["attention"](q, k, v, self._sides(streams, positions))
+        sides = self._sides(x, streams, positions)
+        out = own["attention"](q, k, v, sides)
         joined, state = out if isinstance(out, tuple) else (out, None)
         y: Tensor = own["out"](join_heads(joined))
-        return y if state is None else (y, {"state": state})
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
 
-    def _sides(self, streams: Streams, positions: Tensor | None) -> Sides:
+    def _sides(self, x: Tensor, streams: Streams, positions: Tensor | None) -> Sides:
         valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
         if valid is not None or segments is not None or mask is not None:
             refuse_streams(self.attention, valid, segments, mask)
@@ -138,6 +141,8 @@ class MultiHead(Mixer):
             scores=scores,
             cache=streams.get("cache"),
             state=streams.get("state"),
+            x=x,
+            streams=streams,
         )
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
@@ -181,9 +186,9 @@ def join_heads(x: Tensor) -> Tensor:
     return x.reshape(batch, 1, -1) if length == 1 else x.transpose(1, 2).reshape(batch, length, -1)
 
 
-def takes_scores(part: type[Part]) -> bool:
+def takes_scores(attention: Spec) -> bool:
     """Whether an attention has scores that a position bias can change."""
-    return issubclass(part, Attention) and part.takes_scores
+    return issubclass(attention.part, Attention) and attention.part.scores_taken(attention.args)
 
 
 def head_facts(facts: Facts) -> dict[str, Any]:

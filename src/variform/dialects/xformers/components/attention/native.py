@@ -148,7 +148,7 @@ class NativeAttention(Attention):
         if att_mask is not None and not self.supports_attention_mask:
             raise CallError(f"the attention {self.native.name!r} does not support attention masks")
         allowed, scores = read_att_mask(att_mask, sizes)
-        if scores and not type(self.native).takes_scores:
+        if scores and not self.native.takes_scores:
             raise CallError(f"the attention {self.native.name!r} has no scores that a float att_mask could be added to")
         own = padding if sizes.queries == sizes.keys else None
         return Sides(

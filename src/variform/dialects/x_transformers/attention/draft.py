@@ -1,4 +1,4 @@
-"""Keywords of upstream's attention (`attn_...`, `cross_attn_...`), routed to the mixers of the core."""
+"""One attention on its way from upstream's keywords to a mixer of the core."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.core.spec import Shared, Spec
-from variform.dialects.x_transformers.table import Route, Table, put, refused
+from variform.dialects.x_transformers.attention.families import FAMILIES
 from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.memory import LearnedMemory
@@ -23,7 +23,7 @@ TINY = 1e-24
 
 @dataclass
 class AttentionDraft:
-    """One attention on its way to a spec."""
+    """One attention on its way to a spec; `options` holds the keywords of the families, see `attention.families`."""
 
     dim: int
     heads: int
@@ -45,6 +45,7 @@ class AttentionDraft:
     k_rmsnorm: bool = False
     flash: bool = False
     part: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -78,6 +79,8 @@ class AttentionDraft:
             message = "not supported yet with max_attend_past and qk_norm_dim_scale"
             found.append(Problem(f"{at}num_mem_kv", message, self.num_mem_kv))
         found += self._part_problems(cross)
+        for family in FAMILIES:
+            found += family.check(self, cross)
         if self.dim_context is not None and not cross:
             message = "self-attention has no context; it belongs to cross_attn_dim_context"
             found.append(Problem(f"{at}dim_context", message, self.dim_context))
@@ -106,11 +109,18 @@ class AttentionDraft:
         if self.part is not None and mixing_spec(self.part).kind == "mixer":
             return ZeroPadding.spec(body=mixing_spec(self.part))
         mixer = MultiHead.spec(**self._common(), rotation=rotation, position_bias=bias)
-        return ZeroPadding.spec(body=mixer)
+        return ZeroPadding.spec(body=self._wrapped(mixer))
 
     def cross_body(self) -> Spec:
         """Cross attention as a part."""
-        return ZeroPadding.spec(body=CrossMultiHead.spec(**self._common(), dim_context=self.dim_context or self.dim))
+        mixer = CrossMultiHead.spec(**self._common(), dim_context=self.dim_context or self.dim)
+        return ZeroPadding.spec(body=self._wrapped(mixer))
+
+    def _wrapped(self, mixer: Spec) -> Spec:
+        """The mixer with what the families put in its place or around it."""
+        for family in FAMILIES:
+            mixer = family.mixer(self, mixer)
+        return mixer
 
     def _common(self) -> dict[str, Any]:
         q_norm, k_norm, scale = self._norms()
@@ -123,6 +133,8 @@ class AttentionDraft:
             attention = SoftmaxAttention.spec(**softmax, memory=memory)
         else:
             attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax)
+        for family in FAMILIES:
+            attention = family.attention(self, attention)
         return {
             "dim_head": self.dim_head,
             "kv_heads": None if self.key_heads == self.heads else self.key_heads,
@@ -152,89 +164,3 @@ class AttentionDraft:
 def score_scale(dim_head: int) -> float:
     """Upstream's factor on a relative bias: sqrt(dim_head)."""
     return math.sqrt(dim_head)
-
-
-ATTENTION: Table = {
-    "dim_head": Route(64, put("dim_head"), types=(int,)),
-    "flash": Route(False, put("flash")),  # one function either way: the fastest kernel that computes it is chosen
-    "dropout": Route(0.0, put("dropout")),
-    "sublayer_dropout": Route(0.0, put("sublayer_dropout")),
-    "kv_heads": Route(None, put("kv_heads"), types=(int,)),
-    "one_kv_head": Route(False, put("one_kv_head")),
-    "dim_context": Route(None, put("dim_context"), types=(int,)),
-    "max_attend_past": Route(None, put("max_attend_past"), types=(int,)),
-    "project_out": Route(None, put("project_out"), types=(bool,)),
-    "num_mem_kv": Route(0, put("num_mem_kv"), types=(int,)),
-    "qk_norm": Route(False, put("qk_norm")),
-    "qk_norm_scale": Route(10, put("qk_norm_scale"), needs="qk_norm", types=(int, float)),
-    "qk_norm_dim_scale": Route(False, put("qk_norm_dim_scale"), needs="qk_norm"),
-    "qk_rmsnorm": Route(False, put("qk_rmsnorm")),
-    "k_rmsnorm": Route(False, put("k_rmsnorm")),
-    "part": Route(None, put("part"), types=(str, dict, Spec)),  # of this library alone: any registered attention
-    **refused(
-        pre_talking_heads=False,
-        post_talking_heads=False,
-        pre_scale_post_talking_heads=False,
-        head_scale=False,
-        sparse_topk=None,
-        sparse_topk_straight_through=False,
-        on_attn=False,
-        gate_value_heads=False,
-        swiglu_values=False,
-        gate_values=False,
-        gate_values_rank=None,
-        gate_values_headwise=False,
-        output_gate=False,
-        output_gate_rank=None,
-        output_gate_headwise=False,
-        low_rank_silu_gates=True,
-        zero_init_output=False,
-        output_proj_depth=None,
-        hard=False,
-        qk_norm_groups=1,
-        value_rmsnorm=False,
-        l2_distance=False,
-        sigmoid=False,
-        gumbel_softmax=False,
-        gumbel_softmax_temp=1.0,
-        gumbel_softmax_hard=True,
-        selective=False,
-        cog_signed=False,
-        custom_attn_fn=None,
-        hybrid_module=None,
-        hybrid_mask_kwarg=None,
-        hybrid_fold_axial_dim=None,
-        hybrid_learned_mix=False,
-        value_dim_head=None,
-        dim_out=None,
-        add_zero_kv=False,
-        head_learned_sink=False,
-        data_dependent_alibi=False,
-        data_dependent_alibi_per_row=False,
-        data_dependent_alibi_per_row_dim_head=8,
-        data_dependent_alibi_kwargs={},
-        use_rel_proj_pos_bias=False,
-        rel_proj_num_distance_basis=16,
-        rel_proj_max_dist=1024,
-        use_cope=False,
-        cope_max_pos=16,
-        cope_soft_onehot_pos=False,
-        cope_talking_heads=False,
-        softclamp_logits=False,
-        logit_softclamp_value=50.0,
-        orthog_projected_values=False,
-        orthog_projected_values_per_head=False,
-        laser=False,
-        laser_softclamp_value=15.0,
-        use_latent_q=False,
-        dim_latent_q=None,
-        use_latent_kv=False,
-        dim_latent_kv=None,
-        latent_rope_subheads=None,
-        onnxable=False,
-        inverted_attention=False,
-        attend_sdp_kwargs={"enable_flash": True, "enable_math": True, "enable_mem_efficient": True},
-        flash_pack_seq=False,
-    ),
-}
-"""Keyword (without `attn_`) -> what it does to an `AttentionDraft`."""

@@ -1,0 +1,76 @@
+"""Attentions around another attention: what they change of its queries, keys, values, scores or results.
+
+Each takes the inner one in the slot `attention`, so that they nest in any order and serve every attention alike.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from variform.core.part import Can, Facts
+from variform.core.spec import Spec, described
+from variform.parts.kinds import Attention, State
+
+
+class AroundAttention(Attention):
+    """The base of attentions that call another one, `self.attention`: abilities and state are the inner one's.
+
+    A subclass that cannot do all that its inner attention can narrows `abilities`; one that keeps state of its own
+    wraps `init_state` and hands the inner state on with `dataclasses.replace(sides, state=...)`.
+    """
+
+    attention: Attention
+
+    @classmethod
+    def inner(cls, args: Facts) -> Spec | None:
+        """The attention in the slot, described."""
+        found = described(args.get("attention"))
+        return found if isinstance(found, Spec) and issubclass(found.part, Attention) else None
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What this part and the inner attention can both do."""
+        inner = cls.inner(args)
+        return cls.can if inner is None else cls.can & inner.part.abilities(inner.args)
+
+    @classmethod
+    def scores_taken(cls, args: Facts) -> bool:
+        """Whether the inner attention takes scores."""
+        inner = cls.inner(args)
+        return inner is not None and issubclass(inner.part, Attention) and inner.part.scores_taken(inner.args)
+
+    @classmethod
+    def positions_taken(cls, args: Facts) -> bool:
+        """Whether the inner attention goes by positions."""
+        inner = cls.inner(args)
+        return inner is not None and issubclass(inner.part, Attention) and inner.part.positions_taken(inner.args)
+
+    @classmethod
+    def value_size(cls, args: Facts) -> int | None:
+        """The inner attention's."""
+        inner = cls.inner(args)
+        return inner.part.value_size(inner.args) if inner is not None and issubclass(inner.part, Attention) else None
+
+    @property
+    def takes_scores(self) -> bool:  # type: ignore[override]
+        """Whether the inner attention takes scores."""
+        return self.attention.takes_scores
+
+    @property
+    def takes_positions(self) -> bool:  # type: ignore[override]
+        """Whether the inner attention goes by positions."""
+        return self.attention.takes_positions
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the inner attention keeps state."""
+        return self.attention.stateful
+
+    @property
+    def causal(self) -> bool:
+        """Whether the inner attention is causal."""
+        return bool(getattr(self.attention, "causal", False))
+
+    def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
+        """The inner attention's own."""
+        return self.attention.init_state(batch, max_len, like, heads, dim_key, dim_value)

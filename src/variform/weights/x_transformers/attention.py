@@ -1,0 +1,40 @@
+"""Attention of x-transformers' checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from variform.parts.attention.memory import LearnedMemory
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.norms import RMSNorm
+from variform.weights.entries import Entry, plain, reordered
+from variform.weights.x_transformers.pieces import no_counterpart
+
+
+def attention_entries(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterator[Entry]:
+    """The entries of a multi-head attention; query heads are tiled upstream."""
+    heads, size = tiled_heads(mixer.heads, mixer.kv_heads), mixer.dim_head
+    yield reordered(f"{prefix}to_q.weight", mixer.q.weight, heads, 0, size)
+    yield plain(f"{prefix}to_k.weight", mixer.k.weight)
+    yield plain(f"{prefix}to_v.weight", mixer.v.weight)
+    yield reordered(f"{prefix}to_out.weight", mixer.out.weight, heads, 1, size)
+    memory = getattr(mixer.attention, "memory", None)
+    if isinstance(memory, LearnedMemory):
+        yield plain(f"{prefix}mem_k", memory.keys)
+        yield plain(f"{prefix}mem_v", memory.values)
+    # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.
+    cosine = getattr(mixer.attention, "scale", None) is not None
+    if cosine and mixer.q_norm is None:
+        raise no_counterpart(mixer.attention)
+    names = ("qk_norm_q_scale", "qk_norm_k_scale") if cosine else ("q_rmsnorm.gamma", "k_rmsnorm.gamma")
+    for name, norm, order in zip(names, (mixer.q_norm, mixer.k_norm), (heads, range(mixer.kv_heads)), strict=True):
+        if isinstance(norm, RMSNorm) and norm.weight is not None:
+            factor, offset = (size**-0.25, 0.0) if cosine else (1.0, 1.0)
+            yield reordered(prefix + name, norm.weight, list(order), 0, factor=factor, offset=offset)
+
+
+def tiled_heads(heads: int, kv_heads: int) -> list[int]:
+    """For each query head here, the upstream head that it is."""
+    group = heads // kv_heads
+    return [member * kv_heads + key_head for key_head in range(kv_heads) for member in range(group)]

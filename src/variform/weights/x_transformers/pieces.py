@@ -1,0 +1,57 @@
+"""Feedforwards, linear maps and norms of x-transformers' checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+from variform.core.part import Part
+from variform.errors import ConfigError
+from variform.parts.feedforward.mlp import GLU, MLP
+from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
+from variform.weights.entries import Entry, affine, constant, joined, plain
+
+
+def feedforward_entries(part: MLP | GLU, prefix: str) -> Iterator[Entry]:
+    """The entries of a feedforward."""
+    down = 2 if part.norm is None else 3
+    if isinstance(part, GLU):
+        yield joined(f"{prefix}0.proj.weight", (part.up.weight, part.gate.weight))
+        if "bias" in dict(part.up.named_parameters()):
+            yield joined(f"{prefix}0.proj.bias", (part.up.bias, part.gate.bias))
+        else:  # upstream's gated map always has offsets
+            yield constant(f"{prefix}0.proj.bias", part.up.weight.new_zeros(2 * part.up.out_features), "offsets")
+    else:
+        yield from linear_entries(f"{prefix}0.0", part.up)
+    yield from norm_entries(f"{prefix}1", part.norm, 0.0)
+    yield from linear_entries(f"{prefix}{down}", part.down)
+
+
+def linear_entries(key: str, linear: nn.Linear) -> Iterator[Entry]:
+    """The entries of a linear map."""
+    yield plain(f"{key}.weight", linear.weight)
+    if linear.bias is not None:
+        yield plain(f"{key}.bias", linear.bias)
+
+
+def norm_entries(key: str, norm: nn.Module | None, offset: float) -> Iterator[Entry]:
+    """The entry of a norm, `offset` less than its gain; none for a norm without gains."""
+    if norm is None or (isinstance(norm, RMSNorm) and norm.weight is None):
+        return
+    # Upstream's LayerNorm has torch's eps and no offset, its other norms divide by the length of x itself.
+    if isinstance(norm, LayerNorm) and norm.bias is None and norm.eps == 1e-5:
+        yield affine(f"{key}.gamma", norm.weight, offset=offset)
+    elif isinstance(norm, RMSNorm) and norm.weight is not None and norm.eps <= 1e-12:
+        yield affine(f"{key}.g", norm.weight, offset=offset)
+    elif isinstance(norm, ScaleNorm) and norm.eps <= 1e-6:
+        yield affine(f"{key}.g", norm.scale, factor=math.sqrt(norm.dim), offset=offset)
+    else:
+        raise no_counterpart(norm)
+
+
+def no_counterpart(part: nn.Module) -> ConfigError:
+    """The error of a part that x-transformers does not have."""
+    name = f"{part.kind} {part.name!r}" if isinstance(part, Part) else type(part).__name__
+    return ConfigError(f"x-transformers has no counterpart of this {name}, as it is configured here")

@@ -1,0 +1,94 @@
+"""Stacks and residual steps of x-transformers' checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from variform.ops.rotary import rotary_frequencies
+from variform.parts.feedforward.mlp import GLU, MLP
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.position.bias import T5Bias
+from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
+from variform.parts.stream_ops.padding import ZeroPadding
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
+from variform.weights.entries import Entry, affine, constant, reordered
+from variform.weights.x_transformers.attention import attention_entries, tiled_heads
+from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
+
+
+def stack_entries(stack: LayerStack, prefix: str, offset: float) -> Iterator[Entry]:
+    """The entries of a stack: its steps, what it keeps once for all of them, its final norm."""
+    steps = list(dict.fromkeys(steps_of(stack)))
+    mixers = [body for step in steps if isinstance(body := body_of(step), MultiHead)]
+    yield from _positions(mixers, prefix)
+    factors = [_factor(step) for step in steps if not isinstance(body_of(step), (MLP, GLU))]
+    for index, step in enumerate(steps):
+        yield from _step(step, f"{prefix}layers.{index}.", offset, factors[0] if factors else 1.0)
+    yield from norm_entries(f"{prefix}final_norm", stack.norm, offset)
+
+
+def steps_of(part: nn.Module) -> Iterator[Sublayer]:
+    """The residual steps in the order in which they run; upstream numbers them by their first run."""
+    if isinstance(part, Sublayer):
+        yield part
+    elif isinstance(part, (LayerStack, TransformerLayer)):
+        for child in (part.layers if isinstance(part, LayerStack) else part.sublayers).in_order():
+            yield from steps_of(child)
+    else:
+        raise no_counterpart(part)
+
+
+def body_of(step: Sublayer) -> nn.Module:
+    """What does the work in a step, without the part that zeroes padding."""
+    body: nn.Module = step.body
+    return body.body if isinstance(body, ZeroPadding) else body
+
+
+def _positions(mixers: list[MultiHead], prefix: str) -> Iterator[Entry]:
+    """What upstream keeps once for all layers: the angles of rotary positions, the table of a relative bias."""
+    rotation = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
+    if rotation is not None:
+        spec: Any = rotation.spec
+        if spec["layout"] != "interleaved":
+            raise no_counterpart(rotation)
+        angles = rotary_frequencies(spec["rotary_dim"] or spec["dim_head"], spec["base"], spec["ntk"])
+        yield constant(f"{prefix}rotary_pos_emb.inv_freq", angles.float(), "rotary angles")
+    biased = next((mixer for mixer in mixers if isinstance(mixer.position_bias, T5Bias)), None)
+    if biased is not None:
+        assert isinstance(biased.position_bias, T5Bias)
+        heads = tiled_heads(biased.heads, biased.kv_heads)
+        factor = math.sqrt(biased.dim_head) / biased.position_bias.scale
+        key = f"{prefix}rel_pos.relative_attention_bias.weight"
+        yield reordered(key, biased.position_bias.table, heads, 1, factor=factor)
+
+
+def _factor(step: Sublayer) -> float:
+    """The constant factor on a branch."""
+    return step.residual.beta if isinstance(step.residual, ScaledResidual) else 1.0
+
+
+def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator[Entry]:
+    """One residual step; `common` is the factor on the branches of all steps (a macaron feedforward has one more)."""
+    for place, norm in enumerate((step.norm, step.branch_norm, step.out_norm)):
+        yield from norm_entries(f"{prefix}0.{place}", norm, offset)
+    inner = f"{prefix}1."
+    if isinstance(step.residual, LayerScaleResidual):
+        yield affine(f"{inner}gamma", step.residual.gamma, offset=offset)
+        inner += "fn."
+    elif step.residual is not None and not isinstance(step.residual, ScaledResidual):
+        raise no_counterpart(step.residual)
+    # Upstream wraps a branch once for each factor.
+    inner += "fn." * ((_factor(step) != common) + (common != 1.0))
+    body = body_of(step)
+    if isinstance(body, (MultiHead, CrossMultiHead)):
+        yield from attention_entries(body, inner)
+    elif isinstance(body, (MLP, GLU)):
+        yield from feedforward_entries(body, f"{inner}ff.")
+    else:
+        raise no_counterpart(body)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.errors import ConfigError, Problem
-from variform.generate.loop import Generation, evaluating, mode_of
+from variform.generate.loop import Generation
 from variform.generate.options import Options
 from variform.generate.prompts import Prompts
+from variform.generate.readers import evaluating, mode_of
 
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "filters", "seed", "generator")
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol, Unpack, overload
+from collections.abc import Iterator
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
-from variform.errors import ConfigError, ShapeError
 from variform.generate.options import Options, check_options, end_tokens
 from variform.generate.programs import as_language_model
 from variform.generate.prompts import Prompts, batch_of
+from variform.generate.readers import evaluating, mode_of, reader_of
 from variform.generate.samplers import Filter, chain, draw
 from variform.parts.kinds import State
-from variform.stack.state import room
-from variform.stack.state_rows import select_rows
-
-KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
-"""Side inputs that a new decode state reads or keeps."""
-
-SIDE_STREAMS = (*KEPT_STREAMS, "condition")
 
 
 @overload
@@ -111,7 +102,7 @@ class Generation:
         pad = options.get("pad")
         self.pad = pad if pad is not None else ends[0] if ends else 0
         self.keep_state = keep_state
-        self.reader = _reader(model, self.batch.ids, max_new_tokens, options, keep_state)
+        self.reader = reader_of(model, self.batch.ids, max_new_tokens, options, keep_state)
 
     @property
     def state(self) -> State | None:
@@ -142,156 +133,6 @@ class Generation:
                 yield shown[0] if self.batch.single else shown
                 if last:
                     return
-
-
-class Reader(Protocol):
-    """Reads tokens and answers with the logits after the last."""
-
-    state: State | None
-
-    def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        """[B, L] to [B, V]."""
-
-    def select(self, rows: Tensor, batch: int) -> None:
-        """Go on with these of the `batch` rows, in this order."""
-
-
-class CachedReader:
-    """Reads only what is new; a decode state holds the rest."""
-
-    def __init__(self, model: nn.Module, state: State, streams: Mapping[str, Any], encodes: bool) -> None:
-        self.model = model
-        self.state: State | None = state
-        self.lead = (None,) if encodes else ()
-        self.streams = {} if encodes else {name: x for name, x in streams.items() if name not in KEPT_STREAMS}
-
-    def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        """Read the next tokens."""
-        logits, self.state = self.model(*self.lead, ids, valid=valid, state=self.state, **self.streams)
-        return last_logits(logits)
-
-    def select(self, rows: Tensor, batch: int) -> None:
-        """Take the rows of the state, and of what is given with each call."""
-        assert self.state is not None
-        self.state = select_rows(self.state, rows, batch)
-        self.streams = _of_rows(self.streams, rows)
-
-
-class WholeReader:
-    """Reads everything again each time."""
-
-    state: State | None = None
-
-    def __init__(self, model: nn.Module, streams: Mapping[str, Any], encodes: bool) -> None:
-        self.model = model
-        rest = dict(streams)
-        self.lead = (rest.pop("source", None),) if encodes else ()
-        self.streams = rest
-        self.ids: Tensor | None = None
-        self.valid: Tensor | None = None
-
-    def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        """Read all tokens so far and the next."""
-        if self.ids is None:
-            self.ids, self.valid = ids, valid
-        else:
-            self.ids = torch.cat((self.ids, ids), 1)
-            self.valid = None if self.valid is None else torch.cat((self.valid, torch.ones_like(ids).bool()), 1)
-        return last_logits(self.model(*self.lead, self.ids, valid=self.valid, **self.streams))
-
-    def select(self, rows: Tensor, batch: int) -> None:
-        """Take the rows of all that was read."""
-        assert self.ids is not None
-        self.ids = self.ids[rows]
-        self.valid = None if self.valid is None else self.valid[rows]
-        self.lead = tuple(source[rows] for source in self.lead)
-        self.streams = _of_rows(self.streams, rows)
-
-
-def _of_rows(streams: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    return {name: x[rows] if isinstance(x, Tensor) else x for name, x in streams.items()}
-
-
-def last_logits(logits: Tensor) -> Tensor:
-    """The logits after the last token, [B, V].
-
-    Raises:
-        ConfigError: the model answers once a sequence.
-    """
-    if logits.dim() != 3:
-        raise ConfigError(f"the model's output has shape {list(logits.shape)}; logits [B, L, vocab_size] are needed")
-    return logits[:, -1]
-
-
-def mode_of(options: Options, keep_state: bool) -> AbstractContextManager[Any]:
-    """Without gradients; a state that the caller has, or will have, must remain usable with them."""
-    return torch.no_grad() if keep_state or options.get("state") is not None else torch.inference_mode()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards every module has the training flag it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _reader(model: nn.Module, ids: Tensor, steps: int, options: Options, keep_state: bool) -> Reader:
-    plain = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    encodes = "source" in inspect.signature(plain.forward).parameters
-    streams = {name: options.get(name) for name in SIDE_STREAMS if options.get(name) is not None}
-    _check_streams(streams, encodes, options.get("state") is not None)
-    if getattr(plain, "head", plain) is None:
-        raise ConfigError("the model has no head, so it gives hidden states instead of logits", path="head")
-    needed = ids.shape[1] + steps - 1 + keep_state
-    state = options.get("state")
-    limit = getattr(plain, "max_seq_len", None) if state is None else room(state)
-    if limit is not None and needed > limit:
-        held = f"the state has room for {limit} more" if state is not None else f"max_seq_len is {limit}"
-        most = limit - ids.shape[1] + 1 - keep_state
-        remedy = f"ask for at most {most} new tokens" if most > 0 else "shorten the prompt"
-        raise ShapeError(f"{ids.shape[1]} prompt tokens and {steps} new ones do not fit: {held}; {remedy}")
-    if not options.get("use_cache", True):
-        if keep_state:
-            raise ConfigError("a state to return needs the cache, and use_cache is False", path="return_state")
-        return WholeReader(model, streams, encodes)
-    if state is None:
-        state = _new_state(plain, ids, needed, limit, options, streams, keep_state)
-    return CachedReader(model, state, streams, encodes)
-
-
-def _new_state(
-    model: Any,
-    ids: Tensor,
-    needed: int,
-    limit: int | None,
-    options: Options,
-    streams: Mapping[str, Any],
-    keep_state: bool,
-) -> State:
-    if not hasattr(model, "init_state"):
-        hint = "use_cache=False reads everything again for each token"
-        raise ConfigError(f"{type(model).__name__} has no init_state, so it cannot decode step by step", hint=hint)
-    capacity = options.get("max_len") or (limit if keep_state else None) or needed
-    if capacity < needed:
-        raise ConfigError(f"this call needs room for {needed} tokens", path="max_len", value=capacity)
-    kept = {name: value for name, value in streams.items() if name in KEPT_STREAMS}
-    with evaluating(model), mode_of(options, keep_state):
-        state: State = model.init_state(ids.shape[0], capacity, bucket=options.get("bucket", 0), **kept)
-    return state
-
-
-def _check_streams(streams: Mapping[str, Any], encodes: bool, continues: bool) -> None:
-    for name in streams:
-        if name.startswith("source") != encodes:
-            kind = "has an encoder: give it `source`" if encodes else "has no encoder: give it `context`"
-            raise ConfigError(f"this model {kind}", path=name)
-        if continues and name in KEPT_STREAMS:
-            raise ConfigError("the state has read it already: leave it out", path=name)
 
 
 def _samplers(options: Options) -> list[Filter]:

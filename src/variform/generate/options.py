@@ -40,6 +40,9 @@ class Options(TypedDict, total=False):
         state: continue from this state; the prompt is what has not been read yet.
         max_len: capacity of the decode state in tokens; by default what this call needs, or with `return_state` the
             model's `max_seq_len`.
+        window: how many of the last tokens count, of a text that becomes longer. A model without absolute positions
+            attends in every layer to so many at most, its own included; one with absolute positions, whose window
+            ends at its `max_seq_len`, reads the last ones again for each new token. Cached or not, it is the same.
         use_cache: keep a decode state (default); False reads everything again for each token.
         bucket: round the attended length up to a multiple of it, for compiled steps; 0 is exact.
     """
@@ -66,6 +69,7 @@ class Options(TypedDict, total=False):
     output: str | None
     state: State | None
     max_len: int | None
+    window: int | None
     use_cache: bool
     bucket: int
 
@@ -83,6 +87,7 @@ def check_options(options: Mapping[str, Any], max_new_tokens: int) -> None:
     _check_number(problems, "min_p", options.get("min_p"), low=0, high=1)
     _check_number(problems, "bucket", options.get("bucket", 0), whole=True, low=0)
     _check_number(problems, "max_len", options.get("max_len"), whole=True, low=1)
+    _check_number(problems, "window", options.get("window"), whole=True, low=1)
     _check_number(problems, "pad", options.get("pad"), whole=True)
     if options.get("seed") is not None and options.get("generator") is not None:
         problems.append(Problem("seed", "seed and generator both fix the draws: give one of them"))

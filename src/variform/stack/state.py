@@ -149,6 +149,8 @@ def plan(
 
 def room(state: State) -> int:
     """How many tokens more a row can hold; for the state of an encoder-decoder, that of its decoder."""
+    if "models" in state:  # of several models that read the same tokens
+        return min(room(one) for one in state["models"])
     inner = state.get("decoder", state)
     capacity: int = inner["positions"].shape[1] - 1
     count: int = inner["count"]

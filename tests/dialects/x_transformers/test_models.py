@@ -21,8 +21,8 @@ SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}
 
 
 def language(stack: type = Decoder, options: dict[str, Any] | None = None, **model: Any) -> TransformerWrapper:
-    layers = stack(**SMALL, **(options or {}))
-    return TransformerWrapper(num_tokens=11, max_seq_len=9, attn_layers=layers, **model)
+    layers = stack(**{**SMALL, **(options or {})})
+    return TransformerWrapper(**{"num_tokens": 11, "max_seq_len": 9, "attn_layers": layers, **model})
 
 
 def ids(batch: int = 2, length: int = 7) -> torch.Tensor:
@@ -216,20 +216,6 @@ class TestGeneration:
         first = free.index(end)
         assert model.generate(prompt, 6, temperature=0.0, eos_token=end)[0].tolist() == free[: first + 1]
 
-    def test_the_length_is_bounded(self) -> None:
-        with pytest.raises(InputError, match="do not fit max_seq_len = 9"):
-            self.wrapper().generate(ids(1, 4), 7)
-        rotary = self.wrapper({"rotary_pos_emb": True})
-        with pytest.raises(InputError, match="restrict_to_max_seq_len=False"):
-            rotary.generate(ids(1, 4), 7)
-        assert rotary.generate(ids(1, 4), 12, restrict_to_max_seq_len=False).shape == (1, 12)
-
-    def test_what_is_not_supported(self) -> None:
-        with pytest.raises(KeywordError, match="amateur_model is not supported yet"):
-            self.wrapper().generate(ids(1, 3), 2, amateur_model=language())
-        with pytest.raises(KeywordError, match="did you mean"):
-            self.wrapper().generate(ids(1, 3), 2, return_intermediate=True)
-
 
 class TestLoss:
     def test_ignored_targets_do_not_count(self) -> None:
@@ -261,6 +247,7 @@ class TestLoss:
         assert kept[..., 0].all()
         assert (kept.sum(-1) == 4).all()
         assert model(ids()).isfinite()
+        assert model(ids(), prepend_embeds=torch.randn(2, 3, 16)).isfinite()
 
     def test_a_row_of_one_token_has_nothing_to_learn(self) -> None:
         with pytest.raises(InputError, match="at least two tokens"):

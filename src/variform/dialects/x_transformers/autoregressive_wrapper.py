@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,45 +11,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.core.spec import Spec
+from variform.dialects.x_transformers.decoding import (
+    Prompts,
+    can_cache,
+    decoding_options,
+    in_upstream_terms,
+    length_of,
+    with_amateurs,
+)
 from variform.dialects.x_transformers.errors import InputError, KeywordError
+from variform.dialects.x_transformers.filters import (
+    FILTER_LOGITS_FN,
+    Filter,
+    contrastive_decode_fn,
+    filter_of,
+    filters_of,
+    identity,
+    min_p,
+    top_a,
+    top_k,
+    top_p,
+)
 from variform.dialects.x_transformers.table import Route, Table, problems_of, raise_any, refused
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
-from variform.errors import ShapeError, did_you_mean
+from variform.generate.beam import beam_search
 from variform.generate.loop import generate
 from variform.stack.model import Transformer
 
-Filter = Callable[..., Tensor]
-
-
-def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
-    """Keep the most probable tokens up to and with the one at which their sum passes `thres`; [B, V] -> [B, V]."""
-    ordered, order = logits.sort(dim=-1, descending=True)
-    before = F.pad(ordered.softmax(-1).cumsum(-1) > thres, (1, -1), value=False)
-    return logits.masked_fill(before.gather(-1, order.argsort(-1)), -torch.inf)
-
-
-def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) -> Tensor:
-    """Keep the `k` most probable tokens, by default this part of the vocabulary; [B, V] -> [B, V]."""
-    size = logits.shape[-1]
-    kept = min(math.ceil(frac_num_tokens * size) if k is None else k, size)
-    values, places = logits.topk(kept)
-    return torch.full_like(logits, -torch.inf).scatter(-1, places, values)
-
-
-def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Tensor:
-    """Keep tokens of a probability of at least ratio * (greatest probability)^pow; [B, V] -> [B, V]."""
-    chances = logits.softmax(-1)
-    return logits.masked_fill(chances < chances.amax(-1, keepdim=True) ** min_p_pow * min_p_ratio, -torch.inf)
-
-
-def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:
-    """Keep tokens at least `min_p` times as probable as the most probable (arXiv:2407.01082); [B, V] -> [B, V]."""
-    chances = logits.softmax(-1)
-    return logits.masked_fill(chances < chances.amax(-1, keepdim=True) * min_p, -torch.inf)
-
-
-FILTER_LOGITS_FN: dict[str, Filter] = {"top_p": top_p, "top_k": top_k, "top_a": top_a, "min_p": min_p}
-"""Filters by name."""
+__all__ = [
+    "FILTER_LOGITS_FN",
+    "AutoregressiveWrapper",
+    "contrastive_decode_fn",
+    "identity",
+    "min_p",
+    "top_a",
+    "top_k",
+    "top_p",
+]
 
 KEYWORDS: Table = {
     **{name: Route(default, lambda draft, value: None) for name, default in (("ignore_index", -100), ("pad_value", 0))},
@@ -63,9 +60,9 @@ KEYWORDS: Table = {
         looped_exit_loss_weight=1.0,
     ),
 }
-GENERATE: Table = refused(
-    amateur_model=None, contrastive_decode_kwargs={"beta": 0.5, "alpha": 0.1}, return_intermediates=False
-)
+
+
+_CONTRAST = MappingProxyType({"beta": 0.5, "alpha": 0.1})
 
 
 class AutoregressiveWrapper(nn.Module):
@@ -140,9 +137,9 @@ class AutoregressiveWrapper(nn.Module):
             x = x.masked_fill(padding, self.ignore_index)
         inputs = torch.where(x == self.ignore_index, self.pad_value, x)
         if self.mask_prob > 0:
-            if prepend_embeds is not None:
-                raise InputError("mask_prob and prepend_embeds cannot be combined: only tokens are hidden")
-            streams["self_attn_kv_mask"] = self._forget(inputs)
+            kept = self._forget(inputs)
+            ahead = 0 if prepend_embeds is None else prepend_embeds.shape[1]  # what stands in front is never hidden
+            streams["self_attn_kv_mask"] = F.pad(kept, (ahead, 0), value=True)
         logits = self.net(inputs, prepend_embeds=prepend_embeds, excise_prepend_embeds=True, **streams)
         logits = logits[:, :-1]
         loss: Tensor = F.cross_entropy(logits.transpose(1, 2), x[:, 1:], ignore_index=self.ignore_index)
@@ -157,19 +154,20 @@ class AutoregressiveWrapper(nn.Module):
 
     def generate(
         self,
-        prompts: Tensor | Sequence[Tensor],
+        prompts: Prompts,
         seq_len: int,
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
         filter_logits_fn: str | Filter = top_k,
         restrict_to_max_seq_len: bool = True,
+        amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         filter_kwargs: Mapping[str, Any] | None = None,
+        contrastive_decode_kwargs: Mapping[str, float] | Sequence[Mapping[str, float]] = _CONTRAST,
         cache_kv: bool = True,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        **more: Any,
-    ) -> Tensor:
+        return_intermediates: bool = False,
+        **streams: Any,
+    ) -> Any:
         """Continue prompts; returns the new tokens alone.
 
         Shapes:
@@ -182,52 +180,92 @@ class AutoregressiveWrapper(nn.Module):
             temperature: divides the filtered logits; 0 takes the most probable token.
             prompt_lens: [B] real tokens of prompts padded on the right.
             filter_logits_fn: "top_k", "top_p", "top_a", "min_p" or a function of logits.
-            restrict_to_max_seq_len: keep prompt and new tokens within `max_seq_len`; beyond it is refused.
+            restrict_to_max_seq_len: of longer texts the last `max_seq_len` tokens count: without absolute positions
+                every layer attends to so many, with them the last ones are read again for each new token. Otherwise
+                all count, and texts that absolute positions are too few for are refused.
+            amateur_model: models whose opinion is subtracted (Li et al. 2022, arXiv:2210.15097); nothing is filtered.
             filter_kwargs: keywords for the filter.
-            cache_kv: keep keys and values, where the model can; else everything is read again for each token.
-            context: [B, Lc, dim] for cross attention.
-            context_mask: [B, Lc] bool, True at real tokens of the context.
-            **more: upstream's others, at their defaults.
+            contrastive_decode_kwargs: `beta` and `alpha`, for all amateurs or for each.
+            cache_kv: keep keys and values, where the model can; else everything is read again for each token. The
+                tokens are the same.
+            return_intermediates: return (tokens, decode state), the state having read all of them; None without cache.
+            **streams: `context`, `context_mask` and `condition` of the model.
         """
-        raise_any(problems_of("generate", GENERATE, more, GENERATE))
-        self._check_room(prompts, seq_len, restrict_to_max_seq_len)
-        chosen = filter_of(filter_logits_fn)
-        filters: list[Callable[[Tensor], Tensor]] = []
-        if temperature != 0:
-            filters = [partial(chosen, **(filter_kwargs or {})), lambda logits: logits / temperature]
-        streams = {"context": context, "context_mask": context_mask, "lengths": prompt_lens}
-        options: dict[str, Any] = {name: value for name, value in streams.items() if value is not None}
-        try:
-            tokens: Tensor = generate(
-                self.native,
+        filters = filters_of(identity if amateur_model is not None else filter_logits_fn, filter_kwargs, temperature)
+        with in_upstream_terms():
+            options = decoding_options(
+                self, prompts, seq_len, prompt_lens, eos_token, cache_kv, restrict_to_max_seq_len, streams, "generate"
+            )
+            model: nn.Module = self.native
+            if amateur_model is not None:
+                model = with_amateurs(model, amateur_model, contrastive_decode_kwargs)
+                options["use_cache"] = options["use_cache"] and can_cache(amateur_model)
+            options |= {"greedy": temperature == 0, "filters": filters}
+            if not return_intermediates:
+                return generate(model, prompts, seq_len, **options)
+            if not options["use_cache"]:
+                return generate(model, prompts, seq_len, **options), None
+            if self.native.max_seq_len is None:  # room to go on
+                options["max_len"] = max(length_of(prompts) + seq_len, self.net.max_seq_len)
+            return generate(model, prompts, seq_len, return_state=True, **options)
+
+    def beam_search(
+        self,
+        prompts: Prompts,
+        seq_len: int,
+        beams: int = 4,
+        return_beams_and_scores: bool = False,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        stochastic: bool = False,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: str | Filter = identity,
+        restrict_to_max_seq_len: bool = True,
+        filter_kwargs: Mapping[str, Any] | None = None,
+        cache_kv: bool = True,
+        **streams: Any,
+    ) -> Any:
+        """The most probable continuation that a search with `beams` beams finds; `variform.generate.beam` does it.
+
+        Shapes:
+            prompts: as for `generate` -> [N] or [B, N]; with `return_beams_and_scores` ([K, N] or [K, B, N],
+            [K] or [K, B]), best first; the scores are the sums of the tokens' log-probabilities
+
+        Args:
+            prompts: token ids.
+            seq_len: how many tokens to add; fewer when all beams have ended.
+            beams: how many continuations are kept a row.
+            return_beams_and_scores: return all of them.
+            eos_token: ends a beam, which is then filled up with `pad_value`.
+            temperature: divides the filtered logits that are drawn from; 0 is the same as not `stochastic`.
+            stochastic: which tokens continue a beam is drawn, with Gumbel noise.
+            prompt_lens: [B] real tokens of prompts padded on the right.
+            filter_logits_fn: what may be drawn; a name or a function of logits.
+            restrict_to_max_seq_len: as for `generate`.
+            filter_kwargs: keywords for the filter.
+            cache_kv: keep keys and values, where the model can.
+            **streams: `context`, `context_mask` and `condition` of the model.
+        """
+        filters = filters_of(filter_logits_fn, filter_kwargs, temperature)
+        drawn = stochastic and temperature != 0
+        if not drawn and (filter_of(filter_logits_fn) is not identity or temperature not in (0, 1)):
+            message = "filters and temperatures have no effect on beams that are not drawn"
+            raise KeywordError(message, path="stochastic", value=stochastic, hint="stochastic=True draws them")
+        with in_upstream_terms():
+            options = decoding_options(
+                self,
                 prompts,
                 seq_len,
-                greedy=temperature == 0,
-                filters=filters,
-                eos=eos_token,
-                pad=self.pad_value,
-                use_cache=cache_kv and self.net.can_cache_kv,
-                **options,
+                prompt_lens,
+                eos_token,
+                cache_kv,
+                restrict_to_max_seq_len,
+                streams,
+                "beam_search",
             )
-        except ShapeError as error:
-            raise InputError(str(error)) from None
-        return tokens
-
-    def _check_room(self, prompts: Tensor | Sequence[Tensor], seq_len: int, restricted: bool) -> None:
-        length = prompts.shape[-1] if isinstance(prompts, Tensor) else max((len(p) for p in prompts), default=0)
-        if restricted and self.max_seq_len and length + seq_len - 1 > self.max_seq_len:
-            remedy = "ask for fewer tokens"
-            if self.native.max_seq_len is None:
-                remedy += ", or pass restrict_to_max_seq_len=False: there are no absolute positions"
-            message = f"{length} prompt tokens and {seq_len} new ones do not fit max_seq_len = {self.max_seq_len}"
-            raise InputError(f"{message}, and a sliding window is not supported yet; {remedy}")
-
-
-def filter_of(chosen: str | Filter) -> Filter:
-    """A filter by name, or the function itself."""
-    if isinstance(chosen, str):
-        if chosen not in FILTER_LOGITS_FN:
-            hint = did_you_mean(chosen, FILTER_LOGITS_FN)
-            raise KeywordError(f"there is no filter {chosen!r}", path="filter_logits_fn", hint=hint)
-        return FILTER_LOGITS_FN[chosen]
-    return chosen
+            options |= {"filters": filters} if drawn else {}
+            found = beam_search(self.native, prompts, seq_len, beams, stochastic=drawn, **options)
+        if not return_beams_and_scores:
+            return found.tokens[..., 0, :]
+        single = found.scores.dim() == 1
+        return found if single else (found.tokens.transpose(0, 1), found.scores.T)

@@ -133,7 +133,7 @@ class XTransformer(nn.Module):
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Continue target prompts for sources.
 
         Args:

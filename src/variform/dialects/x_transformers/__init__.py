@@ -8,6 +8,10 @@ Keywords are routed to native specs (`model.spec`); what is known and not suppor
 """
 
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.continuous import (
+    ContinuousAutoregressiveWrapper,
+    ContinuousTransformerWrapper,
+)
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
     CrossAttender,
@@ -21,6 +25,8 @@ from variform.dialects.x_transformers.x_transformers import (
 __all__ = [
     "AttentionLayers",
     "AutoregressiveWrapper",
+    "ContinuousAutoregressiveWrapper",
+    "ContinuousTransformerWrapper",
     "CrossAttender",
     "Decoder",
     "Encoder",

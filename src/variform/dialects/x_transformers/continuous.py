@@ -1,0 +1,359 @@
+"""`ContinuousTransformerWrapper`: features in, features out; `ContinuousAutoregressiveWrapper`: the next features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
+from variform.dialects.x_transformers.errors import InputError, KeywordError
+from variform.dialects.x_transformers.table import Route, Table, problems_of, put, raise_any, refused
+from variform.errors import Problem, ShapeError, did_you_mean
+from variform.generate.loop import evaluating
+from variform.parts.embedding.features import FeatureEmbedding
+from variform.parts.embedding.prefixed import PrefixedEmbedding
+from variform.parts.head.heads import ClassifierHead, LinearHead, PoolHead, pool_tokens
+from variform.parts.kinds import State
+from variform.wrappers.next_features import (
+    ERRORS,
+    drawn,
+    gaussian,
+    generate_features,
+    long_enough,
+    next_step_error,
+    rollout_error,
+    row_lengths,
+)
+from variform.wrappers.reading import Reading
+
+
+@dataclass
+class ContinuousDraft(AroundDraft):
+    """A model of features on its way to a spec."""
+
+    dim_in: int | None = None
+    dim_out: int | None = None
+    project_in: nn.Module | None = None
+    project_out: nn.Module | None = None
+    average_pool_embed: bool = False
+    probabilistic: bool = False
+    use_identity_if_same_dim: bool = False
+
+    def ends(self, dim: int, position: Spec | None) -> dict[str, Any]:
+        """Features, mapped where they have another width, and a linear head."""
+        features = FeatureEmbedding.spec(position=position, norm=self.norm(), dim_in=self._mapped(self.dim_in, dim))
+        outputs = None if self.dim_out is None else self._mapped(self.dim_out * (2 if self.probabilistic else 1), dim)
+        head: Spec | None = None
+        if self.average_pool_embed:
+            pooled = {"pool": "mean"}
+            head = PoolHead.spec(**pooled) if outputs is None else ClassifierHead.spec(classes=outputs, bias=False)
+        elif outputs is not None:
+            head = LinearHead.spec(outputs=outputs)
+        return {"embedding": PrefixedEmbedding.spec(embedding=features, dropout=self.emb_dropout), "head": head}
+
+    def _mapped(self, size: int | None, dim: int) -> int | None:
+        return None if self.use_identity_if_same_dim and size == dim else size
+
+    def check(self, dim: int) -> list[Problem]:
+        """A map is given as a size or as a module."""
+        found = super().check(dim)
+        for end in ("in", "out"):
+            size, module = getattr(self, f"dim_{end}"), getattr(self, f"project_{end}")
+            if size is not None and module is not None:
+                found.append(Problem(f"project_{end}", f"give dim_{end}, a size, or a module, and not both"))
+            if size is not None and size < 1:
+                found.append(Problem(f"dim_{end}", "must be positive", size))
+        if self.probabilistic and self.dim_out is None and self.project_out is None and dim % 2:
+            message = f"mean and variance come in pairs, and there are {dim} features; give dim_out"
+            found.append(Problem("probabilistic", message, True))
+        return found
+
+
+CONTINUOUS: Table = {
+    **AROUND,
+    "max_seq_len": Route(None, put("max_seq_len"), types=(int,)),
+    "dim_in": Route(None, put("dim_in"), types=(int,)),
+    "dim_out": Route(None, put("dim_out"), types=(int,)),
+    "project_in": Route(None, put("project_in"), types=(nn.Module,)),
+    "project_out": Route(None, put("project_out"), types=(nn.Module,)),
+    "post_emb_norm": Route(False, put("post_emb_norm")),
+    "average_pool_embed": Route(False, put("average_pool_embed")),
+    "probabilistic": Route(False, put("probabilistic")),
+    "use_identity_if_same_dim": Route(False, put("use_identity_if_same_dim")),
+    **refused(max_mem_len=0, scaled_sinu_pos_emb=False),
+}
+"""Keyword -> what it does to a `ContinuousDraft`."""
+
+
+class ContinuousTransformerWrapper(AroundWrapper):
+    """A model of features around `attn_layers`, described by upstream's keywords.
+
+    What is built is a model of the core, `native`, which holds the very stack that was passed in; `spec` is its full
+    description.
+
+    Shapes:
+        x: [B, L, dim_in] -> [B, L, dim_out]; with `probabilistic` mean and variance, [2, B, L, dim_out]; with
+            `average_pool_embed` one answer a row
+
+    Args:
+        attn_layers: an `Encoder`, `Decoder` or other stack of this dialect.
+        max_seq_len: longest sequence, where positions are learned; None for no absolute positions.
+        dim_in: features of the inputs, which a linear map brings to those of the layers.
+        dim_out: features of the answers.
+        project_in: a module in the place of the linear map; the inputs are taken as they are without either.
+        project_out: the same for the answers.
+        average_pool_embed: answer for the mean over the real inputs of a row.
+        probabilistic: answer with mean and variance of a Gaussian.
+        use_identity_if_same_dim: no map where the sizes are equal.
+        **keywords: see `CONTINUOUS`.
+
+    Raises:
+        KeywordError: unknown or unsupported keywords, and values that do not fit; all at once.
+    """
+
+    table: ClassVar[Table] = CONTINUOUS
+    draft: ClassVar[type[AroundDraft]] = ContinuousDraft
+
+    def _hold(self, draft: ContinuousDraft) -> None:
+        self.project_in = draft.project_in
+        self.project_out = draft.project_out
+        self.average_pool_embed = draft.average_pool_embed
+        self.probabilistic = draft.probabilistic
+        self.dim_in, self.dim_out = draft.dim_in, draft.dim_out
+
+    @property
+    def upstream_keys(self) -> Mapping[str, str]:
+        """Names of weights that the conversion would give otherwise."""
+        return {"mlp_head.weight": "project_out.weight"}
+
+    @property
+    def upstream_modules(self) -> Mapping[str, nn.Module]:
+        """Modules beside the native model."""
+        own = {"project_in.": self.project_in, "project_out.": self.project_out}
+        return {key: module for key, module in own.items() if module is not None}
+
+    def forward(
+        self,
+        x: Tensor,
+        return_embeddings: bool = False,
+        *,
+        mask: Tensor | None = None,
+        lens: Tensor | None = None,
+        sum_embeds: Tensor | None = None,
+        **streams: Any,
+    ) -> Tensor:
+        """Run the model.
+
+        Args:
+            x: features.
+            return_embeddings: the hidden states, pooled where answers are, in place of the answers.
+            mask: [B, L] bool, True at real features.
+            lens: [B] real features of rows padded on the right.
+            sum_embeds: [B, L, dim] features that are added behind the map.
+            **streams: `pos, seq_start_pos, prepend_embeds, prepend_mask, context, context_mask, attn_mask,
+                self_attn_kv_mask` as `TransformerWrapper` takes them; upstream's other arguments, at their defaults.
+        """
+        if lens is not None:
+            if mask is not None:
+                raise InputError("mask and lens exclude one another: both say which features are real")
+            mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
+        if sum_embeds is not None:
+            raise KeywordError("sum_embeds is not supported yet in this dialect", path="sum_embeds")
+        hidden, valid = self.hidden(self._mapped(x), mask=mask, **streams)
+        if self.average_pool_embed:
+            hidden = pool_tokens(hidden, valid, "mean")
+        return hidden if return_embeddings else self._answer(hidden)
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        if self.project_in is None:
+            return x
+        mapped: Tensor = self.project_in(x)
+        return mapped
+
+    def _answer(self, hidden: Tensor) -> Tensor:
+        project = getattr(self.native.head, "project", self.project_out)
+        out = hidden if project is None else project(hidden)
+        return gaussian(out) if self.probabilistic else out
+
+    def chunks(self) -> Chunks:
+        """The model as a reader of chunks with a decode state."""
+        return Chunks(self)
+
+
+class Chunks:
+    """Reads features chunk by chunk with a decode state of the native model."""
+
+    def __init__(self, net: ContinuousTransformerWrapper) -> None:
+        self.net = net
+
+    def init_state(self, batch: int, max_len: int, **streams: Any) -> State:
+        """An empty state."""
+        return self.net.native.init_state(batch, max_len, **streams)
+
+    def __call__(self, inputs: Tensor, *, state: State) -> tuple[Tensor, State]:
+        """The answers of a chunk, and the new state."""
+        hidden, new = self.net.native(self.net._mapped(inputs), state=state, hidden=True)
+        return self.net._answer(hidden), new
+
+
+GENERATE = ("context", "context_mask", "prepend_embeds", "prepend_mask")
+"""Side inputs that stay the same while features are generated."""
+
+AUTOREGRESSIVE: Table = {
+    "use_l1_loss": Route(False, lambda draft, value: None),
+    "equal_loss_weight_batch": Route(False, lambda draft, value: None),
+}
+
+
+class ContinuousAutoregressiveWrapper(nn.Module):
+    """Trains a `ContinuousTransformerWrapper` around a causal stack to predict the next features, and samples it.
+
+    Shapes:
+        x: [B, L, d] -> the loss, a scalar
+
+    Args:
+        net: the model; its answers have the width of its inputs.
+        loss_fn: from answers and targets to errors of their shape; by default squared errors, or of a Gaussian.
+        use_l1_loss: absolute errors.
+        equal_loss_weight_batch: with a mask, each row counts the same, by the sum of the errors of a feature vector;
+            otherwise each feature counts the same, by the mean.
+        **keywords: none; unknown ones are refused.
+
+    Raises:
+        KeywordError: unknown keywords, a model that cannot be trained so.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        use_l1_loss: bool = False,
+        equal_loss_weight_batch: bool = False,
+        **keywords: Any,
+    ) -> None:
+        super().__init__()
+        given = {"use_l1_loss": use_l1_loss, "equal_loss_weight_batch": equal_loss_weight_batch, **keywords}
+        raise_any(problems_of(type(self).__name__, AUTOREGRESSIVE, given, AUTOREGRESSIVE))
+        if not isinstance(net, ContinuousTransformerWrapper):
+            raise KeywordError(f"net is a ContinuousTransformerWrapper, not {type(net).__name__}", path="net")
+        if not net.native.causal:
+            hint = "build the wrapper around a Decoder"
+            raise KeywordError("the next features cannot be learned by layers that see them", path="net", hint=hint)
+        if net.average_pool_embed:
+            raise KeywordError("average_pool_embed answers once a row, and not for each next feature", path="net")
+        if use_l1_loss and (loss_fn is not None or net.probabilistic):
+            message = "there is another loss already: loss_fn, or that of a probabilistic model"
+            raise KeywordError(message, path="use_l1_loss", value=True)
+        named = "gaussian" if net.probabilistic else "absolute" if use_l1_loss else "squared"
+        self.net = net
+        self.max_seq_len = net.max_seq_len
+        self.probabilistic = net.probabilistic
+        self.loss_fn = ERRORS[named] if loss_fn is None else loss_fn
+        self.equal_loss_weight_batch = equal_loss_weight_batch
+
+    @property
+    def upstream_modules(self) -> Mapping[str, nn.Module]:
+        """Where upstream's checkpoints have what."""
+        own = {"loss_fn.": self.loss_fn} if isinstance(self.loss_fn, nn.Module) else {}
+        return {"net.": self.net, **own}
+
+    def forward(
+        self,
+        x: Tensor,
+        rollout_steps: int = 1,
+        *,
+        lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        **streams: Any,
+    ) -> Tensor:
+        """The mean loss over the targets, the features after the first.
+
+        Args:
+            x: features.
+            rollout_steps: predictions in a row that are compared, each made with those before it; from a place of each
+                row that is drawn.
+            lens: [B] real features of rows padded on the right.
+            mask: [B, L] bool, True at real features, or [B, L - 1], True where the target is real.
+            **streams: further arguments of the model.
+        """
+        if streams.get("prepend_embeds") is not None:
+            raise InputError("prepend_embeds have no targets: train without them")
+        if lens is not None:
+            if mask is not None:
+                raise InputError("mask and lens exclude one another: both say which features are real")
+            mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
+        if rollout_steps > 1:
+            return self._rollout(x, mask, rollout_steps, streams)
+        try:
+            errors, counted = next_step_error(
+                lambda seen, valid: self.net(seen, mask=valid, **streams), x, mask, self.loss_fn
+            )
+        except ShapeError as error:
+            raise InputError(str(error)) from None
+        if counted is None:
+            return errors.mean()
+        if errors.dim() < 2:
+            raise InputError("with a mask or lens the loss must not be reduced: give loss_fn reduction='none'")
+        if not self.equal_loss_weight_batch:
+            return errors[counted].mean()
+        sums = torch.where(counted, errors.flatten(2).sum(-1) if errors.dim() > 2 else errors, 0.0).sum(1)
+        return (sums / counted.sum(1).clamp(min=1)).mean()
+
+    def _rollout(self, x: Tensor, mask: Tensor | None, steps: int, streams: Mapping[str, Any]) -> Tensor:
+        try:
+            lengths = row_lengths(x, mask)
+            enough = long_enough(lengths, steps)
+        except ShapeError as error:
+            raise InputError(str(error)) from None
+        rows = {
+            name: value[enough] if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] else value
+            for name, value in streams.items()
+        }
+        return rollout_error(
+            lambda seen, _: self.net(seen, **rows), x[enough], lengths[enough], steps, self.loss_fn, self._feed
+        ).mean()
+
+    def _feed(self, prediction: Tensor, temperature: float = 1.0) -> Tensor:
+        return drawn(prediction, temperature) if self.probabilistic else prediction
+
+    @torch.no_grad()
+    def generate(
+        self, start_tokens: Tensor, seq_len: int, temperature: float = 1.0, cache_kv: bool = True, **streams: Any
+    ) -> Tensor:
+        """Continue features; returns the new ones alone.
+
+        Beyond `max_seq_len` a window of the last features is read anew for each.
+
+        Shapes:
+            start_tokens: [L, d] or [B, L, d] -> [seq_len, d] or [B, seq_len, d]
+
+        Args:
+            start_tokens: what is continued.
+            seq_len: how many features to add.
+            temperature: factor on the standard deviation of what is drawn, for probabilistic models.
+            cache_kv: keep keys and values, where the model can.
+            **streams: `context, context_mask, prepend_embeds, prepend_mask`.
+        """
+        for name in streams:
+            if name not in GENERATE:
+                raise KeywordError(f"generate has no argument {name!r}", path=name, hint=did_you_mean(name, GENERATE))
+        if start_tokens.dim() not in (2, 3) or start_tokens.shape[-2] < 1:
+            raise InputError(f"features to begin with are [B, L, d] or [L, d], not {list(start_tokens.shape)}")
+        prompt = start_tokens if start_tokens.dim() == 3 else start_tokens.unsqueeze(0)
+        kept = {name: value for name, value in streams.items() if name.startswith("context")}
+        cached = cache_kv and self.net.can_cache_kv and len(kept) == len(streams)
+        with evaluating(self.net):
+            reading = Reading(
+                lambda seen: self.net(seen, **streams),
+                self.max_seq_len or None,
+                self.net.chunks() if cached else None,
+                prompt.shape[1] + seq_len - 1,
+                kept,
+            )
+            out = generate_features(reading, prompt, seq_len, lambda new: self._feed(new, temperature))
+        return out if start_tokens.dim() == 3 else out.squeeze(0)

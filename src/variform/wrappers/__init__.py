@@ -1,0 +1,6 @@
+"""Objectives around a model: what is predicted from what, and how the model is used afterwards."""
+
+from variform.wrappers.next_features import NextFeatures
+from variform.wrappers.reading import Reading
+
+__all__ = ["NextFeatures", "Reading"]

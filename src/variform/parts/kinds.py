@@ -39,9 +39,14 @@ class StreamPart(Part):
 
     Shapes:
         x: [B, L, dim]
+
+    Class attributes:
+        takes_views: whether keys and values are read off the streams `key_input` and `value_input`, [B, L, dim] each,
+            where a sublayer hands them over; a part with a `body` leaves that to its body, and does nothing to `x`.
     """
 
     follows: ClassVar[frozenset[str]] = frozenset({"dim"})
+    takes_views: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Tensor, streams: Streams) -> Output:
@@ -316,7 +321,11 @@ class Embedding(Part):
 
 
 class Residual(Part):
-    """Joins a branch to the residual stream: `forward(x, branch) -> x`."""
+    """Joins a branch to the residual stream: `forward(x, branch) -> x`.
+
+    One that reads streams (`reads`) is given them, `forward(x, branch, streams)`; one that keeps decode state returns
+    `(x, {"state": ...})` where `streams["state"]` is given. See `join`.
+    """
 
     kind: ClassVar[str] = "residual"
     follows: ClassVar[frozenset[str]] = frozenset({"dim"})
@@ -327,12 +336,46 @@ class Residual(Part):
         return False
 
     @abstractmethod
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Output:
         """Join [B, L, dim] and [B, L, dim]."""
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """Empty decode state, of residuals that keep one."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no decode state")
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, branch: Tensor) -> Tensor: ...
+        def __call__(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Output: ...
+
+
+class MultiResidual(Residual):
+    """Several residual streams a token, between layers of a `multi_stream` stack: [B, L, S, dim].
+
+    A branch reads a mixture of them (`open`), and what it gives is written to each with a factor (`forward`).
+    """
+
+    follows: ClassVar[frozenset[str]] = frozenset({"dim", "residual_streams"})
+
+    @classmethod
+    def views(cls, args: Facts) -> int:
+        """How many mixtures it hands to the branch: one, or three, for queries, keys and values apart."""
+        return 1
+
+    @abstractmethod
+    def open(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """What a branch reads, [B, L, dim] each; what it joins, [B, L, S, dim]; and its factors, [B, L, S]."""
+
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None, gains: Tensor | None = None) -> Tensor:
+        """Write a branch [B, L, dim] to the streams [B, L, S, dim]; without `gains`, `x` is opened first."""
+        if gains is None:
+            _, x, gains = self.open(x)
+        return x + gains.unsqueeze(-1) * branch.unsqueeze(-2)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: Tensor, branch: Tensor, streams: Streams | None = None, gains: Tensor | None = None
+        ) -> Tensor: ...
 
 
 class Head(Part):
@@ -514,6 +557,30 @@ def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: di
     else:
         published.update(new)
     return x
+
+
+def join(
+    residual: Residual, x: Tensor, branch: Tensor, streams: Streams, slot: str, published: dict[str, Any]
+) -> Tensor:
+    """Call a residual with the streams it reads; its decode state is kept under `slot`, as `call` does.
+
+    Args:
+        residual: what joins.
+        x: the stream.
+        branch: what is joined to it.
+        streams: the streams of the caller.
+        slot: the name of this call within the caller.
+        published: what the caller has published so far; changed in place.
+    """
+    if not residual.reads:
+        out = residual(x, branch)
+    else:
+        state = streams.get("state")
+        out = residual(x, branch, streams if state is None else {**streams, "state": state.get(slot)})
+    if not isinstance(out, tuple):
+        return out
+    published.setdefault("state", {})[slot] = out[1]["state"]
+    return out[0]
 
 
 def holds_state(module: Any) -> bool:

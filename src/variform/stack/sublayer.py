@@ -14,8 +14,23 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, use
 from variform.core.registry import register
+from variform.core.spec import Spec, described
+from variform.errors import Problem
 from variform.ops.reversible import Draws
-from variform.parts.kinds import FeedForward, Layer, Mixer, Norm, Output, Residual, Streams, call
+from variform.parts.kinds import (
+    FeedForward,
+    Layer,
+    Mixer,
+    MultiResidual,
+    Norm,
+    Output,
+    Residual,
+    State,
+    StreamPart,
+    Streams,
+    call,
+    join,
+)
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -95,6 +110,19 @@ class Sublayer(Layer):
         self.drop_path = drop_path
         self.layer_drop = layer_drop
 
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """Several residual streams end at the branch, which is one."""
+        return {"residual_streams": None} if slot == "body" else {}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """A body that is handed views of its own for keys and values must read them."""
+        residual, body = facts["residual"], facts["body"]
+        if residual is None or not issubclass(residual.part, MultiResidual) or residual.part.views(residual.args) == 1:
+            return []
+        return view_problems(body, "body")
+
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""
         published: dict[str, Any] = {}
@@ -103,19 +131,35 @@ class Sublayer(Layer):
             onto, x, streams = twin.turn(x, streams, published)
         condition = streams.get("condition")
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
-        norm = own.get("norm")
+        norm, residual = own.get("norm"), own.get("residual")
+        multi = residual if isinstance(residual, MultiResidual) else None
+        if multi is not None:
+            (x, *others), joined, gains = multi.open(x)
+            streams = _apart(norm, others, condition, streams)
         branch = call(own["body"], x if norm is None else norm(x, condition), streams, "body", published)
         if self.branch_norm is not None:
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):
             branch = self._drop(branch)
-        y = onto + branch if self.residual is None else self.residual(onto, branch)
+        if residual is None:
+            y = onto + branch
+        elif multi is not None:
+            y = multi(joined, branch, gains=gains)
+        else:
+            y = join(residual, onto, branch, streams, "residual", published)
         if self.out_norm is not None:
-            y = self.out_norm(y, condition)
+            y = self.out_norm(y, condition) if multi is None else normed_each(self.out_norm, y, condition)
         if self.training and self.layer_drop:
             # The step is computed either way: every parameter keeps a gradient and a compiled graph stays whole.
             y = torch.where(torch.rand((), device=x.device) < self.layer_drop, onto, y)
         return (y, published) if published else y
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """That of the body, and of a residual that keeps one."""
+        state = super().init_state(batch, max_len, streams)
+        if self.residual is not None and self.residual.stateful:
+            state["residual"] = self.residual.init_state(batch, max_len, streams)
+        return state
 
     def _drop(self, branch: Tensor) -> Tensor:
         if self.dropout:
@@ -125,6 +169,37 @@ class Sublayer(Layer):
             shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
             branch = branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
         return branch
+
+
+def view_problems(body: Spec, path: str) -> list[Problem]:
+    """Why a body, described, cannot read its keys and values off other features than its queries; empty if it can.
+
+    Such a body finds them in the streams `key_input` and `value_input`, [B, L, dim] each, which end with it.
+    """
+    while issubclass(body.part, StreamPart) and body.part.takes_views:
+        inner = described(body.args.get("body"))
+        if not isinstance(inner, Spec):
+            return []
+        body, path = inner, f"{path}.body"
+    message = f"{body.kind} {body.name!r} reads its queries, keys and values off one input, and is handed three"
+    return [Problem(path, message, hint="take multi_head, or one view")]
+
+
+def _apart(norm: Norm | None, others: Sequence[Tensor], condition: Tensor | None, streams: Streams) -> Streams:
+    """The streams that a body sees, with the normed input of its keys and that of its values where they are apart."""
+    if not others:
+        return streams
+    keys, values = others if norm is None else (norm(other, condition) for other in others)
+    return {**streams, "key_input": keys, "value_input": values}
+
+
+def normed_each(norm: Norm, x: Tensor, condition: Tensor | None) -> Tensor:
+    """Norm every one of several residual streams, [B, L, S, dim]; the condition is that of the token."""
+    if condition is None:
+        return norm(x)
+    batch, length, count, dim = x.shape
+    rows = norm(x.transpose(1, 2).reshape(-1, length, dim), condition.repeat_interleave(count, 0))
+    return rows.view(batch, count, length, dim).transpose(1, 2)
 
 
 @register("layer")

@@ -89,4 +89,4 @@ def cases(part: type[Part] | Part | Spec | str, **facts: Any) -> list[Case]:
 # The checks register themselves and run in the order of import.
 # isort: off
 from variform.testing import basics, sequence, heads, decoding, backends, lifecycle, cost  # noqa: E402, F401
-from variform.testing import losses, library, landmarks, programs, sequence_ops, lowering  # noqa: E402, F401
+from variform.testing import losses, library, landmarks, programs, sequence_ops, lowering, streams  # noqa: E402, F401

@@ -30,6 +30,7 @@ FACTS: dict[str, Any] = {
     "dim_context": 12,
     "depth": 2,
     "layer": 0,
+    "residual_streams": 3,
 }
 """The sizes of the hosts, and what a part built alone inherits."""
 

@@ -46,6 +46,7 @@ class MultiHead(Mixer):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask"})
+    takes_views: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,9 +108,12 @@ class MultiHead(Mixer):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
-        x = without_padding(x, streams.get("valid"))
+        valid = streams.get("valid")
+        x = without_padding(x, valid)
+        of_k, of_v = streams.get("key_input"), streams.get("value_input")
+        of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
         q = split_heads(own["q"](x), self.heads)
-        k, v = split_heads(own["k"](x), self.kv_heads), split_heads(own["v"](x), self.kv_heads)
+        k, v = split_heads(own["k"](of_k), self.kv_heads), split_heads(own["v"](of_v), self.kv_heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
-from variform.parts.kinds import Residual
+from variform.parts.kinds import Residual, Streams
 
 
 @register("scaled")
@@ -33,9 +33,36 @@ class ScaledResidual(Residual):
         """Where the stream has no factor."""
         return bool(args["alpha"] == 1.0)
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Tensor:
         """Scale and add."""
         return torch.add(x if self.alpha == 1.0 else self.alpha * x, branch, alpha=self.beta)
+
+
+@register("scaled_stream")
+class ScaledStreamResidual(Residual):
+    """x <- alpha s x + beta f(x), with s one learned factor a feature (NormFormer, arXiv:2110.09456).
+
+    Args:
+        dim: features.
+        alpha: constant factor on the stream.
+        beta: constant factor on the branch.
+    """
+
+    def __init__(self, dim: Annotated[int, Field(gt=0)] = INHERIT, alpha: float = 1.0, beta: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+        self.scale = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All factors at one."""
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Tensor:
+        """Scale and add."""
+        scale = self.scale if self.alpha == 1.0 else self.alpha * self.scale
+        return torch.add(scale * x, branch, alpha=self.beta)
 
 
 @register("deepnorm")
@@ -56,7 +83,7 @@ class DeepNormResidual(Residual):
         super().__init__()
         self.alpha = (2 * depth) ** 0.25 if alpha is None else alpha
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Tensor:
         """Scale and add."""
         return self.alpha * x + branch
 
@@ -85,6 +112,6 @@ class LayerScaleResidual(Residual):
         """All factors at `init`."""
         nn.init.constant_(self.gamma, self.init)
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, streams: Streams | None = None) -> Tensor:
         """Scale the branch and add."""
         return x + self.gamma * branch

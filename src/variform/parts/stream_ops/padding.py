@@ -25,6 +25,7 @@ class ZeroPadding(Layer):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"valid"})
+    takes_views: ClassVar[bool] = True
 
     def __init__(self, body: Mixer | FeedForward | Layer) -> None:
         super().__init__()

@@ -74,6 +74,10 @@ def _inner(writer: Writer, part: Spec, place: Place) -> None:
         writer.step(DropoutOp.spec(p=part["dropout"]))
 
 
+def _is_plain(part: Spec, shaping: str) -> bool:
+    return part[shaping] is None and part["dim_out"] is None
+
+
 def _hidden(part: Spec) -> int:
     return int(part["hidden"] or int(part["mult"] * part["dim"]))
 
@@ -172,8 +176,8 @@ def _logits(writer: Writer, part: Spec, place: Place, source: str) -> None:
 
 
 OPENERS: dict[type[Part], Opener] = {
-    MLP: Opener(lambda part, streams: not part["out_dropout"], _mlp),
-    GLU: Opener(lambda part, streams: True, _glu),
+    MLP: Opener(lambda part, streams: not part["out_dropout"] and _is_plain(part, "pre_act"), _mlp),
+    GLU: Opener(lambda part, streams: _is_plain(part, "before"), _glu),
     MultiHead: Opener(_opens_self, _self_attention),
     CrossMultiHead: Opener(_opens_cross, _cross_attention),
     TokenEmbedding: Opener(_opens_tokens, _tokens),

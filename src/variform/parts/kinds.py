@@ -205,6 +205,40 @@ class Norm(Part):
         def __call__(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
 
 
+class Nonlinearity(Part):
+    """A function of features, each token for itself: `forward(x) -> x`, [..., dim] -> the same."""
+
+    kind: ClassVar[str] = "nonlinearity"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Gate(Part):
+    """What the two branches of a gated unit pass before they are multiplied: `forward(gate, up) -> (gate, up)`.
+
+    Shapes:
+        gate, up: [..., hidden] -> the same
+    """
+
+    kind: ClassVar[str] = "gate"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
+
+    @abstractmethod
+    def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Change both branches."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class Position(Part):
     """A position code that is added to the embeddings: `forward(positions, length, like) -> [.., L, dim]`."""
 

@@ -117,11 +117,15 @@ class Sublayer(Layer):
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
-        """A body that is handed views of its own for keys and values must read them."""
+        """A branch has the features that it joins; a body that is handed views for keys and values must read them."""
         residual, body = facts["residual"], facts["body"]
+        found, given = [], body.get("dim_out")
+        if given not in (None, facts.get("dim", given)):
+            message = f"the branch joins a stream of {facts['dim']} features"
+            found.append(Problem("body.dim_out", message, given, "leave it out"))
         if residual is None or not issubclass(residual.part, MultiResidual) or residual.part.views(residual.args) == 1:
-            return []
-        return view_problems(body, "body")
+            return found
+        return found + view_problems(body, "body")
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""

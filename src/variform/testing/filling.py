@@ -22,6 +22,7 @@ FILLINGS: dict[str, dict[str, Any]] = {
     "embedding": {"part": "tokens"},
     "stack": {"part": "stack", "layers": [{"part": "sublayer", "body": "multi_head"}]},
     "head": {"part": "lm"},
+    "nonlinearity": {"part": "nonlinearity/soft_clamp", "value": 3.0},
 }
 """What stands in a slot that has to be filled, by kind."""
 

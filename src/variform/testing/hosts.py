@@ -13,7 +13,7 @@ from variform.core.spec import Shared, Spec
 from variform.errors import ConfigError
 from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.embedding.tokens import TokenEmbedding
-from variform.parts.feedforward.mlp import MLP
+from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.mixer.multi_head import MultiHead
 from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
@@ -128,6 +128,8 @@ _HOSTS: dict[str, Host] = {
     "mixer": in_layers(lambda spec: Sublayer.spec(body=spec, norm=None)),
     "feedforward": in_layers(lambda spec: Sublayer.spec(body=spec)),
     "norm": in_layers(lambda spec: Sublayer.spec(body=FEED, norm=spec)),
+    "nonlinearity": in_layers(lambda spec: Sublayer.spec(body=FEED.replace(pre_act=spec))),
+    "gate": in_layers(lambda spec: Sublayer.spec(body=GLU.spec(hidden=12, before=spec))),
     "residual": in_layers(lambda spec: Sublayer.spec(body=FEED, residual=spec)),
     "attention": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=spec), norm=None)),
     "rotation": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(rotation=spec))),

@@ -20,6 +20,8 @@ from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.conv2d import Conv2D
 from variform.parts.feedforward.expert_choice import ExpertChoice
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
+from variform.parts.feedforward.mlp import GLU, MLP
+from variform.parts.gate.branches import Branches
 from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
 from variform.parts.mixer.compositional import Compositional
 from variform.parts.mixer.fourier import FourierMix
@@ -27,6 +29,9 @@ from variform.parts.mixer.hyena import Hyena
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.pooling import Pooling
 from variform.parts.mixer.visual import Visual
+from variform.parts.nonlinearity.clamps import SoftClamp, SoftClamped
+from variform.parts.nonlinearity.composed import Chain, UserModule
+from variform.parts.nonlinearity.solu import SoLU
 from variform.parts.position.absolute import LearnedPosition, SinusoidalPosition
 from variform.parts.position.rotary import RotaryRotation
 from variform.parts.stream_ops.carry import AddStream, Publish
@@ -94,6 +99,36 @@ def _shifted_windows() -> list[Sample]:
 @samples_for(Conv2D)
 def _conv2d() -> list[Sample]:
     return [Sample(Conv2D.spec(hidden=12)), Sample(Conv2D.spec(hidden=12, grid=(3, 5)), "on a grid")]
+
+
+@samples_for(MLP)
+def _mlp() -> list[Sample]:
+    chain = Chain.spec(functions=[SoftClamp.spec(value=2.0), SoLU.spec()])
+    return [
+        Sample(MLP.spec()),
+        Sample(MLP.spec(hidden=12, pre_act=chain, activation="none", norm="layer_norm"), "bounded SoLU"),
+    ]
+
+
+@samples_for(GLU)
+def _glu() -> list[Sample]:
+    before = Branches.spec(gate=SoftClamped.spec(value=2.0), up=SoftClamp.spec(value=2.0), gain=True)
+    return [Sample(GLU.spec()), Sample(GLU.spec(hidden=12, before=before, activation="none"), "bounded")]
+
+
+@samples_for(Branches)
+def _branches() -> list[Sample]:
+    return [Sample(Branches.spec(gate=SoLU.spec(), up=SoftClamp.spec(value=2.0), gain=True))]
+
+
+@samples_for(Chain)
+def _chain() -> list[Sample]:
+    return [Sample(Chain.spec(functions=[SoftClamp.spec(value=2.0), SoLU.spec(norm=None)]))]
+
+
+@samples_for(UserModule)
+def _user_module() -> list[Sample]:
+    return []  # no file can hold one
 
 
 @samples_for(MixtureOfExperts)

@@ -44,7 +44,7 @@ SIDES: dict[str, Any] = {
         ({"attn_heads": 2}, "no keyword 'attn_heads'"),
         ({"attn_selective": True}, "attn_selective is not supported yet"),
         ({"shift_tokens": 1}, "shift_tokens is not supported yet"),
-        ({"ff_solu": True}, "ff_solu is not supported yet"),
+        ({"ff_solu": True, "ff_swish": True}, "one activation"),
         ({"rotary_emb_dim": 4}, "no effect without rotary_pos_emb"),
         ({"attn_qk_norm_scale": 4}, "no effect without attn_qk_norm"),
         ({"cross_attn_kv_heads": 2}, "no effect without cross_attend"),
@@ -98,8 +98,8 @@ def test_bad_keywords(keywords: dict[str, Any], message: str) -> None:
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(KeywordError) as caught:
-        Decoder(**SMALL, rotary_pos_embb=True, attn_laser=True, ff_solu=True)
-    assert [problem.path for problem in caught.value.problems] == ["rotary_pos_embb", "attn_laser", "ff_solu"]
+        Decoder(**SMALL, rotary_pos_embb=True, attn_laser=True, ff_sollu=True)
+    assert [problem.path for problem in caught.value.problems] == ["rotary_pos_embb", "attn_laser", "ff_sollu"]
 
 
 def test_a_missing_keyword_is_a_key_error_too() -> None:
@@ -131,8 +131,8 @@ def test_bad_keywords_of_an_encoder_decoder(keywords: dict[str, Any], message: s
 
 def test_problems_of_both_sides_come_at_once() -> None:
     with pytest.raises(KeywordError) as caught:
-        XTransformer(dim=16, **SIDES, enc_attn_selective=True, dec_ff_solu=True)
-    assert {problem.path for problem in caught.value.problems} == {"enc_attn_selective", "dec_ff_solu"}
+        XTransformer(dim=16, **SIDES, enc_attn_selective=True, dec_ff_sollu=True)
+    assert {problem.path for problem in caught.value.problems} == {"enc_attn_selective", "dec_ff_sollu"}
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from variform.dialects.x_transformers.x_transformers import (
     CrossAttender,
     Decoder,
     Encoder,
+    FeedForward,
     TransformerWrapper,
     ViTransformerWrapper,
     XTransformer,
+    layer_schedule,
 )
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "CrossAttender",
     "Decoder",
     "Encoder",
+    "FeedForward",
     "TransformerWrapper",
     "ViTransformerWrapper",
     "XTransformer",
+    "layer_schedule",
 ]

@@ -115,9 +115,12 @@ class LayersDraft:
 
     def _step(self, letter: str, given: Mapping[str, Any], drop: float) -> Spec:
         if letter == "f":
-            feedforward = FeedForwardDraft()
+            feedforward = FeedForwardDraft(self.dim)
             self._read(feedforward, "ff_", FEEDFORWARD, given)
             self.problems += feedforward.check()
+            if feedforward.dim_out not in (None, self.dim):
+                message = f"in a stack a feedforward gives the {self.dim} features that it joins"
+                self.problems.append(Problem("ff_dim_out", message, feedforward.dim_out, "a FeedForward alone has it"))
             return self._sublayer(feedforward.body(), drop, feedforward.sublayer_dropout, 0.5 if self.macaron else 1.0)
         prefix = "attn_" if letter == "a" else "cross_attn_"
         draft = AttentionDraft(self.dim, self.heads, self.causal, prefix)

@@ -2,6 +2,7 @@
 
 from variform.dialects.x_transformers.attention_layers import AttentionLayers, CrossAttender, Decoder, Encoder
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.feedforward_module import FeedForward, layer_schedule
 from variform.dialects.x_transformers.seq2seq import XTransformer
 from variform.dialects.x_transformers.vision import ViTransformerWrapper
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
@@ -12,7 +13,9 @@ __all__ = [
     "CrossAttender",
     "Decoder",
     "Encoder",
+    "FeedForward",
     "TransformerWrapper",
     "ViTransformerWrapper",
     "XTransformer",
+    "layer_schedule",
 ]

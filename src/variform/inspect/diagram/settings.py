@@ -21,6 +21,8 @@ FAMILIES = {
     "rotation": "attention",
     "bias": "attention",
     "feedforward": "feedforward",
+    "nonlinearity": "feedforward",
+    "gate": "feedforward",
     "residual": "stream",
     "head": "head",
 }

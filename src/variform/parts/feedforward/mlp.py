@@ -13,7 +13,7 @@ from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem
 from variform.parts.activation import ACTIVATIONS, Activation
-from variform.parts.kinds import FeedForward, Norm, Streams
+from variform.parts.kinds import FeedForward, Gate, Nonlinearity, Norm, Streams
 from variform.parts.linear import Linear
 
 Size = Annotated[int, Field(gt=0)]
@@ -25,7 +25,7 @@ class MLP(FeedForward):
     """Position-wise feedforward (Vaswani et al. 2017, arXiv:1706.03762): y = W2 act(W1 x + b1) + b2.
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim]
+        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]
 
     Args:
         dim: features in and out.
@@ -38,6 +38,8 @@ class MLP(FeedForward):
         init_std: standard deviation of the initial weights; torch's default when None.
         writes: residual writes of the model, for the initial scale of W2.
         out_dropout: probability of zeroing an output feature, in training.
+        pre_act: what the inner features pass before act; with `activation: none` it takes the place of act.
+        dim_out: features out, where they are not those in.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class MLP(FeedForward):
         init_std: float | None = INHERIT,
         writes: int | None = INHERIT,
         out_dropout: Rate = 0.0,
+        pre_act: Nonlinearity | None = None,
+        dim_out: Size | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden or int(mult * dim)
         self.up = Linear(dim, hidden, bias, std=init_std)
-        self.down = Linear(hidden, dim, bias, std=init_std, writes=writes)
+        self.down = Linear(hidden, dim_out or dim, bias, std=init_std, writes=writes)
+        self.pre_act = pre_act
         self.act = ACTIVATIONS[activation]
         self.norm = norm
         self.dropout = dropout
@@ -64,8 +69,13 @@ class MLP(FeedForward):
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
-        """The inner norm sees the inner width."""
+        """What is inside sees the inner width."""
         return {"dim": _hidden(facts)}
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """The features out, where they are others."""
+        return {} if facts["dim_out"] is None else {"dim": facts["dim_out"]}
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -75,7 +85,10 @@ class MLP(FeedForward):
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Transform each token."""
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
-        x = self.act(own["up"](x))
+        x = own["up"](x)
+        if self.pre_act is not None:
+            x = self.pre_act(x)
+        x = self.act(x)
         if self.norm is not None:
             x = self.norm(x)
         if self.dropout and self.training:
@@ -91,7 +104,7 @@ class GLU(FeedForward):
     With `silu` it is SwiGLU, with `gelu` GEGLU, with `relu` ReGLU, with `sigmoid` GLU, with `none` bilinear.
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim]
+        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]
 
     Args:
         dim: features in and out.
@@ -99,11 +112,13 @@ class GLU(FeedForward):
         mult: inner width as a multiple of `dim`, used when `hidden` is not given; 8/3 keeps an MLP's parameters.
         activation: act, on the gate.
         bias: learn offsets on the maps W_g and W_u.
-        out_bias: learn an offset on W_d; as `bias` says by default.
         dropout: probability of zeroing an inner feature, in training.
         norm: a norm on the inner features.
         init_std: standard deviation of the initial weights; torch's default when None.
         writes: residual writes of the model, for the initial scale of W_d.
+        out_bias: learn an offset on W_d; as `bias` says by default.
+        before: what W_g x and W_u x pass before act and product.
+        dim_out: features out, where they are not those in.
     """
 
     def __init__(
@@ -118,20 +133,28 @@ class GLU(FeedForward):
         init_std: float | None = INHERIT,
         writes: int | None = INHERIT,
         out_bias: bool | None = None,
+        before: Gate | None = None,
+        dim_out: Size | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden or int(mult * dim)
         self.gate = Linear(dim, hidden, bias, std=init_std)
         self.up = Linear(dim, hidden, bias, std=init_std)
-        self.down = Linear(hidden, dim, bias if out_bias is None else out_bias, std=init_std, writes=writes)
+        self.before = before
+        self.down = Linear(hidden, dim_out or dim, bias if out_bias is None else out_bias, std=init_std, writes=writes)
         self.act = ACTIVATIONS[activation]
         self.norm = norm
         self.dropout = dropout
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> dict[str, int]:
-        """The inner norm sees the inner width."""
+        """What is inside sees the inner width."""
         return {"dim": _hidden(facts)}
+
+    @classmethod
+    def gives(cls, facts: Facts) -> Facts:
+        """The features out, where they are others."""
+        return {} if facts["dim_out"] is None else {"dim": facts["dim_out"]}
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -140,7 +163,10 @@ class GLU(FeedForward):
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Transform each token."""
-        x = self.act(self.gate(x)) * self.up(x)
+        gate, up = self.gate(x), self.up(x)
+        if self.before is not None:
+            gate, up = self.before(gate, up)
+        x = self.act(gate) * up
         if self.norm is not None:
             x = self.norm(x)
         if self.dropout and self.training:

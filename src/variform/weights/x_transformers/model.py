@@ -13,15 +13,17 @@ from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
+from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.head.heads import ClassifierHead, LinearHead, LMHead, PoolHead, TiedLMHead
 from variform.parts.head.joined import JoinedHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
+from variform.parts.stream_ops.branch import BranchStart
 from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.weights.entries import Entry, affine, plain, reordered, shaped
-from variform.weights.x_transformers.pieces import linear_entries, no_counterpart, norm_entries
+from variform.weights.x_transformers.pieces import feedforward_entries, linear_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.stack import stack_entries
 
 
@@ -32,6 +34,10 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
         yield from model_entries(model.decoder, f"{prefix}decoder.net.", offset)
     elif isinstance(model, LayerStack):
         yield from stack_entries(model, prefix, offset)
+    elif isinstance(model, BranchStart):
+        yield from model_entries(model.body, prefix, offset)
+    elif isinstance(model, (MLP, GLU)):
+        yield from feedforward_entries(model, f"{prefix}ff.")
     elif isinstance(model, Transformer) and len(model.stacks) == 1 and model.embedding is not None:
         yield from _embedding(model.embedding, prefix)
         stack = next(model.stacks.in_order())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from variform.core.part import Part
 from variform.errors import ConfigError
 from variform.parts.feedforward.mlp import GLU, MLP
+from variform.parts.gate.branches import Branches
+from variform.parts.nonlinearity.composed import Chain, UserModule
+from variform.parts.nonlinearity.solu import SoLU
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
 from variform.weights.entries import Entry, affine, constant, joined, plain
 
@@ -18,6 +21,7 @@ def feedforward_entries(part: MLP | GLU, prefix: str) -> Iterator[Entry]:
     """The entries of a feedforward."""
     down = 2 if part.norm is None else 3
     if isinstance(part, GLU):
+        yield from _branches(part.before, f"{prefix}0.")
         yield joined(f"{prefix}0.proj.weight", (part.up.weight, part.gate.weight))
         if "bias" in dict(part.up.named_parameters()):
             yield joined(f"{prefix}0.proj.bias", (part.up.bias, part.gate.bias))
@@ -25,8 +29,33 @@ def feedforward_entries(part: MLP | GLU, prefix: str) -> Iterator[Entry]:
             yield constant(f"{prefix}0.proj.bias", part.up.weight.new_zeros(2 * part.up.out_features), "offsets")
     else:
         yield from linear_entries(f"{prefix}0.0", part.up)
+        yield from _nonlinearity(part.pre_act, lambda place: f"{prefix}0.{place + 1}.")
     yield from norm_entries(f"{prefix}1", part.norm, 0.0)
     yield from linear_entries(f"{prefix}{down}", part.down)
+
+
+def _branches(part: nn.Module | None, prefix: str) -> Iterator[Entry]:
+    """What the branches of a GLU pass, by upstream's names."""
+    if part is None:
+        return
+    if not isinstance(part, Branches):
+        raise no_counterpart(part)
+    if part.gain is not None:
+        yield plain(f"{prefix}mult_bias", part.gain)
+    yield from _nonlinearity(part.gate, lambda place: f"{prefix}act.")
+    yield from _nonlinearity(part.up, lambda place: prefix)
+
+
+def _nonlinearity(part: nn.Module | None, prefix_of: Callable[[int], str]) -> Iterator[Entry]:
+    """The tensors of nonlinearities; `prefix_of` tells what keys begin with at a place of the chain."""
+    for place, step in enumerate(part.functions if isinstance(part, Chain) else () if part is None else (part,)):
+        if isinstance(step, SoLU):
+            yield from norm_entries(f"{prefix_of(place)}norm", step.norm, 0.0)
+        elif isinstance(step, UserModule):
+            for name, tensor in step.module.state_dict(keep_vars=True).items():
+                yield plain(prefix_of(place) + name, tensor)
+        elif list(step.parameters()):
+            raise no_counterpart(step)
 
 
 def linear_entries(key: str, linear: nn.Linear) -> Iterator[Entry]:

@@ -14,6 +14,7 @@ from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import T5Bias
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
+from variform.parts.stream_ops.branch import BranchStart
 from variform.parts.stream_ops.padding import ZeroPadding
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
@@ -45,9 +46,11 @@ def steps_of(part: nn.Module) -> Iterator[Sublayer]:
 
 
 def body_of(step: Sublayer) -> nn.Module:
-    """What does the work in a step, without the part that zeroes padding."""
+    """What does the work in a step, without the parts around it that have no weights."""
     body: nn.Module = step.body
-    return body.body if isinstance(body, ZeroPadding) else body
+    while isinstance(body, (ZeroPadding, BranchStart)):
+        body = body.body
+    return body
 
 
 def _positions(mixers: list[MultiHead], prefix: str) -> Iterator[Entry]:

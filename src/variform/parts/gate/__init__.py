@@ -1,0 +1,1 @@
+"""What the branches of a gated unit pass before they are multiplied."""

@@ -25,6 +25,7 @@ MODEL_STREAMS = frozenset(
         "context_mask",
         "context_positions",
         "condition",
+        "injected",
         "prefix",
         "prefix_valid",
         "losses",
@@ -282,14 +283,15 @@ class _Walk:
         self.problems.append(Problem(join_path(path, name), message, **more))
 
 
-REPUBLISHED = frozenset({"positions", "valid", "segments"})
-"""Streams of the model that a part which changes the length publishes anew."""
+REPUBLISHED = frozenset({"positions", "valid", "segments", "injected"})
+"""Streams of the model that a part which changes the length publishes anew, or begins."""
 
 
 def stream_problems(spec: Spec) -> list[Problem]:
     """Check published streams: each read has a writer before it, each write a reader, no two writers of one name.
 
-    Parts run in field and list order; names end with the enclosing stack.
+    A part that reads a stream and publishes it anew carries it on (a history), and is no second writer. Parts run in
+    field and list order; names end with the enclosing stack.
     """
     problems: list[Problem] = []
     _scan(spec, "", {}, set(), problems)
@@ -303,7 +305,8 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
     if named is not None:  # what its children publish has names of its own there, and goes no further
         written = {**dict.fromkeys(named - MODEL_STREAMS, path), **written}
         all_used, used = used, set(used)
-    for name in sorted(spec.part.reads_streams(spec.args) - MODEL_STREAMS):
+    reads = spec.part.reads_streams(spec.args)
+    for name in sorted(reads - MODEL_STREAMS):
         if name in written:
             used.add(name)
         else:
@@ -317,6 +320,8 @@ def _scan(spec: Spec, path: str, written: dict[str, str], used: set[str], proble
         all_used.update(used & outer)
         return
     for name in set(spec.part.publishes(spec.args)) - REPUBLISHED:
+        if name in written and name in reads:
+            continue
         if name in written:
             problems.append(Problem(path, f"publishes {name!r}, which {written[name]} publishes already"))
         elif name in MODEL_STREAMS:

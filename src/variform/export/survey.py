@@ -13,7 +13,7 @@ from variform.export.classes import Facts, facts_of
 from variform.export.known import Known
 from variform.export.shake import ATTENTION, EXPERTS, LAYERS, PATTERNS, SCORES, Place, at, definition
 from variform.parts.attention.softmax import LocalAttention
-from variform.parts.kinds import Attention, Bias, Op
+from variform.parts.kinds import Attention, Bias, Entry, MultiResidual, Op
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.op.heads import Scores, WeightedSum
 from variform.stack.execute import ModuleList
@@ -79,6 +79,9 @@ def survey(model: nn.Module, spec: Spec) -> Known:
         absent.add("k_valid")
     if not any(issubclass(found.part, Bias) for found in specs):
         absent.add("scores")
+    absent |= {"injected"} - {name for found in specs for name in found.part.publishes(found.args)}
+    if not any(found.part.views(found.args) > 1 for found in specs if issubclass(found.part, (Entry, MultiResidual))):
+        absent |= {"key_input", "value_input"}
     absent |= {name for name, has in _asked(model, specs).items() if not has}
     pairs = [found for found in specs if found.part is EncoderDecoder]
     hidden = any(described(found["encoder"]).get("head") is not None for found in pairs)

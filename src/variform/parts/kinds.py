@@ -412,6 +412,32 @@ class MultiResidual(Residual):
         ) -> Tensor: ...
 
 
+class Entry(Part):
+    """What the branch of a residual step reads: `forward(x, streams) -> (views, published)`.
+
+    It sees the residual stream and what earlier steps published; what it returns is normed and goes to the body, and
+    the stream itself stays as it is. One view is the input of the body; of three, the first is what an attention makes
+    its queries of, the second and third are what it makes its keys and values of (the body finds them in the streams
+    `key_input` and `value_input`, which are of that call alone).
+    """
+
+    kind: ClassVar[str] = "entry"
+    follows: ClassVar[frozenset[str]] = frozenset({"dim"})
+
+    @classmethod
+    def views(cls, args: Facts) -> int:
+        """How many inputs it gives the body: 1 or 3."""
+        return 1
+
+    @abstractmethod
+    def forward(self, x: Tensor, streams: Streams) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """From [B, L, dim] to one or three of that shape, and what is published."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, streams: Streams) -> tuple[tuple[Tensor, ...], dict[str, Any]]: ...
+
+
 class Head(Part):
     """Reads the answer off the last hidden states: `forward(x, streams) -> output`."""
 

@@ -224,6 +224,7 @@ ADAPTERS: dict[str, Adapter] = {
 REFUSED = {
     "nonlinearity": "a nonlinearity shapes the inner features of a feedforward: a step takes the op 'activation'",
     "gate": "a gate belongs to a gated feedforward: put it into the field 'before' of a 'glu'",
+    "entry": "an entry says what the branch of a sublayer reads: put it into the sublayer's field 'entry'",
     "memory": "a memory gives an attention more keys and values: put it into the attention's field 'memory'",
     "line": "a line is no part: a block of lines is given as a block, with 'repeat'",
     "model": "a model is a whole of its own: use its stacks, embedding and head, or lower it to a program",

@@ -91,8 +91,17 @@ def check_streams(given: Mapping[str, Any], batch: int, length: int, device: tor
             _check_context(value, given["context_mask"], batch)
         elif name == "context_mask" and value.dtype != torch.bool:
             raise ShapeError(f"context_mask is bool, True at real tokens, not {value.dtype}")
+        elif name == "injected":
+            ahead = given.get("prefix")
+            _check_injected(value, batch, length + (0 if ahead is None else ahead.shape[1]))
         elif name == "condition" and (value.dim() != 2 or value.shape[0] != batch):
             raise ShapeError(f"the condition is floats [{batch}, features], not {about(value)}")
+
+
+def _check_injected(value: Tensor, batch: int, length: int) -> None:
+    if value.dim() != 3 or value.shape[0] != batch or value.shape[1] not in (1, length):
+        wanted = f"[{batch}, {length}, dim] or [{batch}, 1, dim]"
+        raise ShapeError(f"what is injected is floats of shape {wanted}, not {about(value)}")
 
 
 def _check_rows(name: str, value: Tensor, batch: int, length: int) -> None:

@@ -83,6 +83,7 @@ class Transformer(Model):
         context: Tensor | None = None,
         context_mask: Mask | Tensor | None = None,
         condition: Tensor | None = None,
+        injected: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_valid: Tensor | None = None,
         state: State | None = None,
@@ -100,6 +101,7 @@ class Transformer(Model):
             context: [B, Lc, dim_context] for cross attention.
             context_mask: [B, Lc] bool, False at padding of the context.
             condition: [B, dim_condition] for adaptive parts.
+            injected: [B, L, dim] or [B, 1, dim], added to what every branch reads; L counts a prefix.
             prefix: [B, P, dim] features that stand before the tokens (an embedding `prefixed` takes them); they do not
                 count against max_seq_len, `positions` and `valid` are of the tokens alone, a mask is over all.
             prefix_valid: [B, P] bool, False at padding of the prefix.
@@ -118,6 +120,7 @@ class Transformer(Model):
             "context": context,
             "context_mask": context_mask,
             "condition": condition,
+            "injected": injected,
             "prefix": prefix,
             "prefix_valid": prefix_valid,
         }
@@ -373,7 +376,7 @@ class EncoderDecoder(Model):
                 raise ShapeError(f"the decode state has read the source already: give {name}=None")
 
 
-_DECODER_STREAMS = ("positions", "segments", "mask", "condition", "prefix", "prefix_valid", "hidden")
+_DECODER_STREAMS = ("positions", "segments", "mask", "condition", "injected", "prefix", "prefix_valid", "hidden")
 
 
 def losses_by_name(told: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:

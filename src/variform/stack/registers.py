@@ -69,6 +69,9 @@ class RegisterStack(Stack):
         for name in ("segments", "mask"):
             if streams.get(name) is not None:
                 raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")
+        injected = streams.get("injected")
+        if injected is not None and injected.shape[1] > 1:
+            raise ShapeError("injected cannot be combined with added tokens, unless it is one row [B, 1, dim] for all")
         length, tokens = x.shape[1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         published: dict[str, Any] = {}
         whole = torch.cat((tokens, x) if self.front else (x, tokens), 1)

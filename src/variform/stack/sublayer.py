@@ -18,6 +18,7 @@ from variform.core.spec import Spec, described
 from variform.errors import Problem
 from variform.ops.reversible import Draws
 from variform.parts.kinds import (
+    Entry,
     FeedForward,
     Layer,
     Mixer,
@@ -71,8 +72,11 @@ class Sublayer(Layer):
     pre-norm `norm`; post-norm `out_norm`; sandwich `norm` and `branch_norm`; DeepNorm `out_norm` and
     `residual: deepnorm`. An empty slot costs nothing; without `residual` the branch is added.
 
+    The stream `injected`, where there is one, is added to what the branch reads, before the norm (in-attention
+    conditioning, arXiv:2105.04090; input injection, arXiv:1909.01377): the residual stream itself does not get it.
+
     Shapes:
-        x: [B, L, dim] -> [B, L, dim]
+        x: [B, L, dim] -> [B, L, dim]; injected: [B, L, dim] or [B, 1, dim]
 
     Args:
         body: the mixer, feedforward or layer that does the work.
@@ -85,9 +89,11 @@ class Sublayer(Layer):
             2016, arXiv:1603.09382); the kept rows are scaled by 1 / (1 - drop_path).
         layer_drop: probability of leaving the whole step out for all rows, in training (LayerDrop, Fan et al. 2019,
             arXiv:1909.11556); nothing is scaled.
+        entry: what the branch reads, of x and of earlier steps; None reads x.
     """
 
     residual_writes: ClassVar[int] = 1
+    reads: ClassVar[frozenset[str]] = frozenset({"injected"})
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class Sublayer(Layer):
         dropout: Rate = 0.0,
         drop_path: Rate = 0.0,
         layer_drop: Rate = 0.0,
+        entry: Entry | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -109,6 +116,7 @@ class Sublayer(Layer):
         self.dropout = dropout
         self.drop_path = drop_path
         self.layer_drop = layer_drop
+        self.entry = entry
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
@@ -118,14 +126,18 @@ class Sublayer(Layer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """A branch has the features that it joins; a body that is handed views for keys and values must read them."""
-        residual, body = facts["residual"], facts["body"]
+        residual, entry, body = (described(facts[name]) for name in ("residual", "entry", "body"))
         found, given = [], body.get("dim_out")
         if given not in (None, facts.get("dim", given)):
             message = f"the branch joins a stream of {facts['dim']} features"
             found.append(Problem("body.dim_out", message, given, "leave it out"))
-        if residual is None or not issubclass(residual.part, MultiResidual) or residual.part.views(residual.args) == 1:
-            return found
-        return found + view_problems(body, "body")
+        mixes = residual is not None and issubclass(residual.part, MultiResidual)
+        views = residual.part.views(residual.args) if mixes else 1
+        if entry is not None and views > 1:
+            found.append(Problem("entry", f"the residual {residual.name!r} hands over views of its own already"))
+        elif entry is not None:
+            views = entry.part.views(entry.args)
+        return found if views == 1 else found + view_problems(body, "body")
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""
@@ -137,8 +149,12 @@ class Sublayer(Layer):
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
         norm, residual = own.get("norm"), own.get("residual")
         multi = residual if isinstance(residual, MultiResidual) else None
+        others: Sequence[Tensor] = ()
         if multi is not None:
             (x, *others), joined, gains = multi.open(x)
+        if own.get("entry") is not None or streams.get("injected") is not None:
+            x, *others = self._entered(x, others, streams, published)
+        if others:
             streams = _apart(norm, others, condition, streams)
         branch = call(own["body"], x if norm is None else norm(x, condition), streams, "body", published)
         if self.branch_norm is not None:
@@ -157,6 +173,17 @@ class Sublayer(Layer):
             # The step is computed either way: every parameter keeps a gradient and a compiled graph stays whole.
             y = torch.where(torch.rand((), device=x.device) < self.layer_drop, onto, y)
         return (y, published) if published else y
+
+    def _entered(
+        self, x: Tensor, others: Sequence[Tensor], streams: Streams, published: dict[str, Any]
+    ) -> Sequence[Tensor]:
+        """What the branch reads: one view, or three."""
+        views: Sequence[Tensor] = (x, *others)
+        if self.entry is not None:
+            views, new = self.entry(x, streams)
+            published.update(new)
+        injected = streams.get("injected")
+        return views if injected is None else [view + injected for view in views]
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """That of the body, and of a residual that keeps one."""
@@ -190,9 +217,7 @@ def view_problems(body: Spec, path: str) -> list[Problem]:
 
 
 def _apart(norm: Norm | None, others: Sequence[Tensor], condition: Tensor | None, streams: Streams) -> Streams:
-    """The streams that a body sees, with the normed input of its keys and that of its values where they are apart."""
-    if not others:
-        return streams
+    """The streams that a body sees, with the normed input of its keys and that of its values among them."""
     keys, values = others if norm is None else (norm(other, condition) for other in others)
     return {**streams, "key_input": keys, "value_input": values}
 

@@ -24,6 +24,7 @@ FAMILIES = {
     "nonlinearity": "feedforward",
     "gate": "feedforward",
     "residual": "stream",
+    "entry": "stream",
     "head": "head",
 }
 _OPS = {

@@ -113,7 +113,7 @@ class _Reader:
 
     def _sublayer(self, spec: Spec, path: str) -> Iterator[Item]:
         source = "x"
-        for slot in ("norm", "body", "branch_norm"):
+        for slot in ("entry", "norm", "body", "branch_norm"):
             if spec.get(slot) is not None:
                 yield self._leaf(_inner(spec[slot]), _join(path, slot), source, "branch")
                 source = "branch"

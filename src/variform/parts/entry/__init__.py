@@ -1,0 +1,1 @@
+"""What the branch of a residual step reads beyond the residual stream as it stands."""

@@ -1,0 +1,86 @@
+"""Instances of the parts that carry a history from layer to layer, in stacks that begin one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from variform.core.spec import Spec
+from variform.parts.entry.layers import LayerAttention, LayerMixture
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
+from variform.parts.stream_ops.inject import InjectInput
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer
+from variform.testing.hosts import COMPANION, FEED, Host, Setting, model_around
+from variform.testing.samples import Sample, samples_for
+
+
+def in_stack(layers: Callable[[Spec], list[Any]]) -> Host:
+    """A host with these layers around the part; the companion comes after them."""
+
+    def host(spec: Spec, setting: Setting) -> Spec:
+        made = [*layers(spec), *([COMPANION] if setting.companion else [])]
+        return model_around(setting, [LayerStack.spec(layers=made, executor=setting.executor)])
+
+    return host
+
+
+@samples_for(LayerMixture)
+def _mixture() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        body = MultiHead.spec() if spec.get("views") == 3 else FEED
+        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), Sublayer.spec(body=body, entry=spec)]
+
+    host = in_stack(layers)
+    return [
+        Sample(LayerMixture.spec(count=2), host=host),
+        Sample(LayerMixture.spec(count=2, views=3, weights="relu"), "three views", host=host),
+    ]
+
+
+@samples_for(LayerAttention)
+def _attention() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        body = MultiHead.spec() if spec.get("views") == 3 else FEED
+        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), COMPANION, Sublayer.spec(body=body, entry=spec)]
+
+    host = in_stack(layers)
+    return [
+        Sample(LayerAttention.spec(rank=4), host=host),
+        Sample(LayerAttention.spec(rank=4, views=3, activation="silu"), "three views", host=host),
+    ]
+
+
+@samples_for(BeginHistory)
+def _begin() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        return [spec, *(Sublayer.spec(body=FEED, entry=LayerAttention.spec(rank=3)) for _ in range(2))]
+
+    return [Sample(BeginHistory.spec(), host=in_stack(layers))]
+
+
+@samples_for(KeepSkip)
+def _keep() -> list[Sample]:
+    return [
+        Sample(
+            KeepSkip.spec(),
+            host=in_stack(lambda spec: [BeginHistory.spec(stream="skips"), spec, COMPANION, JoinSkip.spec()]),
+        )
+    ]
+
+
+@samples_for(JoinSkip)
+def _join() -> list[Sample]:
+    return [
+        Sample(
+            JoinSkip.spec(),
+            host=in_stack(lambda spec: [BeginHistory.spec(stream="skips"), KeepSkip.spec(), COMPANION, spec]),
+        )
+    ]
+
+
+@samples_for(InjectInput)
+def _inject() -> list[Sample]:
+    host = in_stack(lambda spec: [spec, Sublayer.spec(body=FEED)])
+    return [Sample(InjectInput.spec(), host=host), Sample(InjectInput.spec(gate=True), "gated", host=host)]

@@ -28,11 +28,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(BIN)/python -m pip install -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types unit vision test-slow docs dist dist-check clean
+.PHONY: help demo test lint format types unit vision releases test-slow docs dist dist-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make lint format types unit vision test-slow docs dist dist-check clean"
+	@echo "also: make lint format types unit vision releases test-slow docs dist dist-check clean"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -53,6 +53,11 @@ $(VENV)/.vision: constraints.txt $(VENV)/.dev
 	@$(INSTALL) --no-deps --upgrade --target $(VENV)/vision timm torchvision
 	@touch $@
 
+# An earlier release of x-transformers, whose checkpoints are read too; the newest one is in the environment itself.
+$(VENV)/.releases: constraints.txt $(VENV)/.dev
+	@PIP_CONSTRAINT= $(INSTALL) --no-deps --upgrade --target $(VENV)/x-transformers-2.26.4 x-transformers==2.26.4
+	@touch $@
+
 demo: $(VENV)/.examples
 	@$(BIN)/variform train examples/microgpt.yaml
 
@@ -71,10 +76,12 @@ types: $(VENV)/.dev
 
 vision: $(VENV)/.vision
 
-unit: $(VENV)/.dev $(VENV)/.vision
+releases: $(VENV)/.releases
+
+unit: $(VENV)/.dev $(VENV)/.vision $(VENV)/.releases
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev $(VENV)/.vision
+test-slow: $(VENV)/.dev $(VENV)/.vision $(VENV)/.releases
 	@$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 docs: $(VENV)/.dev $(VENV)/.vision

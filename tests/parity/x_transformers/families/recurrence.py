@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.parity.x_transformers.option_set import OptionSet
 
 SETS = [
-    OptionSet("plain", feature="decoder", part="stack/stack", paper="arXiv:1706.03762"),
+    OptionSet("plain", feature="Decoder", part="stack/stack", paper="arXiv:1706.03762", same=True),
 ]

@@ -303,6 +303,21 @@ class Memory(Part):
         """The keys and values."""
 
 
+class Projection(Part):
+    """A map of each token's features: `forward(x) -> y`, [..., inputs] to [..., outputs]."""
+
+    kind: ClassVar[str] = "projection"
+    follows: ClassVar[frozenset[str]] = frozenset({"inputs", "outputs"})
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Map."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class Embedding(Part):
     """Turns a model's raw input into [B, L, dim]: `forward(inputs, streams) -> x` or `(x, published)`."""
 

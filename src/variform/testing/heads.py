@@ -10,7 +10,7 @@ from variform.ops.masks import Dense
 from variform.parts.kinds import Sides
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.testing.case import Case, seeded
-from variform.testing.hosts import Setting
+from variform.testing.hosts import FACTS, Setting
 from variform.testing.numbers import same
 from variform.testing.report import NotApplicable, check
 from variform.testing.samples import Sample
@@ -23,29 +23,30 @@ def attention(case: Case) -> None:
     if case.part.kind != "attention":
         raise NotApplicable("it is no attention")
     part = Case(case.sample, {**case.facts, "causal": False}).alone().eval()
-    q, k, v = heads(6, 7)
+    (q, k, v), x = heads(6, 7), tokens(6)
     if case.can.cross and case.can.key_padding:
         keep = torch.tensor([[True, False, True, True, False, True, False], [False] * 7])
-        out = part(q, k, v, Sides(k_valid=keep))
-        fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides())
+        out = part(q, k, v, Sides(k_valid=keep, x=x))
+        fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides(x=x[:1]))
         same(out[:1], fewer, "keys that are not valid, against fewer keys")
         same(out[1], torch.zeros_like(out[1]), "a row without valid keys", 0.0)
     if case.can.cross and case.can.attention_mask:
         allowed = torch.rand(2, 4, 6, 7) > 0.4
         allowed[0, :, 2] = False
         allowed[1, :, 4, 1:] = False
-        out = part(q, k, v, Sides(mask=Dense(allowed)))
+        out = part(q, k, v, Sides(mask=Dense(allowed), x=x))
         same(out[0, :, 2], torch.zeros_like(out[0, :, 2]), "a query whose mask allows nothing", 0.0)
         for row, head, step in ((0, 1, 0), (1, 3, 4), (1, 0, 5)):
             keep = allowed[row, head, step]
             if keep.any():
-                at = (slice(row, row + 1), slice(head, head + 1))
-                fewer = part(q[at][:, :, step : step + 1], k[at][:, :, keep], v[at][:, :, keep], Sides())
-                same(out[row, head, step], fewer[0, 0, 0], "a masked query, against fewer keys")
+                at, one = slice(row, row + 1), slice(step, step + 1)
+                fewer = part(q[at, :, one], k[at][:, :, keep], v[at][:, :, keep], Sides(x=x[at, one]))
+                same(out[row, head, step], fewer[0, head, 0], "a masked query, against fewer keys")
     length = case.fit(6)
     q, k, v = heads(length, length)
-    grouped = part(q, k[:, :2], v[:, :2], Sides())
-    repeated = part(q, *(t[:, :2].repeat_interleave(2, 1) for t in (k, v)), Sides())
+    x = tokens(length)
+    grouped = part(q, k[:, :2], v[:, :2], Sides(x=x))
+    repeated = part(q, *(t[:, :2].repeat_interleave(2, 1) for t in (k, v)), Sides(x=x))
     same(grouped, repeated, "two key heads for four query heads, against repeated key heads")
 
 
@@ -53,6 +54,12 @@ def heads(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[
     """Random q, k, v of 2 rows, 4 heads and 4 features."""
     with seeded(11):
         return tuple(torch.randn(2, 4, n, 4, dtype=torch.float64).to(dtype) for n in (queries, keys, keys))  # type: ignore[return-value]
+
+
+def tokens(length: int) -> Tensor:
+    """What such queries were made of: 2 rows of features."""
+    with seeded(12):
+        return torch.randn(2, length, FACTS["dim"], dtype=torch.float64)
 
 
 @check("cross")

@@ -31,6 +31,8 @@ FACTS: dict[str, Any] = {
     "depth": 2,
     "layer": 0,
     "residual_streams": 3,
+    "inputs": 16,
+    "outputs": 16,
 }
 """The sizes of the hosts, and what a part built alone inherits."""
 

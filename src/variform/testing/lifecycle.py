@@ -17,7 +17,7 @@ from variform.core.fields import fields_of
 from variform.core.part import Part
 from variform.parts.kinds import Sides, StreamPart
 from variform.testing.case import Case, perturb, seeded
-from variform.testing.heads import heads
+from variform.testing.heads import heads, tokens
 from variform.testing.numbers import Rounded, gradients, identical, largest, rms, same
 from variform.testing.report import NotApplicable, check
 
@@ -184,7 +184,10 @@ def _direct(case: Case, **changes: Any) -> Any:
     with seeded(3):
         perturb(part)
     if case.part.kind == "attention":
-        given: tuple[Any, ...] = (*(t[:1].repeat(64, 1, 1, 1) for t in heads(case.fit(5), case.fit(5))), Sides())
+        given: tuple[Any, ...] = (
+            *(t[:1].repeat(64, 1, 1, 1) for t in heads(case.fit(5), case.fit(5))),
+            Sides(x=tokens(case.fit(5))[:1].repeat(64, 1, 1)),
+        )
     else:
         inputs = perturb_like.inputs(1, 5)
         x = inputs.x.repeat(64, *[1] * (inputs.x.dim() - 1))

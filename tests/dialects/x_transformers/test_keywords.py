@@ -71,7 +71,13 @@ SIDES: dict[str, Any] = {
         ({"ff_mult": (2, 4, 8)}, "int or float is needed"),
         ({"ff_mult": (2, "4")}, "int or float is needed"),
         ({"attn_kv_heads": (2, 3)}, "must divide heads = 4"),
-        ({"attn_laser": (False, True)}, "attn_laser is not supported yet"),
+        ({"attn_swiglu_values": True}, "needs gate_values or output_gate"),
+        ({"attn_low_rank_silu_gates": False}, "no effect without a gate of low rank"),
+        ({"attn_gate_values": True, "attn_gate_values_rank": 99}, "a rank below 16 is needed"),
+        ({"attn_output_gate": True, "attn_output_gate_rank": 2, "attn_output_gate_headwise": True}, "has no rank"),
+        ({"attn_qk_norm": True, "attn_qk_norm_groups": 3}, "must divide the 4 features of a head"),
+        ({"attn_orthog_projected_values": True, "attn_orthog_projected_values_per_head": True}, "one of the two"),
+        ({"attn_laser_softclamp_value": (15.0, 3.0)}, "has no effect without attn_laser"),
         ({"ff_swish": True, "ff_relu_squared": True}, "one activation"),
         ({"attn_dropout": 1.5}, "less than 1"),
         ({"layer_dropout": (0.1,)}, "one rate for each of the 4 sublayers"),
@@ -98,8 +104,8 @@ def test_bad_keywords(keywords: dict[str, Any], message: str) -> None:
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(KeywordError) as caught:
-        Decoder(**SMALL, rotary_pos_embb=True, attn_laser=True, ff_sollu=True)
-    assert [problem.path for problem in caught.value.problems] == ["rotary_pos_embb", "attn_laser", "ff_sollu"]
+        Decoder(**SMALL, rotary_pos_embb=True, attn_head_scale=3, ff_sollu=True)
+    assert [problem.path for problem in caught.value.problems] == ["rotary_pos_embb", "attn_head_scale", "ff_sollu"]
 
 
 def test_a_missing_keyword_is_a_key_error_too() -> None:

@@ -20,6 +20,7 @@ FAMILIES = {
     "attention": "attention",
     "rotation": "attention",
     "bias": "attention",
+    "projection": "attention",
     "feedforward": "feedforward",
     "nonlinearity": "feedforward",
     "gate": "feedforward",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from variform.parts.attention.distance import LengthMemory
 from variform.parts.attention.memory import LearnedMemory
+from variform.parts.attention.values import ExponentialMemory
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
 from variform.weights.entries import Entry, plain, reordered
+from variform.weights.x_transformers.around import Heads, around_entries, innermost
 from variform.weights.x_transformers.pieces import no_counterpart
 
 
@@ -19,17 +23,21 @@ def attention_entries(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterato
     yield plain(f"{prefix}to_k.weight", mixer.k.weight)
     yield plain(f"{prefix}to_v.weight", mixer.v.weight)
     yield reordered(f"{prefix}to_out.weight", mixer.out.weight, heads, 1, size)
-    memory = getattr(mixer.attention, "memory", None)
+    yield from around_entries(mixer.attention, prefix, Heads(heads, mixer.kv_heads, size))
+    attention = innermost(mixer.attention)
+    memory = getattr(attention, "memory", None)
+    while isinstance(memory, (ExponentialMemory, LengthMemory)):
+        memory = memory.memory
     if isinstance(memory, LearnedMemory):
         yield plain(f"{prefix}mem_k", memory.keys)
         yield plain(f"{prefix}mem_v", memory.values)
     # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.
-    cosine = getattr(mixer.attention, "scale", None) is not None
+    cosine = getattr(attention, "scale", None) is not None
     if cosine and mixer.q_norm is None:
-        raise no_counterpart(mixer.attention)
+        raise no_counterpart(attention)
     names = ("qk_norm_q_scale", "qk_norm_k_scale") if cosine else ("q_rmsnorm.gamma", "k_rmsnorm.gamma")
     for name, norm, order in zip(names, (mixer.q_norm, mixer.k_norm), (heads, range(mixer.kv_heads)), strict=True):
-        if isinstance(norm, RMSNorm) and norm.weight is not None:
+        if isinstance(norm, (RMSNorm, GroupedRMSNorm)) and norm.weight is not None:
             factor, offset = (size**-0.25, 0.0) if cosine else (1.0, 1.0)
             yield reordered(prefix + name, norm.weight, list(order), 0, factor=factor, offset=offset)
 

@@ -14,6 +14,7 @@ from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.stream_ops.padding import ZeroPadding
 
@@ -128,8 +129,8 @@ class AttentionDraft:
         if self.part is not None:
             attention = with_dropout(mixing_spec(self.part), self.dropout)
         elif self.max_attend_past is None:
-            plain = RMSNorm.spec(eps=TINY, gain=False) if self.qk_norm else None
-            memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=plain) if self.num_mem_kv else None
+            norm = k_norm if self.qk_norm else None
+            memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=norm) if self.num_mem_kv else None
             attention = SoftmaxAttention.spec(**softmax, memory=memory)
         else:
             attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax)
@@ -148,17 +149,23 @@ class AttentionDraft:
 
         Upstream's l2 norms are RMS norms divided by sqrt(dim_head) each, so the factor is divided by dim_head.
         """
-        heads = RMSNorm.spec(eps=TINY, per_head=self.heads)
-        key_heads = RMSNorm.spec(eps=TINY, per_head=self.key_heads)
-        if self.qk_norm and self.qk_norm_dim_scale:
-            # Its gains start at dim_head^(1/4); here at one, and the difference is in the factor.
-            return heads, key_heads, 1 / self.dim_head
+        heads, key_heads = (RMSNorm.spec(eps=TINY, per_head=count) for count in (self.heads, self.key_heads))
         if self.qk_norm:
-            plain = RMSNorm.spec(eps=TINY, gain=False)
-            return plain, plain, self.qk_norm_scale / self.dim_head
+            groups = self.options.get("qk_norm_groups", 1)
+            # A gain of upstream's starts at dim_head^(1/4); here at one, and the difference is in the factor.
+            factor = 1.0 if self.qk_norm_dim_scale else self.qk_norm_scale
+            return *self._cosine_norms(groups), factor * groups / self.dim_head
         if self.qk_rmsnorm:
             return heads, key_heads, None
         return None, key_heads if self.k_rmsnorm else None, None
+
+    def _cosine_norms(self, groups: int) -> tuple[Spec, Spec]:
+        """Norms of q and k whose product is a cosine, up to the factor."""
+        common: dict[str, Any] = {"eps": TINY} if groups == 1 else {"eps": TINY, "groups": groups}
+        norm = RMSNorm if groups == 1 else GroupedRMSNorm
+        if not self.qk_norm_dim_scale:
+            return norm.spec(**common, gain=False), norm.spec(**common, gain=False)
+        return norm.spec(**common, per_head=self.heads), norm.spec(**common, per_head=self.key_heads)
 
 
 def score_scale(dim_head: int) -> float:

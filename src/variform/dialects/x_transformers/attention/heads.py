@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from variform.core.spec import Spec
-from variform.dialects.x_transformers.table import Table, refused
+from variform.core.spec import Spec, described
+from variform.dialects.x_transformers.table import Route, Table, keep, refused
 from variform.errors import Problem
+from variform.parts.attention.distance import DistanceAttention, LengthMemory
+from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
+from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
+from variform.parts.norm.norms import RMSNorm
+from variform.parts.projection.maps import LinearProjection, LowRankProjection
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention.draft import AttentionDraft
 
+TINY = 1e-24
+"""eps of an RMSNorm that is a plain l2 normalisation times sqrt(dim), as upstream's."""
+
+
+def _flags(*names: str) -> dict[str, Route]:
+    return {name: Route(False, keep(name)) for name in names}
+
+
 ROUTES: Table = {
+    **_flags("head_scale", "gate_value_heads", "gate_values", "output_gate"),
+    "swiglu_values": Route(False, keep("swiglu_values")),
+    "gate_values_rank": Route(None, keep("gate_values_rank"), needs="gate_values", types=(int,)),
+    "gate_values_headwise": Route(False, keep("gate_values_headwise"), needs="gate_values"),
+    "output_gate_rank": Route(None, keep("output_gate_rank"), needs="output_gate", types=(int,)),
+    "output_gate_headwise": Route(False, keep("output_gate_headwise"), needs="output_gate"),
+    "low_rank_silu_gates": Route(True, keep("low_rank_silu_gates")),
+    "qk_norm_groups": Route(1, keep("qk_norm_groups"), needs="qk_norm", types=(int,)),
+    **_flags("value_rmsnorm", "l2_distance", "laser"),
+    "laser_softclamp_value": Route(15.0, keep("laser_softclamp_value"), needs="laser", types=(int, float)),
+    **_flags("orthog_projected_values", "orthog_projected_values_per_head"),
     **refused(
-        head_scale=False,
         on_attn=False,
-        gate_value_heads=False,
-        swiglu_values=False,
-        gate_values=False,
-        gate_values_rank=None,
-        gate_values_headwise=False,
-        output_gate=False,
-        output_gate_rank=None,
-        output_gate_headwise=False,
-        low_rank_silu_gates=True,
         zero_init_output=False,
         output_proj_depth=None,
-        qk_norm_groups=1,
-        value_rmsnorm=False,
-        l2_distance=False,
         hybrid_module=None,
         hybrid_mask_kwarg=None,
         hybrid_fold_axial_dim=None,
         hybrid_learned_mix=False,
         value_dim_head=None,
         dim_out=None,
-        orthog_projected_values=False,
-        orthog_projected_values_per_head=False,
-        laser=False,
-        laser_softclamp_value=15.0,
         use_latent_q=False,
         dim_latent_q=None,
         use_latent_kv=False,
@@ -51,12 +58,104 @@ ROUTES: Table = {
 
 def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
     """The rules that concern several keywords."""
-    return []
+    return [*_gate_problems(draft), *_value_problems(draft, cross)]
+
+
+def _gate_problems(draft: AttentionDraft) -> list[Problem]:
+    at, given, found = draft.prefix, draft.options, []
+    gated = given.get("gate_values") or given.get("output_gate")
+    if given.get("swiglu_values") and not gated:
+        message = "the activation of gates that are not there: it needs gate_values or output_gate"
+        found.append(Problem(f"{at}swiglu_values", message, True))
+    ranks = [given.get(f"{gate}_rank") for gate in ("gate_values", "output_gate")]
+    if not given.get("low_rank_silu_gates", True) and ranks == [None, None]:
+        message = "has no effect without a gate of low rank"
+        found.append(Problem(f"{at}low_rank_silu_gates", message, False, "give gate_values_rank or output_gate_rank"))
+    inner = draft.heads * draft.dim_head
+    for gate, rank, inputs in zip(("gate_values", "output_gate"), ranks, (draft.dim, inner), strict=True):
+        if rank is None:
+            continue
+        if given.get(f"{gate}_headwise"):
+            message = f"a gate a head has no rank: it excludes {at}{gate}_headwise"
+            found.append(Problem(f"{at}{gate}_rank", message, rank))
+        if not 0 < rank < max(inputs, inner):
+            message = f"a rank below {max(inputs, inner)} is needed, of a map from {inputs} to {inner} features"
+            found.append(Problem(f"{at}{gate}_rank", message, rank))
+    return found
+
+
+def _value_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
+    at, given, found = draft.prefix, draft.options, []
+    groups = given.get("qk_norm_groups", 1)
+    if groups < 1 or draft.dim_head % groups or draft.dim_head == groups:
+        message = f"must divide the {draft.dim_head} features of a head into groups of two or more"
+        found.append(Problem(f"{at}qk_norm_groups", message, groups))
+    both = "orthog_projected_values", "orthog_projected_values_per_head"
+    for name in both:
+        if given.get(name) and cross:
+            message = "in cross attention a token has no value of its own to project away"
+            found.append(Problem(f"{at}{name}", message, True))
+    if all(given.get(name) for name in both):
+        message = "one of the two projections is needed: over all heads or per head"
+        found.append(Problem(f"{at}{both[1]}", message, True))
+    if given.get("laser") and given["laser_softclamp_value"] <= 0:
+        found.append(Problem(f"{at}laser_softclamp_value", "must be > 0", given["laser_softclamp_value"]))
+    return found
 
 
 def attention(draft: AttentionDraft, spec: Spec) -> Spec:
-    """The head-level attention with what the keywords put around it or into its slots."""
+    """The head-level attention with what the keywords put around it: upstream's order, the innermost first."""
+    given = draft.options
+    if given.get("l2_distance"):
+        spec = DistanceAttention.spec(attention=_with_memory(spec, lambda inner: LengthMemory.spec(memory=inner)))
+    if given.get("laser"):
+        clamp = float(given["laser_softclamp_value"])
+        spec = _with_memory(spec, lambda inner: ExponentialMemory.spec(memory=inner, clamp=clamp))
+        spec = LaserAttention.spec(attention=spec, clamp=clamp)
+    if given.get("value_rmsnorm"):
+        spec = NormedValues.spec(attention=spec, norm=RMSNorm.spec(eps=TINY, per_head=draft.key_heads))
+    if given.get("head_scale"):
+        spec = HeadScaleAttention.spec(attention=spec)
+    if given.get("gate_value_heads"):
+        gate = LinearProjection.spec(zero=True, bias=True, offset=10.0)
+        spec = GatedAttention.spec(attention=spec, input_gate=gate, input_per_head=True)
+    if given.get("gate_values") or given.get("output_gate"):
+        spec = GatedAttention.spec(attention=spec, **_gates(given))
+    for name, over in (("orthog_projected_values", "token"), ("orthog_projected_values_per_head", "head")):
+        if given.get(name):
+            spec = OrthogonalValues.spec(attention=spec, over=over)
     return spec
+
+
+def _gates(given: dict[str, Any]) -> dict[str, Any]:
+    """The gates of input and output, fields of a `GatedAttention`."""
+
+    def gate(name: str) -> Spec | None:
+        if not given.get(name):
+            return None
+        rank = given[f"{name}_rank"]
+        if rank is None:
+            return LinearProjection.spec(zero=True)
+        return LowRankProjection.spec(
+            rank=rank, zero=True, activation="silu" if given["low_rank_silu_gates"] else "none"
+        )
+
+    return {
+        "input_gate": gate("gate_values"),
+        "output_gate": gate("output_gate"),
+        "input_per_head": given["gate_values_headwise"],
+        "output_per_head": given["output_gate_headwise"],
+        "activation": "silu" if given["swiglu_values"] else "sigmoid",
+    }
+
+
+def _with_memory(spec: Spec, change: Any) -> Spec:
+    """The attention with its memory changed, wherever in it the memory stands."""
+    inner = described(spec.args.get("attention"))
+    if isinstance(inner, Spec) and inner.kind == "attention":
+        return spec.replace(attention=_with_memory(inner, change))
+    memory = described(spec.args.get("memory"))
+    return spec.replace(memory=change(memory)) if isinstance(memory, Spec) else spec
 
 
 def mixer(draft: AttentionDraft, spec: Spec) -> Spec:

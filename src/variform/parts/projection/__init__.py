@@ -1,0 +1,1 @@
+"""Maps of features: linear, of low rank, gated, none."""

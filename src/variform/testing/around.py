@@ -1,0 +1,57 @@
+"""Instances of attentions around attentions: each option, one in the other, and the memories that they need."""
+
+from __future__ import annotations
+
+from variform.core.spec import Spec
+from variform.parts.attention.distance import DistanceAttention, LengthMemory
+from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
+from variform.parts.attention.memory import LearnedMemory
+from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
+from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.projection.maps import GatedProjection, LinearProjection, LowRankProjection
+from variform.stack.sublayer import Sublayer
+from variform.testing.hosts import Setting, in_layers
+from variform.testing.samples import Sample, samples_for
+
+
+@samples_for(GatedAttention)
+def _gated() -> list[Sample]:
+    low_rank = LowRankProjection.spec(rank=3, activation="silu")
+    return [
+        Sample(GatedAttention.spec()),
+        Sample(GatedAttention.spec(input_gate=None, output_gate=LinearProjection.spec()), "by the output"),
+        Sample(
+            GatedAttention.spec(
+                input_gate=LinearProjection.spec(bias=True, offset=10.0), input_per_head=True, output_gate=low_rank
+            ),
+            "a gate a head, and of low rank",
+        ),
+        Sample(
+            GatedAttention.spec(attention=HeadScaleAttention.spec(attention=LocalAttention.spec(window=5))),
+            "around a window",
+        ),
+    ]
+
+
+@samples_for(OrthogonalValues)
+def _orthogonal() -> list[Sample]:
+    inner = NormedValues.spec(attention=LaserAttention.spec())
+    return [Sample(OrthogonalValues.spec()), Sample(OrthogonalValues.spec(over="head", attention=inner), "each head")]
+
+
+@samples_for(LengthMemory)
+def _length_memory() -> list[Sample]:
+    return [Sample(LengthMemory.spec(), host=_by_distance)]
+
+
+def _by_distance(memory: Spec, setting: Setting) -> Spec:
+    attention = DistanceAttention.spec(attention=SoftmaxAttention.spec(memory=memory))
+    return in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=attention)))(
+        LearnedMemory.spec(count=1), setting
+    )
+
+
+@samples_for(GatedProjection)
+def _gated_projection() -> list[Sample]:
+    return [Sample(GatedProjection.spec(bias=True))]

@@ -1,0 +1,123 @@
+"""What surrounds the heads: gates, norms of heads, values, projections, latent and hybrid attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.parity.x_transformers.option_set import OptionSet
+
+GATES: dict[str, Any] = {"attn_gate_values": True, "attn_output_gate": True}
+
+
+SETS = [
+    OptionSet(
+        "head-scale",
+        {"attn_head_scale": True},
+        feature="factor on each head (NormFormer)",
+        part="attention/head_scale",
+        paper="arXiv:2110.09456",
+    ),
+    OptionSet("head-scale-grouped", {"attn_head_scale": True, "attn_kv_heads": 2}),
+    OptionSet(
+        "gate-value-heads",
+        {"attn_gate_value_heads": True},
+        feature="gate on each head (attend to nothing)",
+        part="attention/gated.input_per_head",
+        paper="arXiv:2306.12929",
+    ),
+    OptionSet("gate-value-heads-grouped", {"attn_gate_value_heads": True, "attn_one_kv_head": True}),
+    OptionSet(
+        "gate-values",
+        {"attn_gate_values": True},
+        feature="gate on values from the input",
+        part="attention/gated.input_gate",
+        paper="doi:10.1038/s41586-021-03819-2",
+    ),
+    OptionSet("gate-values-rank", {"attn_gate_values": True, "attn_gate_values_rank": 5}),
+    OptionSet(
+        "gate-values-rank-linear",
+        {"attn_gate_values": True, "attn_gate_values_rank": 5, "attn_low_rank_silu_gates": False},
+        feature="gate of low rank without an activation",
+        part="projection/low_rank.activation",
+    ),
+    OptionSet("gate-values-headwise", {"attn_gate_values": True, "attn_gate_values_headwise": True}),
+    OptionSet("swiglu-values", {"attn_gate_values": True, "attn_swiglu_values": True}),
+    OptionSet(
+        "output-gate",
+        {"attn_output_gate": True},
+        feature="gate on values from the output (HyGA)",
+        part="attention/gated.output_gate",
+        paper="arXiv:2608.11805",
+    ),
+    OptionSet("output-gate-rank", {"attn_output_gate": True, "attn_output_gate_rank": 3, "attn_kv_heads": 2}),
+    OptionSet("output-gate-headwise", {"attn_output_gate": True, "attn_output_gate_headwise": True}),
+    OptionSet(
+        "both-gates-grouped",
+        {**GATES, "attn_gate_values_headwise": True, "attn_output_gate_rank": 3, "attn_kv_heads": 2},
+    ),
+    OptionSet(
+        "both-gates-memory-rotary",
+        {**GATES, "attn_kv_heads": 2, "attn_num_mem_kv": 2, "rotary_pos_emb": True, "attn_gate_value_heads": True},
+    ),
+    OptionSet(
+        "value-rmsnorm",
+        {"attn_value_rmsnorm": True},
+        feature="norm of values",
+        part="attention/value_norm",
+    ),
+    OptionSet(
+        "value-rmsnorm-grouped",
+        {"attn_value_rmsnorm": True, "attn_kv_heads": 2},
+        wrong="upstream has a gain for each query head and fails where values have fewer heads",
+        incompatible="upstream has a gain for each query head, and no model to load them into",
+    ),
+    OptionSet(
+        "l2-distance",
+        {"attn_l2_distance": True},
+        feature="scores by distance",
+        part="attention/l2_distance",
+        paper="arXiv:2006.04710",
+    ),
+    OptionSet("l2-distance-flash", {"attn_l2_distance": True, "attn_flash": True, "attn_kv_heads": 2}),
+    OptionSet("l2-distance-memory", {"attn_l2_distance": True, "attn_num_mem_kv": 2, "alibi_pos_bias": True}),
+    OptionSet("l2-distance-window", {"attn_l2_distance": True, "attn_max_attend_past": 4, "rotary_pos_emb": True}),
+    OptionSet("l2-distance-cosine", {"attn_l2_distance": True, "attn_qk_norm": True}),
+    OptionSet(
+        "laser",
+        {"attn_laser": True},
+        feature="attention over exponentials",
+        part="attention/laser",
+        paper="arXiv:2411.03493",
+    ),
+    OptionSet("laser-clamp", {"attn_laser": True, "attn_laser_softclamp_value": 2.0, "attn_num_mem_kv": 2}),
+    OptionSet("laser-grouped-flash", {"attn_laser": True, "attn_kv_heads": 2, "attn_flash": True}),
+    OptionSet("laser-value-rmsnorm", {"attn_laser": True, "attn_value_rmsnorm": True, "attn_gate_values": True}),
+    OptionSet(
+        "orthogonal-values",
+        {"attn_orthog_projected_values": True},
+        feature="values orthogonal to the token's own (belief attention)",
+        part="attention/orthogonal_values",
+        paper="openreview:Ard2QzPAUK",
+        wrong="upstream projects over all tokens at once, the future included",
+    ),
+    OptionSet(
+        "orthogonal-values-per-head",
+        {"attn_orthog_projected_values_per_head": True, "attn_kv_heads": 2},
+        feature="the same for each head alone",
+        part="attention/orthogonal_values.over",
+        paper="openreview:Ard2QzPAUK",
+        wrong="upstream computes the same as for all heads together, over all tokens at once",
+    ),
+    OptionSet(
+        "qk-norm-groups",
+        {"attn_qk_norm": True, "attn_qk_norm_groups": 2},
+        part="norm/grouped_rms_norm",
+        feature="cosine similarity in groups of features",
+        paper="arXiv:2010.04245",
+    ),
+    OptionSet(
+        "qk-norm-groups-dim-scale",
+        {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
+    ),
+    OptionSet("qk-norm-groups-memory", {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_num_mem_kv": 2}),
+]

@@ -1,6 +1,8 @@
 """Objectives around a model: what is predicted from what, and how the model is used afterwards."""
 
+from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
+from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
 
-__all__ = ["NextFeatures", "Reading"]
+__all__ = ["MaskedDiffusion", "NextFeatures", "Preference", "Reading"]

@@ -187,3 +187,13 @@ def test_a_model_is_its_spec() -> None:
     net = model(post_emb_norm=True, num_memory_tokens=2)
     assert vf.from_yaml(vf.to_yaml(net.spec)) == net.spec
     assert [n for n, _ in vf.build(net.spec).named_parameters()] == [n for n, _ in net.native.named_parameters()]
+
+
+def test_memory_stands_before_features_in_front() -> None:
+    net = model(num_memory_tokens=2)
+    x, front = features(), features(2, 3, 16)
+    out = net(x, prepend_embeds=front)
+    assert out.shape == (2, 10, 3)
+    with torch.no_grad():
+        net.native.stacks[0].tokens.add_(1.0)
+    assert (net(x, prepend_embeds=front)[:, 0] - out[:, 0]).abs().max() > 1e-3  # all see the memory, causal as they are

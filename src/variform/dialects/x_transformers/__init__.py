@@ -12,6 +12,8 @@ from variform.dialects.x_transformers.continuous import (
     ContinuousAutoregressiveWrapper,
     ContinuousTransformerWrapper,
 )
+from variform.dialects.x_transformers.dpo import DPO
+from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
     CrossAttender,
@@ -25,6 +27,7 @@ from variform.dialects.x_transformers.x_transformers import (
 )
 
 __all__ = [
+    "DPO",
     "AttentionLayers",
     "AutoregressiveWrapper",
     "ContinuousAutoregressiveWrapper",
@@ -33,6 +36,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FeedForward",
+    "NonAutoregressiveWrapper",
     "TransformerWrapper",
     "ViTransformerWrapper",
     "XTransformer",

@@ -51,7 +51,7 @@ def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = No
     Raises:
         ConfigError: a part has no counterpart in x-transformers.
     """
-    held: Mapping[str, nn.Module] = getattr(model, "upstream_modules", {})
+    held: Mapping[str, nn.Module | Tensor] = getattr(model, "upstream_modules", {})
     beside = [entry for key, part in held.items() for entry in _held(part, prefix + key, unit_offset)]
     if held and not hasattr(model, "native"):
         return beside
@@ -69,8 +69,10 @@ def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = No
     return entries + beside
 
 
-def _held(part: nn.Module, prefix: str, unit_offset: bool | None) -> list[Entry]:
+def _held(part: nn.Module | Tensor, prefix: str, unit_offset: bool | None) -> list[Entry]:
     """The entries of a module that a class of the dialect holds; one that is no model goes by its own names."""
+    if isinstance(part, Tensor):
+        return [plain(prefix, part)]
     if isinstance(part, Part) or hasattr(part, "native") or hasattr(part, "upstream_modules"):
         return entries_of(part, prefix, unit_offset)
     return [plain(prefix + name, tensor) for name, tensor in part.state_dict(keep_vars=True).items()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.errors import ConfigError, ShapeError
-from variform.generate.loop import evaluating
+from variform.generate.readers import evaluating
 
 Schedule = Callable[[Tensor], Tensor]
 """From the time in [0, 1] to the share of masked tokens: 1 at time 0, 0 at time 1, never growing."""

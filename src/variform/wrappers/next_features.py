@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from variform.errors import ConfigError, ShapeError
-from variform.generate.loop import evaluating
+from variform.generate.readers import evaluating
 from variform.stack.model import Transformer
 from variform.wrappers.reading import Reading
 

@@ -195,5 +195,5 @@ def test_memory_stands_before_features_in_front() -> None:
     out = net(x, prepend_embeds=front)
     assert out.shape == (2, 10, 3)
     with torch.no_grad():
-        net.native.stacks[0].tokens.add_(1.0)
+        net.native.stacks[0].tokens.copy_(torch.randn(2, 16))
     assert (net(x, prepend_embeds=front)[:, 0] - out[:, 0]).abs().max() > 1e-3  # all see the memory, causal as they are

@@ -14,7 +14,7 @@ from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundW
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.table import Route, Table, problems_of, put, raise_any, refused
 from variform.errors import Problem, ShapeError, did_you_mean
-from variform.generate.loop import evaluating
+from variform.generate.readers import evaluating
 from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.head.heads import ClassifierHead, LinearHead, PoolHead, pool_tokens

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import ConfigError, Problem
-from variform.generate.loop import evaluating
+from variform.generate.readers import evaluating
 from variform.wrappers.masked import (
     Schedule,
     corrupt,
@@ -67,7 +68,8 @@ class SelfCritic(nn.Module):
     def __init__(self, net: TransformerWrapper) -> None:
         super().__init__()
         self.net = net
-        self.to_logits = nn.Linear(net.attn_layers.dim, 1)
+        layers: AttentionLayers = net.__dict__["attn_layers"]
+        self.to_logits = nn.Linear(layers.dim, 1)
 
     @property
     def upstream_modules(self) -> Mapping[str, nn.Module]:
@@ -269,6 +271,10 @@ def _problems(net: TransformerWrapper, given: Mapping[str, Any]) -> list[Problem
     for name in ("self_cond_train_prob", "no_replace_prob", "random_token_prob"):
         if not 0 <= given[name] <= 1:
             found.append(Problem(name, "a probability in [0, 1] is needed", given[name]))
+    layers: AttentionLayers = net.__dict__["attn_layers"]
+    if given["self_cond"] and net.emb_dim != layers.dim:
+        message = f"hidden states of {layers.dim} features cannot be added to embeddings of emb_dim = {net.emb_dim}"
+        found.append(Problem("self_cond", message))
     if given["self_token_critic"] and given["token_critic"] is not None:
         found.append(Problem("token_critic", "give a critic, or self_token_critic=True, and not both"))
     try:

@@ -10,6 +10,7 @@ from variform.parts.entry.layers import LayerAttention, LayerMixture
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
+from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 from variform.testing.hosts import COMPANION, FEED, Host, Setting, model_around
@@ -84,3 +85,17 @@ def _join() -> list[Sample]:
 def _inject() -> list[Sample]:
     host = in_stack(lambda spec: [spec, Sublayer.spec(body=FEED)])
     return [Sample(InjectInput.spec(), host=host), Sample(InjectInput.spec(gate=True), "gated", host=host)]
+
+
+@samples_for(TokenShift)
+def _shift() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        entry = LayerMixture.spec(count=1, views=3) if spec.get("inputs") == 3 else None
+        begin = [] if entry is None else [BeginHistory.spec()]
+        return [*begin, Sublayer.spec(body=spec, entry=entry)]
+
+    return [
+        Sample(TokenShift.spec(body=FEED), host=in_stack(layers)),
+        Sample(TokenShift.spec(body=MultiHead.spec(), amount=2), "two places", host=in_stack(layers)),
+        Sample(TokenShift.spec(body=MultiHead.spec(), amount=2, inputs=3), "three inputs", host=in_stack(layers)),
+    ]

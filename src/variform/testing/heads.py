@@ -67,6 +67,8 @@ def cross(case: Case) -> None:
     """Attends to a sequence of another length where it says so, and is refused there where it says not."""
     if case.part.kind != "attention":
         raise NotApplicable("it is no attention")
+    if not case.stands_alone:
+        raise NotApplicable("it reads what other layers publish")
     across = Case(Sample(CrossMultiHead.spec(attention=case.spec)), case.facts)
     if not case.can.cross:
         found = examine(across.host(Setting(causal=True)))[1]

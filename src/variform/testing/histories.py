@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from variform.core.spec import Spec
+from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.softmax import LocalAttention
 from variform.parts.entry.layers import LayerAttention, LayerMixture
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
@@ -98,4 +100,17 @@ def _shift() -> list[Sample]:
         Sample(TokenShift.spec(body=FEED), host=in_stack(layers)),
         Sample(TokenShift.spec(body=MultiHead.spec(), amount=2), "two places", host=in_stack(layers)),
         Sample(TokenShift.spec(body=MultiHead.spec(), amount=2, inputs=3), "three inputs", host=in_stack(layers)),
+    ]
+
+
+@samples_for(ValueResidual)
+def _values() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        steps = [Sublayer.spec(body=MultiHead.spec(attention=one), norm=None) for one in (ValueResidual.spec(), spec)]
+        return [BeginHistory.spec(stream="first_values"), *steps]
+
+    inner = LocalAttention.spec(window=5)
+    return [
+        Sample(ValueResidual.spec(), host=in_stack(layers)),
+        Sample(ValueResidual.spec(attention=inner, learned=True), "learned, in a window", host=in_stack(layers)),
     ]

@@ -54,7 +54,9 @@ STANDINS["variform.parts.op.common", "split"] = (SCORES, "split_heads")
 SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
 """What a standalone model takes beside its main input, where a part reads it."""
 
-_NEVER = frozenset({"state", "cache", "twin", "losses", "segments", "mask", "q_segments", "k_segments", "hidden"})
+_NEVER = frozenset(
+    {"state", "cache", "twin", "losses", "memories", "segments", "mask", "q_segments", "k_segments", "hidden"}
+)
 
 
 def modules_by_class(model: nn.Module) -> dict[Place, Facts]:

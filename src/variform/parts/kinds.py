@@ -15,6 +15,7 @@ from variform.errors import ShapeError
 from variform.ops.masks import Mask
 from variform.ops.scores import ScoreMod
 from variform.parts.flows import Flow, each_token
+from variform.parts.memories import Recall
 
 Streams = Mapping[str, Any]
 """Named side inputs, read-only inside a part: `positions, valid, segments, mask, bias, context, ...`.
@@ -43,10 +44,14 @@ class StreamPart(Part):
     Class attributes:
         takes_views: whether keys and values are read off the streams `key_input` and `value_input`, [B, L, dim] each,
             where a sublayer hands them over; a part with a `body` leaves that to its body, and does nothing to `x`.
+
+    Attributes:
+        remembers: whether it is run on the tokens of earlier segments too, where a model is given memories.
     """
 
     follows: ClassVar[frozenset[str]] = frozenset({"dim"})
     takes_views: ClassVar[bool] = False
+    remembers: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, streams: Streams) -> Output:
@@ -618,8 +623,10 @@ def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: di
         slot: the name of this call within the caller (the field's name, or its place in a list).
         published: what the caller has published so far; changed in place.
     """
-    state = streams.get("state")
-    out = part(x, streams if state is None else {**streams, "state": state.get(slot)})
+    state, recall = streams.get("state"), streams.get("memories")
+    if state is not None:
+        streams = {**streams, "state": state.get(slot)}
+    out = part(x, streams) if recall is None or not part.remembers else _recalled(part, x, streams, recall)
     if not isinstance(out, tuple):
         return out
     x, new = out
@@ -632,6 +639,13 @@ def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: di
     else:
         published.update(new)
     return x
+
+
+def _recalled(part: StreamPart, x: Tensor, streams: Streams, recall: Recall) -> Output:
+    """Run a step on the tokens remembered and those of this segment, and keep the latter."""
+    out = part(*recall.opened(x, streams))
+    y, new = out if isinstance(out, tuple) else (out, {})
+    return y[:, recall.length :], {**new, "memories": recall.after(x)}
 
 
 def join(

@@ -15,11 +15,13 @@ from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
 from variform.ops.masks import Mask
 from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
+from variform.parts.memories import Memories
 from variform.parts.mixer.multi_head import without_padding
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
 from variform.stack.prefix import behind_prefix
+from variform.stack.remembering import check_taken, plan_behind, recall_of, remembered
 from variform.stack.state import check_state, count_positions, new_state, plan, signature, turned
 
 Size = Annotated[int, Field(gt=0)]
@@ -86,6 +88,7 @@ class Transformer(Model):
         injected: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_valid: Tensor | None = None,
+        memories: Memories | None = None,
         state: State | None = None,
         hidden: bool = False,
         losses: bool = False,
@@ -105,6 +108,10 @@ class Transformer(Model):
             prefix: [B, P, dim] features that stand before the tokens (an embedding `prefixed` takes them); they do not
                 count against max_seq_len, `positions` and `valid` are of the tokens alone, a mask is over all.
             prefix_valid: [B, P] bool, False at padding of the prefix.
+            memories: `Memories(limit=n)`, or what the call before returned, of texts in segments (Transformer-XL,
+                arXiv:1901.02860): attentions read the last n tokens of earlier segments too. The result is then
+                (output, memories), which are constants for the next call when `.detached()`; with a state, whose first
+                call takes them, (output, new state).
             state: decode state of `init_state` or the call before; the result is then (output, new state).
             hidden: return the hidden states in place of the head's output.
             losses: return (output, losses): the further losses of parts that have them (`load_balance` and `router_z`
@@ -130,18 +137,29 @@ class Transformer(Model):
         batch, length, tokens = inputs.shape[0], inputs.shape[1], inputs.dim() != 4
         if tokens:
             check_streams(streams, batch, length, inputs.device, self.max_seq_len)
-        planned = None
+        recall = None if memories is None else recall_of(memories, self, streams, batch, state)
+        planned, after = None, {}
         if state is not None:
             streams["context_mask"] = check_state(state, self, tokens, streams)
-            planned = plan(state, batch, length, positions, valid, segments)
+            if recall is None:
+                planned = plan(state, batch, length, positions, valid, segments)
+            else:
+                planned = plan_behind(state, recall, batch, length, streams)
             streams["positions"], streams["cache"] = planned.positions, planned.cache
+            if planned.state["ahead"] is not None:  # what is in front takes up no place of the embedding
+                after["positions"] = planned.positions
+                streams["positions"] = planned.positions - planned.state["ahead"]
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)
         if losses:
             if state is not None:
                 raise ShapeError("losses belong to whole sequences: they are not told while decoding with a state")
             streams["losses"] = ()
-        after = behind_prefix(prefix, prefix_valid, streams, length)
+        if recall is not None:
+            if losses:
+                raise ShapeError("losses are not told of segments with memories")
+            streams["memories"] = recall
+        after |= behind_prefix(prefix, prefix_valid, streams, length)
         try:
             x, branches = self._run(inputs, streams, after, state)
             out = x if self.head is None or hidden else self.head(x, streams)
@@ -154,6 +172,8 @@ class Transformer(Model):
             if wrong is None:
                 raise
             raise wrong from error
+        if memories is not None and state is None:
+            return out, remembered(memories, streams["memories"], streams["valid"])
         if planned is None or state is None:
             return (out, losses_by_name(streams["losses"])) if losses else out
         return out, {**planned.state, **turned(state), "parts": branches}
@@ -182,15 +202,20 @@ class Transformer(Model):
                 streams.update(new)
             new = {} if branches is None else {"state": branches}
         streams.pop("state", None)
+        if streams.get("memories") is not None and state is not None:
+            check_taken(streams["memories"])
         return x, new.get("state", {})
 
-    def init_state(self, batch: int, max_len: int | None = None, *, bucket: int = 0, **streams: Any) -> State:
+    def init_state(
+        self, batch: int, max_len: int | None = None, *, bucket: int = 0, ahead: int = 0, **streams: Any
+    ) -> State:
         """Empty decode state.
 
         Args:
             batch: rows.
             max_len: capacity in tokens; the model's `max_seq_len` by default.
             bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
+            ahead: how many tokens are remembered in front of those (`memories` of the first call).
             **streams: what stays the same while decoding: `context`, which is read here and not given again, and
                 `context_mask`, which is given here or in each call.
 
@@ -203,6 +228,7 @@ class Transformer(Model):
         check_state_sizes(batch, capacity, bucket)
         if self.max_seq_len is not None and capacity > self.max_seq_len:
             raise ConfigError(f"max_len = {capacity} exceeds the model's max_seq_len = {self.max_seq_len}")
+        capacity += ahead
         refuse_undecodable(self)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         check_kept(streams, batch, device)

@@ -96,6 +96,7 @@ class LayerStack(Stack):
     def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:
         state: State = {}
         kept: dict[str, Any] = {}
+        streams = dict(streams)  # what is read again in the backward pass is what was read, not what came of it
         for place, layer in enumerate(self.layers.in_order()):
             slot = f"layers.{place}"
 
@@ -118,5 +119,5 @@ class LayerStack(Stack):
 def _ending(out: Output) -> tuple[Tensor, dict[str, Any]]:
     if isinstance(out, tuple):
         x, published = out
-        return x, {name: published[name] for name in ("state", "losses") if name in published}
+        return x, {name: published[name] for name in ("state", "losses", "memories") if name in published}
     return out, {}

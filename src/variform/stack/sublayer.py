@@ -118,6 +118,11 @@ class Sublayer(Layer):
         self.layer_drop = layer_drop
         self.entry = entry
 
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Whether the body mixes the tokens of its own sequence."""
+        return any(isinstance(m, Mixer) and "context" not in m.reads for m in self.body.modules())
+
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """Several residual streams end at the branch, which is one."""

@@ -1,0 +1,140 @@
+"""Segments that remember: what attentions read of the tokens before a segment (Transformer-XL).
+
+Dai et al. 2019, arXiv:1901.02860: keys and values are made of [m; x], the input m of the same step in earlier segments
+before the input x of this one, and m is a constant in training. Queries and outputs are those of x alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from variform.errors import ShapeError
+
+
+class Memories(NamedTuple):
+    """What a model remembers of earlier segments; `Memories(limit=512)` is the beginning.
+
+    Args:
+        limit: the most tokens that are remembered.
+        features: [B, M, dim], the inputs of each step that mixes tokens, in the order in which they run.
+        valid: [B, M] bool, False at what is not to be remembered; None for all.
+    """
+
+    limit: int
+    features: tuple[Tensor, ...] = ()
+    valid: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """M, how many tokens are remembered."""
+        return self.features[0].shape[1] if self.features else 0
+
+    def joined(self, inputs: tuple[Tensor, ...], valid: Tensor | None) -> Memories:
+        """With a segment behind: the newest `limit` valid tokens of each row.
+
+        Shapes:
+            inputs: [B, L, dim] each; valid: [B, L]
+
+        Args:
+            inputs: of the segment's steps.
+            valid: False at the segment's padding.
+        """
+        if not self.limit:
+            return Memories(0)
+        whole = inputs
+        if self.features:
+            whole = tuple(
+                torch.cat((old.to(new.dtype), new), 1) for old, new in zip(self.features, inputs, strict=True)
+            )
+        valid = joined_valid(self.length, self.valid, inputs[0].shape[1], valid)
+        if valid is not None:  # real tokens to the right, so that none is forgotten for padding's sake
+            order = valid.to(torch.uint8).argsort(dim=1, stable=True)
+            valid = valid.gather(1, order)[:, -self.limit :]
+            whole = tuple(x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x)) for x in whole)
+        return Memories(self.limit, tuple(x[:, -self.limit :] for x in whole), valid)
+
+    def detached(self) -> Memories:
+        """The same as constants."""
+        return self._replace(features=tuple(x.detach() for x in self.features))
+
+    def shifted(self, steps: int) -> Memories:
+        """Each step remembers the inputs of the one that runs `steps` later (Ding et al. 2020, arXiv:2012.15688)."""
+        return self._replace(features=(*self.features[steps:], *self.features[:steps]))
+
+
+class Recall(NamedTuple):
+    """Memories on their way through a model, in the streams as `memories`: each step takes the first of those left.
+
+    Args:
+        old: those of the steps that have not run yet.
+        new: the inputs of those that have.
+        length: M, how many tokens are remembered.
+        valid: [B, M] bool, False at what is not to be remembered.
+        shift: how much the positions of the segment move on, so that none is negative.
+    """
+
+    old: tuple[Tensor, ...]
+    new: tuple[Tensor, ...]
+    length: int
+    valid: Tensor | None
+    shift: int
+
+    def opened(self, x: Tensor, streams: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The tokens of a step with those remembered in front, and the streams of both.
+
+        Shapes:
+            x: [B, L, ..] -> [B, M + L, ..]
+
+        Raises:
+            ShapeError: memories that do not fit, or a stream of the segment's tokens alone.
+        """
+        inner = {name: stream for name, stream in streams.items() if name != "memories"}
+        if streams.get("twin") is not None:
+            raise ShapeError("reversible layers keep no memories; take another executor")
+        if not self.length:
+            return x, inner
+        if not self.old:
+            raise ShapeError(f"there are memories for {len(self.new)} steps, and more steps mix tokens")
+        memory = self.old[0]
+        if memory.shape != (x.shape[0], self.length, *x.shape[2:]):
+            wanted = [x.shape[0], self.length, *x.shape[2:]]
+            raise ShapeError(f"the memory of this step is {wanted}, not {list(memory.shape)}")
+        for name, stream in inner.items():
+            if any(
+                isinstance(t, Tensor) and t.shape == x.shape for t in (stream if type(stream) is tuple else (stream,))
+            ):
+                raise ShapeError(f"the stream {name!r} is of this segment's tokens alone: run without memories")
+        valid, length = inner.get("valid"), x.shape[1]
+        positions = inner.get("positions")
+        inner["valid"] = joined_valid(self.length, self.valid, length, valid)
+        if positions is not None:
+            moved = positions + self.shift
+            ahead = torch.arange(-self.length, 0, device=x.device) + moved.amin(-1, keepdim=True)
+            inner["positions"] = torch.cat((ahead, moved), -1)
+        elif self.valid is not None:  # what is not remembered takes no place
+            inner["positions"] = torch.arange(self.length + length, device=x.device)
+        return torch.cat((memory.to(x.dtype), x), 1), inner
+
+    def after(self, x: Tensor) -> Recall:
+        """What is left for the steps behind one whose input was `x`."""
+        return self._replace(old=self.old[1:], new=(*self.new, x))
+
+
+def joined_valid(ahead: int, ahead_valid: Tensor | None, length: int, valid: Tensor | None) -> Tensor | None:
+    """The validity of remembered tokens and those of a segment behind them; None where all are.
+
+    Shapes:
+        ahead_valid: [B, M]; valid: [B, L] -> [B, M + L]
+    """
+    known = valid if ahead_valid is None else ahead_valid
+    if known is None or (ahead_valid is None and not ahead):
+        return valid
+    if ahead_valid is None:
+        ahead_valid = known.new_ones(known.shape[0], ahead)
+    if valid is None:
+        valid = known.new_ones(known.shape[0], length)
+    return torch.cat((ahead_valid, valid), 1)

@@ -1,0 +1,110 @@
+"""How a model is given the memories of earlier segments, with a decode state and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from variform.core.part import Part
+from variform.errors import ShapeError
+from variform.parts.kinds import State, StreamPart
+from variform.parts.memories import Memories, Recall, joined_valid
+from variform.stack.stack import LayerStack
+from variform.stack.state import Plan, plan
+
+
+def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch: int, state: State | None) -> Recall:
+    """Memories as the stream that the steps of one forward take theirs from.
+
+    Args:
+        memories: what the caller gave.
+        model: the model.
+        streams: those of the call.
+        batch: rows.
+        state: the decode state, if there is one.
+
+    Raises:
+        ShapeError: they are none, do not fit, or do not go with another stream.
+    """
+    if not isinstance(memories, Memories):
+        raise ShapeError(f"memories are `Memories(limit=...)` or what the call before returned, not {type(memories)}")
+    if memories.limit < 0:
+        raise ShapeError(f"memories are of at least 0 tokens, not {memories.limit}")
+    for name in ("mask", "segments"):
+        if streams.get(name) is not None:
+            raise ShapeError(f"{name} cannot be combined with memories: it says nothing about them")
+    valid, length = memories.valid, memories.length
+    if valid is not None and tuple(valid.shape) != (batch, length):
+        raise ShapeError(f"the memories' valid is bool [{batch}, {length}], not {valid.dtype} {list(valid.shape)}")
+    if state is not None:
+        _check_state(state, model)
+    return Recall(memories.features, (), length, valid, 0 if state is not None else length)
+
+
+def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: Mapping[str, Any]) -> Plan:
+    """The plan of the first call with a state, whose memories come in front of the tokens.
+
+    Args:
+        state: the state that came in.
+        recall: the memories.
+        batch: rows.
+        length: tokens a row.
+        streams: those of the call.
+
+    Raises:
+        ShapeError: there is no room for them, or positions are given.
+    """
+    if streams.get("positions") is not None:
+        raise ShapeError("positions cannot be given beside memories and a state: tokens count on from the memories")
+    valid = joined_valid(recall.length, recall.valid, length, streams.get("valid"))
+    made = plan(state, batch, recall.length + length, None, valid, None)
+    made.positions = made.positions[..., recall.length :]
+    made.state["ahead"] = recall.length if recall.valid is None else recall.valid.sum(1, keepdim=True)
+    return made
+
+
+def remembered(memories: Memories, recall: Recall, valid: Tensor | None) -> Memories:
+    """What is remembered after a call.
+
+    Args:
+        memories: what the call was given.
+        recall: what became of them on the way through the model.
+        valid: [B, L], False at padding of the segment.
+
+    Raises:
+        ShapeError: the model has other steps than the memories are of.
+    """
+    if not recall.new:
+        raise ShapeError("no layer of this model mixes tokens, so there is nothing to remember")
+    check_taken(recall)
+    return memories.joined(recall.new, valid)
+
+
+def check_taken(recall: Recall) -> None:
+    """Refuse memories that no step has taken.
+
+    Raises:
+        ShapeError: there are some.
+    """
+    if recall.old:
+        taken = len(recall.new)
+        raise ShapeError(f"there are memories for {taken + len(recall.old)} steps, and {taken} mix tokens")
+
+
+def _check_state(state: State, model: nn.Module) -> None:
+    if state["count"]:
+        raise ShapeError("memories come before all tokens: give them in the first call with a decode state")
+    stacks = [module for module in model.modules() if type(module).__name__.endswith("Stack")]
+    within = {
+        id(m) for part in model.modules() if isinstance(part, StreamPart) and part.remembers for m in part.modules()
+    }
+    outside = [m for m in model.modules() if isinstance(m, Part) and _keeps(m) and id(m) not in within]
+    if outside or not all(isinstance(stack, LayerStack) for stack in stacks):
+        names = ", ".join(sorted({part.name for part in outside})) or "a stack that adds tokens"
+        raise ShapeError(f"memories cannot be read into this model's decode state, because of {names}")
+
+
+def _keeps(part: Part) -> bool:
+    return part.stateful and not any(isinstance(child, Part) and child.stateful for child in part.children())

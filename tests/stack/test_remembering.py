@@ -1,0 +1,151 @@
+"""Segments that remember: equal to one pass over the whole text under the mask that says what is remembered."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import variform as vf
+from variform.errors import ShapeError
+from variform.ops.masks import Dense
+from variform.parts.memories import Memories
+from variform.parts.position.bias import AlibiBias, T5Bias
+from variform.stack.model import Transformer
+
+VOCAB, LENGTH = 17, 13
+BODY = "stacks.0.layers.{}.sublayers.0.body"
+
+
+def model(depth: int = 3, bias: Any = None, **changes: Any) -> Transformer:
+    torch.manual_seed(0)
+    spec = vf.models.llama(vocab_size=VOCAB, dim=24, depth=depth, heads=3, max_seq_len=None, init_std=0.5)
+    given = {f"{BODY.format(i)}.position_bias": bias for i in range(depth)} if bias is not None else {}
+    built: Transformer = vf.build(vf.override(spec, {**given, **changes})).double()  # type: ignore[assignment]
+    return built
+
+
+def ids(rows: int = 2, length: int = LENGTH) -> Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def in_segments(net: Transformer, x: Tensor, cuts: list[int], limit: int, detach: bool = False) -> Tensor:
+    memories, outs = Memories(limit), []
+    for start, end in zip([0, *cuts], [*cuts, x.shape[1]], strict=True):
+        out, memories = net(x[:, start:end], memories=memories)
+        memories = memories.detached() if detach else memories
+        outs.append(out)
+    return torch.cat(outs, 1)
+
+
+def remembered_pairs(cuts: list[int], limit: int, length: int = LENGTH) -> Tensor:
+    """[L, L], what a token of one pass may attend to: its segment so far, and `limit` tokens before the segment."""
+    begins = torch.tensor([max(cut for cut in (0, *cuts) if cut <= place) for place in range(length)])
+    places = torch.arange(length)
+    return (places <= places.unsqueeze(1)) & (places >= (begins - limit).unsqueeze(1))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4, 100])
+@pytest.mark.parametrize("bias", [None, AlibiBias.spec(), T5Bias.spec(buckets=8, max_distance=9, std=1.0)])
+def test_one_pass_under_the_mask_of_what_is_remembered(limit: int, bias: Any) -> None:
+    net, x, cuts = model(bias=bias).eval(), ids(), [5, 7, 12]
+    expected = net(x, mask=Dense(remembered_pairs(cuts, limit)))
+    torch.testing.assert_close(in_segments(net, x, cuts, limit), expected, rtol=0, atol=1e-10)
+    if limit < 12:
+        assert (net(x) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("executor", ["plain", "checkpoint"])
+def test_gradients_flow_until_memories_are_constants(executor: str) -> None:
+    net, x, cuts = model(**{"stacks.0.executor": executor}).train(), ids(), [5, 9]
+    whole = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    pieces = torch.autograd.grad(in_segments(net, x, cuts, 100).square().sum(), list(net.parameters()))
+    for found, expected in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    embedding = net.embedding.weight  # type: ignore[union-attr]
+    _, memories = net(x[:, :5], memories=Memories(9))
+    second, _ = net(x[:, 5:], memories=memories.detached())
+    (found,) = torch.autograd.grad(second.square().sum(), embedding)
+    absent = sorted(set(x[:, :5].flatten().tolist()) - set(x[:, 5:].flatten().tolist()))
+    assert absent
+    assert found[absent].abs().max() == 0
+
+
+def test_rows_of_unequal_length_remember_what_each_remembers_alone() -> None:
+    net, limit = model().eval(), 4
+    lengths = [[5, 2, 1], [4, 4, 3], [3, 1, 5]]  # of each row in each segment
+    rows = [ids(1, sum(own))[0] for own in lengths]
+    alone = [
+        in_segments(net, row.unsqueeze(0), [own[0], own[0] + own[1]], limit)[0]
+        for row, own in zip(rows, lengths, strict=True)
+    ]
+    for side in ("left", "right"):
+        memories, seen, outs = Memories(limit), [0, 0, 0], [[], [], []]  # type: Memories, list[int], list[list[Tensor]]
+        for turn in range(3):
+            width = max(own[turn] for own in lengths)
+            chunk, valid = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.bool)
+            places = [slice(0, own[turn]) if side == "right" else slice(width - own[turn], width) for own in lengths]
+            for row, place in enumerate(places):
+                chunk[row, place] = rows[row][seen[row] : seen[row] + lengths[row][turn]]
+                valid[row, place] = True
+                seen[row] += lengths[row][turn]
+            out, memories = net(chunk, valid=valid, memories=memories)
+            for row, place in enumerate(places):
+                outs[row].append(out[row, place])
+        for row in range(3):
+            torch.testing.assert_close(torch.cat(outs[row]), alone[row], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_decoding_behind_memories(ragged: bool, absolute: bool) -> None:
+    if absolute:
+        spec = vf.models.gpt(vocab_size=VOCAB, dim=24, depth=2, heads=3, max_seq_len=8, init_std=0.5)
+        net: Transformer = vf.build(spec).double().eval()  # type: ignore[assignment]
+    else:
+        net = model().eval()
+    x, valid = ids(), None
+    if ragged:
+        valid = torch.ones(2, 5, dtype=torch.bool)
+        valid[1, 3:] = False
+    _, memories = net(x[:, :5], valid=valid, memories=Memories(4))
+    expected, _ = net(x[:, 5:], memories=memories)
+    state = net.init_state(2, 8, ahead=memories.length)
+    outs, start = [], 5
+    for count in (3, 1, 1, 3):
+        given = {"memories": memories} if start == 5 else {}
+        out, state = net(x[:, start : start + count], state=state, **given)
+        outs.append(out)
+        start += count
+    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
+
+
+def test_each_layer_may_remember_the_one_above() -> None:
+    memories = Memories(9, tuple(torch.full((1, 2, 3), float(i)) for i in range(4)))
+    assert [float(x[0, 0, 0]) for x in memories.shifted(1).features] == [1, 2, 3, 0]
+    net = model().eval()
+    _, memories = net(ids()[:, :5], memories=Memories(5))
+    plain, shifted = (net(ids()[:, 5:], memories=m)[0] for m in (memories, memories.shifted(1)))
+    assert (plain - shifted).abs().max() > 1e-3
+
+
+def test_what_cannot_be_remembered_is_refused() -> None:
+    net, x = model(1).eval(), ids()
+    _, memories = net(x, memories=Memories(5))
+    for given, message in (
+        ({"mask": torch.ones(LENGTH, LENGTH, dtype=torch.bool)}, "mask cannot be combined"),
+        ({"segments": torch.zeros_like(x)}, "segments cannot be combined"),
+        ({"memories": memories._replace(features=memories.features * 2)}, "memories for 2 steps, and 1 mix"),
+        ({"memories": memories._replace(features=(memories.features[0][:1],))}, "memory of this step is"),
+        ({"memories": memories.features}, "what the call before returned"),
+        ({"losses": True}, "losses"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            net(x, **{"memories": memories, **given})
+    _, state = net(x, state=net.init_state(2, 40))
+    with pytest.raises(ShapeError, match="first call"):
+        net(x, state=state, memories=memories)
+    reversible = model(1, **{"stacks.0.executor": "reversible"})
+    with pytest.raises(ShapeError, match="reversible"):
+        reversible(x, memories=Memories(5))

@@ -1,13 +1,14 @@
 """Builds a model of x-transformers and ours from the same keywords, gives both the same weights, compares them.
 
 Everything runs in float64. Upstream's parameters are perturbed first, so that gains of one and zero branches count.
-Upstream keeps rotary angles in float32 whatever the model's dtype; they are recomputed, so that the formulas and not
-their rounding are compared.
+Upstream keeps rotary angles in float32 and computes its softmax there whatever the model's dtype; both are done in
+float64, so that the formulas and not their rounding are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,9 @@ def pair(build: Build, prefix: str = "", dtype: torch.dtype = torch.float64) -> 
     for module in theirs.modules():
         if type(module).__name__ == "RotaryEmbedding":
             exact_angles(module)
+        softmax = getattr(module, "attn_fn", None)
+        if isinstance(softmax, partial) and softmax.keywords.get("dtype") is torch.float32:
+            module.attn_fn = partial(softmax.func, **{**softmax.keywords, "dtype": dtype})
     mine = build(ours).to(dtype).eval()
     load_x_transformers(mine, theirs.state_dict(), prefix=prefix)
     return theirs, mine

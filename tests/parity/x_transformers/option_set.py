@@ -27,7 +27,8 @@ class OptionSet:
         layers: keywords of the stack, over `LAYERS`; None leaves one out.
         model: keywords of the wrapper, over `MODEL`.
         stack: the class of the stack.
-        feature: what the ledger calls it; "" leaves a combination or a variant out of the ledger.
+        feature: what the ledger and the gallery call it; "" leaves a combination or a variant out of them.
+        about: what it does, for the gallery: a sentence or two, with the formula.
         part: the part or slot of the core that does it, as `kind/name` or `kind/name.field`.
         paper: its source, an arXiv identifier ("arXiv:2409.04431") or a link; "" for none.
         call: further arguments of `forward`, made for ids [B, L].
@@ -45,6 +46,7 @@ class OptionSet:
     model: Mapping[str, Any] = field(default_factory=dict)
     stack: Literal["Decoder", "Encoder", "PrefixDecoder", "CrossAttender"] = "Decoder"
     feature: str = ""
+    about: str = ""
     part: str = ""
     paper: str = ""
     call: Callable[[Tensor], dict[str, Any]] | None = None

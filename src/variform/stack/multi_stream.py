@@ -25,9 +25,10 @@ Size = Annotated[int, Field(gt=0)]
 class MultiStreamStack(Stack):
     """Runs a stack whose layers carry S residual streams a token (hyper connections, arXiv:2409.19606).
 
-    Each stream begins as x plus a learned vector of its own; the result is norm(sum of the streams). Every sublayer of
-    the stack has a residual that reads and writes several streams: `hyper_connection` or `gated_multi`. Norms of the
-    sublayers before and after the body see one stream; an `out_norm`, and the stack's own `norm`, see each.
+    Each stream begins as x, plus a learned vector of its own where they are `distinct`; the result is norm(sum of the
+    streams). Every sublayer of the stack has a residual that reads and writes several streams: `hyper_connection` or
+    `gated_multi`. Norms of the sublayers before and after the body see one stream; an `out_norm`, and the stack's own
+    `norm`, see each.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]; [B, L, S, dim] within
@@ -38,6 +39,7 @@ class MultiStreamStack(Stack):
         norm: of their sum; None for none.
         dim: features.
         causal: whether position i may depend on positions <= i only.
+        distinct: whether each stream begins with a learned vector of its own.
         std: standard deviation of the streams' initial vectors; while all streams are alike, how they are mixed has
             no effect and learns nothing.
     """
@@ -49,18 +51,21 @@ class MultiStreamStack(Stack):
         norm: Norm | None = None,
         dim: Size = INHERIT,
         causal: bool = inherit(False),
+        distinct: bool = True,
         std: Annotated[float, Field(ge=0)] = 0.02,
     ) -> None:
         super().__init__()
         self.stack = stack
         self.norm = norm
         self.std = std
-        self.embedding = nn.Parameter(torch.empty(residual_streams, dim))
+        self.count = residual_streams
+        self.embedding = nn.Parameter(torch.empty(residual_streams, dim)) if distinct else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Normal vectors."""
-        nn.init.normal_(self.embedding, 0.0, self.std)
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding, 0.0, self.std)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -70,7 +75,8 @@ class MultiStreamStack(Stack):
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Spread, run the stack, and sum."""
         published: dict[str, Any] = {}
-        several = x.unsqueeze(2) + self.embedding.to(x.dtype)
+        several = x.unsqueeze(2)
+        several = several.expand(-1, -1, self.count, -1) if self.embedding is None else several + self.embedding.to(x)
         y = call(self.stack, several, streams, "stack", published).sum(2)
         if self.norm is not None:
             y = self.norm(y, streams.get("condition"))

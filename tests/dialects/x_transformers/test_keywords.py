@@ -56,7 +56,17 @@ SIDES: dict[str, Any] = {
         ({"rel_pos_bias": True, "alibi_pos_bias": True}, "only one bias"),
         ({"alibi_pos_bias": True, "alibi_num_heads": 5}, "must lie in 1..heads = 4"),
         ({"sandwich_norm": True, "pre_norm": False}, "needs pre_norm=True"),
-        ({"sandwich_norm": True, "macaron": True}, "not supported yet with macaron"),
+        ({"gate_residual": True, "orthog_residual": True}, "only one residual can be chosen"),
+        ({"gate_residual": True, "scale_residual_constant": 2.0}, "has no effect with gate_residual"),
+        ({"num_residual_streams": 2, "scale_residual": True}, "has no effect with hyper connections"),
+        ({"num_residual_streams": 2, "gate_residual": True}, "not by gate_residual"),
+        ({"num_residual_streams": 0}, "at least one is needed"),
+        ({"qkv_receive_diff_residuals": True}, "has no effect with one residual stream"),
+        ({"legacy": True}, "has no effect with one residual stream"),
+        ({"gated_multi_residual": True}, "needs read_gate_rank"),
+        ({"mv_split_residual": True, "residual_fn_kwargs": {"learnt": True}}, "did you mean 'learned'"),
+        ({"residual_fn_kwargs": {"learned": True}}, "the sum has no such option"),
+        ({"layer_dropout": (0.1, 0.2, 0.3)}, "one rate for each of the 4 sublayers"),
         ({"attn_kv_heads": 3}, "must divide heads = 4.*nearest that divide it: 2 or 4"),
         ({"attn_kv_heads": 2, "attn_one_kv_head": True}, "one key head is what one_kv_head asks for"),
         ({"attn_qk_norm": True, "attn_qk_rmsnorm": True}, "only one norm of queries and keys"),
@@ -219,7 +229,7 @@ def test_every_keyword_of_the_original_is_known_with_its_default(name: str, tabl
     }
 
 
-OWN = {"attn_residuals_last_output_as_query", "part"}
+OWN = {"attn_residuals_last_output_as_query", "legacy", "part"}
 """Keywords that the original has not, or not under this name."""
 
 

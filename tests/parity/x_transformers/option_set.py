@@ -26,6 +26,7 @@ class OptionSet:
         name: of the set, words-with-hyphens, of its own.
         layers: keywords of the stack, over `LAYERS`; None leaves one out.
         model: keywords of the wrapper, over `MODEL`.
+        ours: further keywords of the stack that this library alone has.
         stack: the class of the stack.
         feature: what the ledger and the gallery call it; "" leaves a combination or a variant out of them.
         about: what it does, for the gallery: a sentence or two, with the formula.
@@ -44,6 +45,7 @@ class OptionSet:
     name: str
     layers: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    ours: Mapping[str, Any] = field(default_factory=dict)
     stack: Literal["Decoder", "Encoder", "PrefixDecoder", "CrossAttender"] = "Decoder"
     feature: str = ""
     about: str = ""
@@ -58,7 +60,8 @@ class OptionSet:
     decodes: bool | None = None
     why_not: str = ""
 
-    def keywords(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All keywords of the stack and of the wrapper."""
-        layers = {name: value for name, value in {**LAYERS, **self.layers}.items() if value is not None}
+    def keywords(self, upstream: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All keywords of the stack and of the wrapper, those of this library alone left out for `upstream`."""
+        chosen = {**LAYERS, **self.layers, **({} if upstream else self.ours)}
+        layers = {name: value for name, value in chosen.items() if value is not None}
         return layers, {**MODEL, **self.model}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.option_set import OptionSet
 
 LENGTH = 13
@@ -14,9 +15,9 @@ LENGTH = 13
 
 def builder(one: OptionSet) -> Any:
     """`build(package)`: the model that a set describes."""
-    layers, model = one.keywords()
 
     def build(package: Any) -> nn.Module:
+        layers, model = one.keywords(upstream=package is not ours)
         built: nn.Module = package.TransformerWrapper(attn_layers=getattr(package, one.stack)(**layers), **model)
         return built
 

@@ -11,6 +11,7 @@ from variform.dialects.x_transformers.attention.draft import AttentionDraft, sco
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
 from variform.dialects.x_transformers.order import layer_types
+from variform.dialects.x_transformers.residuals import ResidualDraft
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import Table, apply_all, problems_of
 from variform.errors import Problem
@@ -18,7 +19,6 @@ from variform.ops.scores import alibi_slopes
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.parts.position.rotary import RotaryRotation
-from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.x_transformers import tiled_heads
@@ -54,10 +54,7 @@ class LayersDraft:
     pre_norm_has_final_norm: bool = True
     pre_and_post_norm: bool = False
     sandwich_norm: bool = False
-    alpha: float = 1.0
-    beta: float = 1.0
-    use_layerscale: bool = False
-    layerscale_init_value: float = 0.0
+    residuals: ResidualDraft = field(default_factory=ResidualDraft)
     layer_dropout: float | tuple[float, ...] = 0.0
     disable_abs_pos_emb: bool | None = None
     inner: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -74,17 +71,21 @@ class LayersDraft:
         """The norm that is used everywhere."""
         return self.norms[0] if self.norms else LayerNorm.spec(bias=False)
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the sublayers stand in an order of their own, not in equal blocks."""
+        return self.custom_layers is not None or self.sandwich_coef is not None or self.par_ratio is not None
+
     def spec(self) -> Spec:
         """The stack. Call it with no problems left."""
         types, order = layer_types(self)
         steps = self._steps(types)
         if self.problems:
             return LayerStack.spec(layers=[])
-        ordinary = self.custom_layers is None and self.sandwich_coef is None and self.par_ratio is None
         if self.weight_tie_layers:
             layers: list[Spec | Shared] = [Shared("block", TransformerLayer.spec(sublayers=steps))]
             layers *= self.depth or 0
-        elif ordinary and order == tuple(range(len(types))):
+        elif not self.ordered and order == tuple(range(len(types))):
             size = len(types) // (self.depth or 1)
             blocks = [steps[start : start + size] for start in range(0, len(types), size)]
             layers = [TransformerLayer.spec(sublayers=block) for block in blocks]
@@ -92,8 +93,9 @@ class LayersDraft:
             again = {index for index in order if order.count(index) > 1}
             layers = [Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order]
         keeps_norm = self.pre_norm and self.pre_norm_has_final_norm and not self.pre_and_post_norm
-        return LayerStack.spec(
-            layers=layers, norm=self.norm if keeps_norm else None, dim=self.dim, heads=self.heads, causal=self.causal
+        stack = LayerStack.spec(layers=layers, dim=self.dim, heads=self.heads, causal=self.causal)
+        return self.residuals.stack(
+            stack, self.norm if keeps_norm or self.residuals.normed_when_read else None, self.dim
         )
 
     def _steps(self, types: tuple[str, ...]) -> list[Spec]:
@@ -111,9 +113,14 @@ class LayersDraft:
             message = f"one rate for each of the {len(types)} sublayers is needed, not {len(drops)}"
             self.problems.append(Problem("layer_dropout", message, self.layer_dropout))
             return []
-        return [self._step(letter, kinds[letter].pop(0), drop) for letter, drop in zip(types, drops, strict=True)]
+        # Upstream counts sublayers where they have an order of their own, blocks elsewhere.
+        size = 1 if self.ordered else len(types) // (1 if self.weight_tie_layers else self.depth or 1)
+        return [
+            self._step(letter, self.residuals.start(kinds[letter].pop(0), index // size + 1), drop, index)
+            for index, (letter, drop) in enumerate(zip(types, drops, strict=True))
+        ]
 
-    def _step(self, letter: str, given: Mapping[str, Any], drop: float) -> Spec:
+    def _step(self, letter: str, given: Mapping[str, Any], drop: float, index: int) -> Spec:
         if letter == "f":
             feedforward = FeedForwardDraft(self.dim)
             self._read(feedforward, "ff_", FEEDFORWARD, given)
@@ -121,7 +128,7 @@ class LayersDraft:
             if feedforward.dim_out not in (None, self.dim):
                 message = f"in a stack a feedforward gives the {self.dim} features that it joins"
                 self.problems.append(Problem("ff_dim_out", message, feedforward.dim_out, "a FeedForward alone has it"))
-            return self._sublayer(feedforward.body(), drop, feedforward.sublayer_dropout, 0.5 if self.macaron else 1.0)
+            return self._sublayer(feedforward.body(), letter, index, drop, feedforward.sublayer_dropout)
         prefix = "attn_" if letter == "a" else "cross_attn_"
         draft = AttentionDraft(self.dim, self.heads, self.causal, prefix)
         wrong = len(self.problems)
@@ -131,8 +138,9 @@ class LayersDraft:
         if len(self.problems) > wrong:
             return Sublayer.spec()
         if letter == "c":
-            return self._sublayer(draft.cross_body(), drop, draft.sublayer_dropout, 1.0)
-        return self._sublayer(draft.body(self._rotation(draft), self._bias(draft)), drop, draft.sublayer_dropout, 1.0)
+            return self._sublayer(draft.cross_body(), letter, index, drop, draft.sublayer_dropout)
+        body = draft.body(self._rotation(draft), self._bias(draft))
+        return self._sublayer(body, letter, index, drop, draft.sublayer_dropout)
 
     def _read(self, draft: Any, prefix: str, table: Table, given: Mapping[str, Any]) -> None:
         found = problems_of("this class", table, given, KNOWN, prefix)
@@ -140,24 +148,17 @@ class LayersDraft:
         if not found:
             apply_all(draft, table, given)
 
-    def _sublayer(self, body: Spec, drop: float, dropout: float, factor: float) -> Spec:
-        alpha, beta = self.alpha, self.beta * factor
-        residual = None if alpha == beta == 1.0 else ScaledResidual.spec(alpha=alpha, beta=beta)
-        if self.use_layerscale:
-            if residual is not None:
-                self.problems.append(Problem("use_layerscale", "not supported yet with scaled residuals or macaron"))
-            residual = LayerScaleResidual.spec(init=self.layerscale_init_value)
-        if self.sandwich_norm and (beta != 1.0 or self.use_layerscale or dropout):
-            message = "not supported yet with macaron, use_layerscale, depth_scale_residual or sublayer dropout"
-            self.problems.append(Problem("sandwich_norm", message))
-        post = not self.pre_norm or self.pre_and_post_norm
-        return Sublayer.spec(
-            body=body,
-            norm=self.norm if self.pre_norm else None,
-            branch_norm=self.norm if self.sandwich_norm else None,
-            out_norm=self.norm if post else None,
-            residual=residual,
+    def _sublayer(self, body: Spec, letter: str, index: int, drop: float, dropout: float) -> Spec:
+        pre = self.pre_norm and not self.residuals.normed_when_read
+        return self.residuals.step(
+            body,
+            letter,
+            index,
+            factor=0.5 if self.macaron and letter == "f" else 1.0,
             dropout=dropout,
+            norm=self.norm if pre else None,
+            branch_norm=self.norm if self.sandwich_norm else None,
+            out_norm=self.norm if not pre or self.pre_and_post_norm else None,
             layer_drop=drop,
         )
 

@@ -71,6 +71,9 @@ def _contradictions(draft: LayersDraft) -> list[Problem]:
         found.append(Problem("alibi_num_heads", f"must lie in 1..heads = {draft.heads}", draft.alibi_num_heads))
     if draft.sandwich_norm and not draft.pre_norm:
         found.append(Problem("sandwich_norm", "needs pre_norm=True"))
+    if draft.sandwich_norm and draft.residuals.normed_when_read:
+        found.append(Problem("sandwich_norm", "gated_multi_residual norms what a branch reads: leave it out"))
+    found += draft.residuals.check()
     if not 0.0 <= max(draft.layer_dropout if isinstance(draft.layer_dropout, tuple) else (draft.layer_dropout,)) < 1.0:
         found.append(Problem("layer_dropout", "a probability in [0, 1) is needed", draft.layer_dropout))
     return found + _without_effect(draft) + _shared_bias(draft)

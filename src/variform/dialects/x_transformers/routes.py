@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from variform.core.spec import Spec
+from variform.dialects.x_transformers import residuals
 from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
-from variform.errors import Problem
 from variform.parts.norm.norms import RMSNorm, ScaleNorm
 
 PREFIXES: dict[str, Table] = {"cross_attn_": ATTENTION, "attn_": ATTENTION, "ff_": FEEDFORWARD}
@@ -30,14 +30,6 @@ def _rotary(name: str) -> Callable[[Any, Any], None]:
         draft.rotary[name] = None if value is None else value if name == "rotary_dim" else float(value)
 
     return apply
-
-
-def _branch_factor(draft: Any, value: Any) -> None:
-    if value is True:
-        message = "an initialisation scaled with depth is not supported yet"
-        draft.problems.append(Problem("depth_scale_residual", message, value, "a number scales the branches"))
-    elif value is not False:
-        draft.beta = float(value)
 
 
 LAYERS: Table = {
@@ -71,10 +63,7 @@ LAYERS: Table = {
     "pre_norm_has_final_norm": Route(True, put("pre_norm_has_final_norm")),
     "pre_and_post_norm": Route(False, put("pre_and_post_norm")),
     "sandwich_norm": Route(False, put("sandwich_norm")),
-    "scale_residual_constant": Route(1.0, put("alpha"), types=(int, float)),
-    "depth_scale_residual": Route(False, _branch_factor, types=(bool, int, float)),
-    "use_layerscale": Route(False, put("use_layerscale")),
-    "layerscale_init_value": Route(0.0, put("layerscale_init_value"), needs="use_layerscale", types=(int, float)),
+    **residuals.ROUTES,
     "layer_dropout": Route(0.0, put("layer_dropout"), types=(int, float, tuple)),
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
     "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
@@ -102,28 +91,16 @@ LAYERS: Table = {
         attn_aggregated_residuals=False,
         attn_residuals_last_output_as_query=False,
         attn_aggregated_residual_kwargs={},
-        gate_residual=False,
-        orthog_residual=False,
-        mv_split_residual=False,
-        gated_multi_residual=False,
-        scale_residual=False,
         shift_tokens=0,
-        softclamp_output=False,
-        softclamp_output_value=30.0,
-        zero_init_branch_output=False,
         cross_attn_tokens_dropout=0.0,
         unet_skips=False,
         integrate_layers=False,
         layer_integrate_use_softmax=True,
-        num_residual_streams=1,
-        qkv_receive_diff_residuals=False,
         reinject_input=False,
         learned_reinject_input_gate=False,
         add_value_residual=False,
         learned_value_residual_mix=True,
         rel_pos_kwargs={},
-        residual_fn_kwargs={},
-        hyper_conn_sinkhorn_iters=5,
     ),
 }
 """Keyword -> what it does to a `LayersDraft`."""

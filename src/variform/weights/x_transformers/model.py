@@ -20,6 +20,7 @@ from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.parts.stream_ops.branch import BranchStart
 from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.weights.entries import Entry, affine, plain, reordered, shaped
@@ -32,7 +33,7 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
     if isinstance(model, EncoderDecoder):
         yield from model_entries(model.encoder, f"{prefix}encoder.", offset)
         yield from model_entries(model.decoder, f"{prefix}decoder.net.", offset)
-    elif isinstance(model, LayerStack):
+    elif isinstance(model, (LayerStack, MultiStreamStack)):
         yield from stack_entries(model, prefix, offset)
     elif isinstance(model, BranchStart):
         yield from model_entries(model.body, prefix, offset)
@@ -44,7 +45,7 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
         if isinstance(stack, RegisterStack):
             yield plain(f"{prefix}{'memory' if stack.front else 'register'}_tokens", stack.tokens)
             stack = stack.stack
-        if not isinstance(stack, LayerStack):
+        if not isinstance(stack, (LayerStack, MultiStreamStack)):
             raise no_counterpart(stack)
         yield from stack_entries(stack, f"{prefix}attn_layers.", offset)
         yield from _head(model.head, prefix)

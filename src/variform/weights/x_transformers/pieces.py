@@ -14,6 +14,7 @@ from variform.parts.gate.branches import Branches
 from variform.parts.nonlinearity.composed import Chain, UserModule
 from variform.parts.nonlinearity.solu import SoLU
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
+from variform.parts.norm.soft_clamp import SoftClamp
 from variform.weights.entries import Entry, affine, constant, joined, plain
 
 
@@ -68,6 +69,9 @@ def linear_entries(key: str, linear: nn.Linear) -> Iterator[Entry]:
 def norm_entries(key: str, norm: nn.Module | None, offset: float) -> Iterator[Entry]:
     """The entry of a norm, `offset` less than its gain; none for a norm without gains."""
     if norm is None or (isinstance(norm, RMSNorm) and norm.weight is None):
+        return
+    if isinstance(norm, SoftClamp):
+        yield from norm_entries(key, norm.norm, offset)
         return
     # Upstream's LayerNorm has torch's eps and no offset, its other norms divide by the length of x itself.
     if isinstance(norm, LayerNorm) and norm.bias is None and norm.eps == 1e-5:

@@ -13,18 +13,27 @@ from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import T5Bias
-from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual
-from variform.parts.stream_ops.branch import BranchStart
+from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
+from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
 from variform.parts.stream_ops.padding import ZeroPadding
+from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
-from variform.weights.entries import Entry, affine, constant, reordered
+from variform.weights.entries import Entry, affine, constant, plain, reordered
 from variform.weights.x_transformers.attention import attention_entries, tiled_heads
 from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
+from variform.weights.x_transformers.residuals import branch_entries, residual_entries
 
 
-def stack_entries(stack: LayerStack, prefix: str, offset: float) -> Iterator[Entry]:
+def stack_entries(stack: LayerStack | MultiStreamStack, prefix: str, offset: float) -> Iterator[Entry]:
     """The entries of a stack: its steps, what it keeps once for all of them, its final norm."""
+    if isinstance(stack, MultiStreamStack):
+        if stack.embedding is not None:
+            yield plain(f"{prefix}stream_emb", stack.embedding)
+        yield from norm_entries(f"{prefix}final_norm", stack.norm, offset)
+        if not isinstance(stack.stack, LayerStack):
+            raise no_counterpart(stack.stack)
+        stack = stack.stack
     steps = list(dict.fromkeys(steps_of(stack)))
     mixers = [body for step in steps if isinstance(body := body_of(step), MultiHead)]
     yield from _positions(mixers, prefix)
@@ -45,10 +54,14 @@ def steps_of(part: nn.Module) -> Iterator[Sublayer]:
         raise no_counterpart(part)
 
 
+AROUND = (ZeroPadding, ScaledBranch, BranchStart)
+"""Parts that stand around what does the work in a step."""
+
+
 def body_of(step: Sublayer) -> nn.Module:
     """What does the work in a step, without the parts around it that have no weights."""
     body: nn.Module = step.body
-    while isinstance(body, (ZeroPadding, BranchStart)):
+    while isinstance(body, AROUND):
         body = body.body
     return body
 
@@ -73,7 +86,7 @@ def _positions(mixers: list[MultiHead], prefix: str) -> Iterator[Entry]:
 
 def _factor(step: Sublayer) -> float:
     """The constant factor on a branch."""
-    return step.residual.beta if isinstance(step.residual, ScaledResidual) else 1.0
+    return step.residual.beta if isinstance(step.residual, (ScaledResidual, ScaledStreamResidual)) else 1.0
 
 
 def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator[Entry]:
@@ -84,11 +97,16 @@ def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator
     if isinstance(step.residual, LayerScaleResidual):
         yield affine(f"{inner}gamma", step.residual.gamma, offset=offset)
         inner += "fn."
-    elif step.residual is not None and not isinstance(step.residual, ScaledResidual):
-        raise no_counterpart(step.residual)
+    else:
+        yield from residual_entries(step.residual, f"{prefix}2.")
     # Upstream wraps a branch once for each factor.
     inner += "fn." * ((_factor(step) != common) + (common != 1.0))
-    body = body_of(step)
+    body: nn.Module = step.body
+    while isinstance(body, AROUND):
+        if isinstance(body, ScaledBranch):
+            yield from branch_entries(body, inner, offset)
+            inner += "fn." * (body.gain is not None or body.factor != 1.0)
+        body = body.body
     if isinstance(body, (MultiHead, CrossMultiHead)):
         yield from attention_entries(body, inner)
     elif isinstance(body, (MLP, GLU)):

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from variform.dialects.x_transformers.attention import heads, scores
+from variform.dialects.x_transformers.attention import heads, scores, start
 
-FAMILIES: tuple[ModuleType, ...] = (scores, heads)
+FAMILIES: tuple[ModuleType, ...] = (scores, heads, start)

@@ -38,8 +38,6 @@ ROUTES: Table = {
     **_flags("orthog_projected_values", "orthog_projected_values_per_head"),
     **refused(
         on_attn=False,
-        zero_init_output=False,
-        output_proj_depth=None,
         hybrid_module=None,
         hybrid_mask_kwarg=None,
         hybrid_fold_axial_dim=None,

@@ -122,12 +122,20 @@ def test_decoding_behind_memories(ragged: bool, absolute: bool) -> None:
 
 
 def test_each_layer_may_remember_the_one_above() -> None:
-    memories = Memories(9, tuple(torch.full((1, 2, 3), float(i)) for i in range(4)))
-    assert [float(x[0, 0, 0]) for x in memories.shifted(1).features] == [1, 2, 3, 0]
-    net = model().eval()
-    _, memories = net(ids()[:, :5], memories=Memories(5))
-    plain, shifted = (net(ids()[:, 5:], memories=m)[0] for m in (memories, memories.shifted(1)))
-    assert (plain - shifted).abs().max() > 1e-3
+    marked = tuple(torch.full((1, 2, 3), float(i)) for i in range(4))
+    memories = Memories(9, shift=1, features=marked)
+    assert [float(x[0, 0, 0]) for x in memories.recalled] == [1, 2, 3, 0]
+    net, x = model().eval(), ids()
+    _, plain = net(x[:, :4], memories=Memories(9))
+    _, shifted = net(x[:, :4], memories=Memories(9, shift=1))
+    for one, other in zip(plain.features, shifted.features, strict=True):
+        assert torch.equal(one, other)  # what is kept is each step's own, so that nothing moves twice
+    out, shifted = net(x[:, 4:8], memories=shifted)
+    again, _ = net(x[:, 4:8], memories=plain._replace(features=(*plain.features[1:], plain.features[0])))
+    torch.testing.assert_close(out, again)
+    assert (out - net(x[:, 4:8], memories=plain)[0]).abs().max() > 1e-3
+    for one, other in zip(plain.features, shifted.features, strict=True):
+        assert torch.equal(one, other[:, :4])
 
 
 def test_what_cannot_be_remembered_is_refused() -> None:

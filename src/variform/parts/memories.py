@@ -20,13 +20,18 @@ class Memories(NamedTuple):
 
     Args:
         limit: the most tokens that are remembered.
+        shift: each step remembers the inputs of the one that runs so many later, and the last ones those of the first
+            (ERNIE-Doc's enhanced recurrence, Ding et al. 2020, arXiv:2012.15688); 0 for its own.
         features: [B, M, dim], the inputs of each step that mixes tokens, in the order in which they run.
         valid: [B, M] bool, False at what is not to be remembered; None for all.
+        compact: padding is forgotten first, and takes no place; False keeps tokens where they stood.
     """
 
     limit: int
+    shift: int = 0
     features: tuple[Tensor, ...] = ()
     valid: Tensor | None = None
+    compact: bool = True
 
     @property
     def length(self) -> int:
@@ -44,26 +49,28 @@ class Memories(NamedTuple):
             valid: False at the segment's padding.
         """
         if not self.limit:
-            return Memories(0)
+            return self
         whole = inputs
         if self.features:
             whole = tuple(
                 torch.cat((old.to(new.dtype), new), 1) for old, new in zip(self.features, inputs, strict=True)
             )
         valid = joined_valid(self.length, self.valid, inputs[0].shape[1], valid)
-        if valid is not None:  # real tokens to the right, so that none is forgotten for padding's sake
+        if valid is not None and self.compact:  # real tokens to the right, so that none is forgotten for padding's sake
             order = valid.to(torch.uint8).argsort(dim=1, stable=True)
-            valid = valid.gather(1, order)[:, -self.limit :]
+            valid = valid.gather(1, order)
             whole = tuple(x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x)) for x in whole)
-        return Memories(self.limit, tuple(x[:, -self.limit :] for x in whole), valid)
+        newest = tuple(x[:, -self.limit :] for x in whole)
+        return self._replace(features=newest, valid=None if valid is None else valid[:, -self.limit :])
 
     def detached(self) -> Memories:
         """The same as constants."""
         return self._replace(features=tuple(x.detach() for x in self.features))
 
-    def shifted(self, steps: int) -> Memories:
-        """Each step remembers the inputs of the one that runs `steps` later (Ding et al. 2020, arXiv:2012.15688)."""
-        return self._replace(features=(*self.features[steps:], *self.features[:steps]))
+    @property
+    def recalled(self) -> tuple[Tensor, ...]:
+        """What each step is given, in the order in which they run."""
+        return (*self.features[self.shift :], *self.features[: self.shift])
 
 
 class Recall(NamedTuple):

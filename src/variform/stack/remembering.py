@@ -30,8 +30,8 @@ def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch
     """
     if not isinstance(memories, Memories):
         raise ShapeError(f"memories are `Memories(limit=...)` or what the call before returned, not {type(memories)}")
-    if memories.limit < 0:
-        raise ShapeError(f"memories are of at least 0 tokens, not {memories.limit}")
+    if memories.limit < 0 or memories.shift < 0:
+        raise ShapeError(f"limit and shift are at least 0, not {memories.limit} and {memories.shift}")
     for name in ("mask", "segments"):
         if streams.get(name) is not None:
             raise ShapeError(f"{name} cannot be combined with memories: it says nothing about them")
@@ -40,7 +40,7 @@ def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch
         raise ShapeError(f"the memories' valid is bool [{batch}, {length}], not {valid.dtype} {list(valid.shape)}")
     if state is not None:
         _check_state(state, model)
-    return Recall(memories.features, (), length, valid, 0 if state is not None else length)
+    return Recall(memories.recalled, (), length, valid, 0 if state is not None else length)
 
 
 def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: Mapping[str, Any]) -> Plan:

@@ -4,5 +4,6 @@ from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
 from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
+from variform.wrappers.segments import Segments
 
-__all__ = ["MaskedDiffusion", "NextFeatures", "Preference", "Reading"]
+__all__ = ["MaskedDiffusion", "NextFeatures", "Preference", "Reading", "Segments"]

@@ -28,6 +28,7 @@ MODEL_STREAMS = frozenset(
         "injected",
         "prefix",
         "prefix_valid",
+        "numbers",
         "losses",
         "state",
         "cache",

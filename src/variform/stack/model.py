@@ -88,6 +88,7 @@ class Transformer(Model):
         injected: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_valid: Tensor | None = None,
+        numbers: Tensor | None = None,
         memories: Memories | None = None,
         state: State | None = None,
         hidden: bool = False,
@@ -108,6 +109,7 @@ class Transformer(Model):
             prefix: [B, P, dim] features that stand before the tokens (an embedding `prefixed` takes them); they do not
                 count against max_seq_len, `positions` and `valid` are of the tokens alone, a mask is over all.
             prefix_valid: [B, P] bool, False at padding of the prefix.
+            numbers: [B, L] floats, at the tokens that stand for numbers (an embedding `numbers` reads them).
             memories: `Memories(limit=n)`, or what the call before returned, of texts in segments (Transformer-XL,
                 arXiv:1901.02860): attentions read the last n tokens of earlier segments too. The result is then
                 (output, memories), which are constants for the next call when `.detached()`; with a state, whose first
@@ -130,6 +132,7 @@ class Transformer(Model):
             "injected": injected,
             "prefix": prefix,
             "prefix_valid": prefix_valid,
+            "numbers": numbers,
         }
         streams: dict[str, Any] = {"positions": positions, **given}
         self._refuse_unread(streams)

@@ -2,8 +2,9 @@
 
 from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
+from variform.wrappers.numbers import NextTokensAndNumbers
 from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
 from variform.wrappers.segments import Segments
 
-__all__ = ["MaskedDiffusion", "NextFeatures", "Preference", "Reading", "Segments"]
+__all__ = ["MaskedDiffusion", "NextFeatures", "NextTokensAndNumbers", "Preference", "Reading", "Segments"]

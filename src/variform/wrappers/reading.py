@@ -10,8 +10,8 @@ from torch import Tensor
 
 from variform.parts.kinds import State
 
-Whole = Callable[[Tensor], Tensor]
-"""From all inputs [B, L, ...] to the outputs [..., L, n]."""
+Whole = Callable[..., Tensor]
+"""From all inputs, one or several of [B, L, ...], to the outputs [..., L, n]."""
 
 
 class Chunked(Protocol):
@@ -20,7 +20,7 @@ class Chunked(Protocol):
     def init_state(self, batch: int, max_len: int, **streams: Any) -> State:
         """An empty decode state."""
 
-    def __call__(self, inputs: Tensor, *, state: State) -> Any:
+    def __call__(self, *inputs: Tensor, state: State) -> Any:
         """The outputs of a chunk, and the new state."""
 
 
@@ -52,16 +52,18 @@ class Reading:
         self.room = room if window is None else min(room, window)
         self.streams = {name: value for name, value in (streams or {}).items() if value is not None}
         self.state: State | None = None
-        self.inputs: Tensor | None = None
+        self.inputs: tuple[Tensor, ...] | None = None
 
-    def read(self, new: Tensor) -> Tensor:
+    def read(self, *new: Tensor) -> Tensor:
         """The outputs at the newest inputs, [..., n, features], or as many of them as the window holds."""
-        self.inputs = new if self.inputs is None else torch.cat((self.inputs, new), 1)
-        if self.cached is None or self.inputs.shape[1] > self.room:
-            seen = self.inputs if self.window is None else self.inputs[:, -self.window :]
-            return self.whole(seen)[..., -new.shape[1] :, :]
+        before = self.inputs
+        self.inputs = new if before is None else tuple(torch.cat(pair, 1) for pair in zip(before, new, strict=True))
+        rows, count = new[0].shape[:2]
+        if self.cached is None or self.inputs[0].shape[1] > self.room:
+            seen = self.inputs if self.window is None else [one[:, -self.window :] for one in self.inputs]
+            return self.whole(*seen)[..., -count:, :]
         if self.state is None:
-            self.state = self.cached.init_state(new.shape[0], self.room, **self.streams)
-        out, self.state = self.cached(new, state=self.state)
+            self.state = self.cached.init_state(rows, self.room, **self.streams)
+        out, self.state = self.cached(*new, state=self.state)
         answer: Tensor = out
         return answer

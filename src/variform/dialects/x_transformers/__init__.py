@@ -25,6 +25,7 @@ from variform.dialects.x_transformers.x_transformers import (
     XTransformer,
     layer_schedule,
 )
+from variform.dialects.x_transformers.xval import XValAutoregressiveWrapper, XValTransformerWrapper
 
 __all__ = [
     "DPO",
@@ -40,5 +41,7 @@ __all__ = [
     "TransformerWrapper",
     "ViTransformerWrapper",
     "XTransformer",
+    "XValAutoregressiveWrapper",
+    "XValTransformerWrapper",
     "layer_schedule",
 ]

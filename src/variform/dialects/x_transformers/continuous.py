@@ -195,9 +195,10 @@ class Chunks:
         """An empty state."""
         return self.net.native.init_state(batch, max_len, **streams)
 
-    def __call__(self, inputs: Tensor, *, state: State) -> tuple[Tensor, State]:
+    def __call__(self, *inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """The answers of a chunk, and the new state."""
-        hidden, new = self.net.native(self.net._mapped(inputs), state=state, hidden=True)
+        (x,) = inputs
+        hidden, new = self.net.native(self.net._mapped(x), state=state, hidden=True)
         return self.net._answer(hidden), new
 
 

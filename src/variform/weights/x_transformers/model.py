@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from variform.parts.embedding.features import FeatureEmbedding
+from variform.parts.embedding.numbers import NumberEmbedding
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
@@ -54,7 +55,7 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
 
 
 def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
-    if isinstance(part, PrefixedEmbedding):
+    if isinstance(part, (PrefixedEmbedding, NumberEmbedding)):
         yield from _embedding(part.embedding, prefix)
         return
     if isinstance(part, PlacedEmbedding):

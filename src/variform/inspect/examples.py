@@ -37,12 +37,14 @@ def example_arguments(part: Part, batch: int, length: int | None) -> Arguments:
     if length is None:
         raise ConfigError("give length, the number of tokens")
     x = torch.zeros(batch, length, _dim(part))
-    if isinstance(part, Norm):
-        return (x,), {}
+    read = {name for child in part.modules() if isinstance(child, Part) for name in child.reads}
     streams = {}
-    if any("context" in child.reads for child in part.modules() if isinstance(child, Part)):
-        features = _fact(part.spec, "dim_context") or x.shape[-1]
-        streams["context"] = torch.zeros(batch, length, features)
+    if "context" in read:
+        streams["context"] = torch.zeros(batch, length, _fact(part.spec, "dim_context") or x.shape[-1])
+    if "condition" in read:
+        streams["condition"] = torch.zeros(batch, _fact(part.spec, "dim_condition") or x.shape[-1])
+    if isinstance(part, Norm):
+        return (x, *streams.values()), {}
     return (x, streams), {}
 
 

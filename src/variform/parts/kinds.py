@@ -203,7 +203,7 @@ class Norm(Part):
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalise; `condition` [B, dim_condition] is used by adaptive norms alone."""
+        """Normalise; `condition`, [B, dim_condition] or [B, L, dim_condition], is used by adaptive norms alone."""
 
     if TYPE_CHECKING:
 
@@ -606,7 +606,8 @@ class Model(Part):
 
     def example_state(self, batch: int, max_len: int | None = None) -> State:
         """Empty decode state, with example side inputs where it has to read them."""
-        streams: dict[str, Any] = self.example_inputs(batch, max_len)[1]
+        given = self.example_inputs(batch, max_len)[1]
+        streams: dict[str, Any] = {name: x for name, x in given.items() if name != "condition"}  # told in each call
         return self.init_state(batch, max_len, **streams)
 
 

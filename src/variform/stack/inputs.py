@@ -94,14 +94,22 @@ def check_streams(given: Mapping[str, Any], batch: int, length: int, device: tor
         elif name == "injected":
             ahead = given.get("prefix")
             _check_injected(value, batch, length + (0 if ahead is None else ahead.shape[1]))
-        elif name == "condition" and (value.dim() != 2 or value.shape[0] != batch):
-            raise ShapeError(f"the condition is floats [{batch}, features], not {about(value)}")
+        elif name == "condition":
+            _check_condition(value, given.get("prefix"), batch, length)
 
 
 def _check_injected(value: Tensor, batch: int, length: int) -> None:
     if value.dim() != 3 or value.shape[0] != batch or value.shape[1] not in (1, length):
         wanted = f"[{batch}, {length}, dim] or [{batch}, 1, dim]"
         raise ShapeError(f"what is injected is floats of shape {wanted}, not {about(value)}")
+
+
+def _check_condition(condition: Tensor, prefix: Any, batch: int, length: int) -> None:
+    total = length + (prefix.shape[1] if isinstance(prefix, Tensor) and prefix.dim() == 3 else 0)
+    fits = condition.dim() == 2 or (condition.dim() == 3 and condition.shape[1] in (1, total))
+    if not fits or condition.shape[0] != batch or not condition.is_floating_point():
+        wanted = f"[{batch}, features] or [{batch}, {total}, features]"
+        raise ShapeError(f"the condition is floats {wanted}, not {about(condition)}")
 
 
 def _check_rows(name: str, value: Tensor, batch: int, length: int) -> None:

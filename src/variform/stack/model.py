@@ -48,6 +48,7 @@ class Transformer(Model):
         max_seq_len: longest sequence; longer inputs are an error. None for no limit.
         vocab_size: number of different tokens.
         dim_context: features of the `context` stream.
+        dim_condition: features of the `condition` stream.
         init_std: standard deviation of initial weights; torch's defaults when None.
     """
 
@@ -62,11 +63,13 @@ class Transformer(Model):
         max_seq_len: Size | None = None,
         vocab_size: Size | None = INHERIT,
         dim_context: Size | None = INHERIT,
+        dim_condition: Size | None = INHERIT,
         init_std: Annotated[float, Field(gt=0)] | None = INHERIT,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.dim_context = dim_context
+        self.dim_condition = dim_condition
         self.embedding = embedding
         self.stacks = ModuleList(stacks)
         self.head = head
@@ -104,7 +107,8 @@ class Transformer(Model):
             mask: what may attend to what: a mask, or a bool tensor, True = may attend.
             context: [B, Lc, dim_context] for cross attention.
             context_mask: [B, Lc] bool, False at padding of the context.
-            condition: [B, dim_condition] for adaptive parts.
+            condition: [B, dim_condition] for adaptive parts, or [B, L, dim_condition] for each token its own (L counts
+                the prefix).
             injected: [B, L, dim] or [B, 1, dim], added to what every branch reads; L counts a prefix.
             prefix: [B, P, dim] features that stand before the tokens (an embedding `prefixed` takes them); they do not
                 count against max_seq_len, `positions` and `valid` are of the tokens alone, a mask is over all.
@@ -244,7 +248,7 @@ class Transformer(Model):
         return {**state, "context_mask": streams.get("context_mask"), "made_for": signature(self)}
 
     def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Arguments of the sizes asked for; a context of the same length where a part reads one."""
+        """Arguments of the sizes asked for; a context of the same length and a condition where a part reads one."""
         length = length or self.max_seq_len
         if self.embedding is not None:
             inputs = self.embedding.example_inputs(batch, length)
@@ -252,9 +256,12 @@ class Transformer(Model):
             raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
         else:
             inputs = torch.zeros(batch, length, self.dim)
-        if "context" not in self.reads_below:
-            return (inputs,), {}
-        return (inputs,), {"context": torch.zeros(batch, length or 1, self.dim_context or self.dim)}
+        sides = {}
+        if "context" in self.reads_below:
+            sides["context"] = torch.zeros(batch, length or 1, self.dim_context or self.dim)
+        if "condition" in self.reads_below:
+            sides["condition"] = torch.zeros(batch, self.dim_condition or self.dim)
+        return (inputs,), sides
 
     @property
     def vocab_size(self) -> int | None:

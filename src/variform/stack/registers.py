@@ -66,6 +66,9 @@ class RegisterStack(Stack):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Add the tokens, run the stack, cut them off."""
+        condition = streams.get("condition")
+        if condition is not None and condition.dim() == 3 and condition.shape[1] != 1:
+            raise ShapeError("a condition by token says nothing about added tokens: give one a row, [batch, features]")
         for name in ("segments", "mask"):
             if streams.get(name) is not None:
                 raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")

@@ -126,7 +126,7 @@ def stateless(case: Case) -> None:
 
 
 def _given(inputs: Any, streams: dict[str, Any]) -> list[Tensor]:
-    return tensors_in((inputs.x, inputs.context, streams))
+    return tensors_in((inputs.x, inputs.context, inputs.condition, streams))
 
 
 @check("reproducible")

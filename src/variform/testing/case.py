@@ -34,15 +34,18 @@ class Inputs:
         x: token ids [B, L], features [B, L, dim] or images.
         context: features of another sequence, or the tokens of a source, [B, Lc, ...].
         form: what `x` holds.
+        condition: features that adaptive parts go by, [B, dim_condition].
     """
 
     x: Tensor
     context: Tensor | None
     form: Literal["tokens", "features", "images"]
+    condition: Tensor | None = None
 
     def rows(self, rows: slice) -> Inputs:
         """Some rows of the batch."""
-        return replace(self, x=self.x[rows], context=None if self.context is None else self.context[rows])
+        context, condition = (None if t is None else t[rows] for t in (self.context, self.condition))
+        return replace(self, x=self.x[rows], context=context, condition=condition)
 
     def steps(self, steps: slice) -> Inputs:
         """Some steps of the sequence; the context stays."""
@@ -50,9 +53,10 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating-point tensors in another type."""
-        x, context = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in (self.x, self.context))
+        given = (self.x, self.context, self.condition)
+        x, context, condition = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in given)
         assert x is not None
-        return replace(self, x=x, context=context)
+        return replace(self, x=x, context=context, condition=condition)
 
 
 @dataclass
@@ -147,6 +151,8 @@ class Case:
             if self.is_pair:
                 return replace(self.of_length(batch, length), context=self.of_length(batch, context).x)
             made = self.of_length(batch, length)
+            if self.reads("condition"):
+                made = replace(made, condition=torch.randn(batch, FACTS["dim_condition"], dtype=torch.float64))
             if not self.reads_context:
                 return made
             return replace(made, context=torch.randn(batch, context, self.dim_context, dtype=torch.float64))
@@ -168,6 +174,8 @@ class Case:
             return model(None if "state" in streams else inputs.context, inputs.x, **streams)
         if inputs.context is not None and "state" not in streams:
             streams["context"] = inputs.context
+        if inputs.condition is not None:
+            streams["condition"] = inputs.condition
         return model(inputs.x, **streams)
 
     def accepts(self, model: Any, inputs: Inputs, **streams: Any) -> bool:
@@ -216,7 +224,11 @@ class Case:
     @functools.cached_property
     def reads_context(self) -> bool:
         """Whether a part of the model attends to another sequence."""
-        return any("context" in m.reads for m in self._probe.modules() if isinstance(m, Part))
+        return self.reads("context")
+
+    def reads(self, stream: str) -> bool:
+        """Whether a part of the model reads a stream."""
+        return any(stream in m.reads for m in self._probe.modules() if isinstance(m, Part))
 
     @functools.cached_property
     def dim_context(self) -> int:

@@ -28,6 +28,7 @@ FACTS: dict[str, Any] = {
     "max_seq_len": 160,
     "vocab_size": 11,
     "dim_context": 12,
+    "dim_condition": 6,
     "depth": 2,
     "layer": 0,
     "residual_streams": 3,
@@ -101,7 +102,7 @@ def in_layers(layer: Callable[[Spec], Spec]) -> Host:
 
 def model_around(setting: Setting, stacks: list[Spec], **slots: Any) -> Spec:
     """A model with the usual sizes around stacks, an embedding, a head."""
-    sizes = {name: FACTS[name] for name in ("dim", "heads", "vocab_size", "dim_context")}
+    sizes = {name: FACTS[name] for name in ("dim", "heads", "vocab_size", "dim_context", "dim_condition")}
     return Transformer.spec(
         embedding=slots.pop("embedding", None),
         stacks=stacks,

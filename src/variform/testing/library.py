@@ -32,9 +32,12 @@ from variform.parts.mixer.visual import Visual
 from variform.parts.nonlinearity.clamps import SoftClamp, SoftClamped
 from variform.parts.nonlinearity.composed import Chain, UserModule
 from variform.parts.nonlinearity.solu import SoLU
+from variform.parts.norm.adaptive import AdaptiveNorm
+from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition, SinusoidalPosition
 from variform.parts.position.rotary import RotaryRotation
 from variform.parts.stream_ops.carry import AddStream, Publish
+from variform.stack.condition import ConditionedStack
 from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
@@ -99,6 +102,28 @@ def _shifted_windows() -> list[Sample]:
 @samples_for(Conv2D)
 def _conv2d() -> list[Sample]:
     return [Sample(Conv2D.spec(hidden=12)), Sample(Conv2D.spec(hidden=12, grid=(3, 5)), "on a grid")]
+
+
+@samples_for(LayerNorm)
+def _layer_norm() -> list[Sample]:
+    return [Sample(LayerNorm.spec()), Sample(LayerNorm.spec(gain=False), "no gain")]
+
+
+@samples_for(AdaptiveNorm)
+def _adaptive() -> list[Sample]:
+    return [Sample(AdaptiveNorm.spec()), Sample(AdaptiveNorm.spec(norm="rms_norm"), "of RMSNorm")]
+
+
+@samples_for(ConditionedStack)
+def _conditioned() -> list[Sample]:
+    layers = [Sublayer.spec(body="multi_head", norm="adaptive"), Sublayer.spec(body=FEED, norm="adaptive")]
+    stack = LayerStack.spec(layers=layers, norm="adaptive")
+    return [Sample(ConditionedStack.spec(stack=stack, expansion=2), host=_conditioned_model)]
+
+
+def _conditioned_model(spec: Spec, setting: Setting) -> Spec:
+    inner = spec["stack"].replace(executor=setting.executor)
+    return model_around(setting, [spec.replace(stack=inner)])
 
 
 @samples_for(MLP)

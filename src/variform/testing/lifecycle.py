@@ -191,7 +191,8 @@ def _direct(case: Case, **changes: Any) -> Any:
     else:
         inputs = perturb_like.inputs(1, 5)
         x = inputs.x.repeat(64, *[1] * (inputs.x.dim() - 1))
-        streams = {} if inputs.context is None else {"context": inputs.context.repeat(64, 1, 1)}
+        sides = {"context": inputs.context, "condition": inputs.condition}
+        streams = {name: t.repeat(64, *[1] * (t.dim() - 1)) for name, t in sides.items() if t is not None}
         given = (x, streams) if isinstance(part, StreamPart) or case.part.kind == "embedding" else (x,)
 
     def run(training: bool) -> Tensor:

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
-from variform.dialects.x_transformers.call import attention_mask, check_context, check_mask, placing, refuse_call
+from variform.dialects.x_transformers.call import (
+    attention_mask,
+    check_condition,
+    check_context,
+    check_mask,
+    placing,
+    refuse_call,
+)
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
 from variform.errors import Problem
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
+from variform.stack.condition import condition_size
 from variform.stack.decodable import undecodable
 from variform.stack.model import Transformer
 from variform.stack.prefix import behind_prefix
@@ -57,6 +65,7 @@ class AroundDraft:
         return Transformer.spec(
             dim=layers.dim,
             causal=stack["causal"],
+            dim_condition=condition_size(stack),
             max_seq_len=self.max_seq_len if placed else None,
             stacks=[
                 RegisterStack.spec(stack=stack, count=self.num_memory_tokens, std=1.0)
@@ -156,6 +165,7 @@ class AroundWrapper(nn.Module):
         context_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         self_attn_kv_mask: Tensor | None = None,
+        condition: Tensor | None = None,
         streams: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -172,12 +182,14 @@ class AroundWrapper(nn.Module):
             context_mask: [B, Lc] bool, True at real tokens of the context.
             attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
+            condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             streams: further streams of the embedding.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, AROUND_CALL, more)
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_context(layers, context)
+        check_condition(layers, condition)
         batch, length = inputs.shape[:2]
         check_mask("mask", mask, batch, length)
         if prepend_mask is not None and prepend_embeds is None:
@@ -193,6 +205,7 @@ class AroundWrapper(nn.Module):
             mask=attention_mask(attn_mask, self_attn_kv_mask),
             context=context,
             context_mask=context_mask,
+            condition=condition,
             prefix=prepend_embeds,
             prefix_valid=prepend_mask,
             hidden=True,

@@ -12,7 +12,7 @@ from variform.dialects.x_transformers.call import STACK_CALL, refuse_call, strea
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.table import REQUIRED
-from variform.stack.stack import LayerStack
+from variform.parts.kinds import Stack
 
 
 class AttentionLayers(nn.Module):
@@ -43,7 +43,8 @@ class AttentionLayers(nn.Module):
         self.cross_attend = draft.cross_attend
         self.disable_abs_pos_emb = draft.without_positions
         self.unit_offset = draft.norm_add_unit_offset
-        self.native: LayerStack = build(spec)
+        self.dim_condition = draft.condition
+        self.native: Stack = build(spec)
 
     @property
     def spec(self) -> Spec:
@@ -61,6 +62,7 @@ class AttentionLayers(nn.Module):
         *,
         pos: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
+        condition: Tensor | None = None,
         **more: Any,
     ) -> Tensor:
         """Run the stack.
@@ -74,10 +76,12 @@ class AttentionLayers(nn.Module):
             self_attn_kv_mask: [B, L] bool, keys that may be attended.
             pos: [L] or [B, L] positions.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
+            condition: [B, C] or [B, L, C] for adaptive parts.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, STACK_CALL, more)
-        streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, pos, seq_start_pos)
+        placed = (pos, seq_start_pos, condition)
+        streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
         out = self.native(x, streams)
         assert isinstance(out, Tensor)
         return out

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HONOURED = (
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos"),
+    "condition",
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
 )
 
@@ -40,7 +41,6 @@ STACK_CALL: dict[str, Any] = {
     "additional_kv_mask": None,
     "detach_additional_kv": False,
     "route_additional_kv_to_top": True,
-    "condition": None,
     "in_attn_cond": None,
     "layers_execute_order": None,
     "repeat_blocks": None,
@@ -96,6 +96,17 @@ def check_context(layers: AttentionLayers, context: Tensor | None) -> None:
         raise InputError("these layers cross attend: pass context=...")
     if context is not None and not layers.cross_attend:
         raise InputError("context was passed, and no layer cross attends: build with cross_attend=True")
+
+
+def check_condition(layers: AttentionLayers, condition: Tensor | None) -> None:
+    """A condition is needed exactly where parts go by one."""
+    size = layers.dim_condition
+    if size is not None and condition is None:
+        raise InputError(f"these layers go by a condition: pass condition=..., [batch, {size}]")
+    if condition is not None and size is None:
+        raise InputError("condition was passed, and no part goes by one: build with use_adaptive_layernorm=True, say")
+    if condition is not None and condition.shape[-1] != size:
+        raise InputError(f"the condition has {size} features, and not {condition.shape[-1]}")
 
 
 def check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> None:
@@ -155,9 +166,11 @@ def streams_of(
     kv_mask: Tensor | None,
     pos: Tensor | None,
     start: Tensor | None,
+    condition: Tensor | None = None,
 ) -> dict[str, Any]:
     """The streams of one call of a stack."""
     check_context(layers, context)
+    check_condition(layers, condition)
     batch, length = x.shape[:2]
     check_mask("mask", mask, batch, length)
     check_mask("self_attn_kv_mask", kv_mask, batch, length)
@@ -171,4 +184,5 @@ def streams_of(
         "mask": attention_mask(attn_mask, kv_mask),
         "context": context,
         "context_mask": context_mask,
+        "condition": condition,
     }

@@ -16,9 +16,12 @@ from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import Table, apply_all, problems_of
 from variform.errors import Problem
 from variform.ops.scores import alibi_slopes
+from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm
+from variform.parts.norm.pointwise import DynamicTanh
 from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.parts.position.rotary import RotaryRotation
+from variform.stack.condition import ConditionedStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.x_transformers import tiled_heads
@@ -37,6 +40,10 @@ class LayersDraft:
     only_attn: bool = False
     norms: list[Spec] = field(default_factory=list)
     norm_add_unit_offset: bool = True
+    dynamic_tanh_init_alpha: float = 1.0
+    dim_condition: int | None = None
+    adaptive_condition_mlp: bool = False
+    adaptive_condition_mlp_expansion: int = 4
     alibi_pos_bias: bool = False
     alibi_num_heads: int | None = None
     rel_pos_bias: bool = False
@@ -69,7 +76,25 @@ class LayersDraft:
     @property
     def norm(self) -> Spec:
         """The norm that is used everywhere."""
-        return self.norms[0] if self.norms else LayerNorm.spec(bias=False)
+        if not self.norms:
+            return LayerNorm.spec(bias=False)
+        if self.norms[0].part is DynamicTanh:
+            return self.norms[0].replace(alpha=float(self.dynamic_tanh_init_alpha))
+        adaptive = self.norms[0].part is AdaptiveNorm
+        return self.norms[0].replace(dim_condition=self.condition_seen) if adaptive else self.norms[0]
+
+    @property
+    def condition(self) -> int | None:
+        """Features of the condition that a call needs; None where it takes none."""
+        adaptive = self.residuals.use_adaptive_layerscale or any(norm.part is AdaptiveNorm for norm in self.norms)
+        return (self.dim_condition or self.dim) if adaptive else None
+
+    @property
+    def condition_seen(self) -> int | None:
+        """Features of the condition that adaptive parts see."""
+        size = self.condition
+        mapped = self.adaptive_condition_mlp_expansion if self.adaptive_condition_mlp else 1
+        return None if size is None else size * mapped
 
     @property
     def ordered(self) -> bool:
@@ -94,9 +119,13 @@ class LayersDraft:
             layers = [Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order]
         keeps_norm = self.pre_norm and self.pre_norm_has_final_norm and not self.pre_and_post_norm
         stack = LayerStack.spec(layers=layers, dim=self.dim, heads=self.heads, causal=self.causal)
-        return self.residuals.stack(
+        stack = self.residuals.stack(
             stack, self.norm if keeps_norm or self.residuals.normed_when_read else None, self.dim
         )
+        if not self.adaptive_condition_mlp:
+            return stack
+        expansion = self.adaptive_condition_mlp_expansion
+        return ConditionedStack.spec(stack=stack, expansion=expansion, dim_condition=self.condition, causal=self.causal)
 
     def _steps(self, types: tuple[str, ...]) -> list[Spec]:
         """One residual step for each layer type, with the keywords that are its own."""
@@ -156,6 +185,7 @@ class LayersDraft:
             index,
             factor=0.5 if self.macaron and letter == "f" else 1.0,
             dropout=dropout,
+            condition=self.condition_seen,
             norm=self.norm if pre else None,
             branch_norm=self.norm if self.sandwich_norm else None,
             out_norm=self.norm if not pre or self.pre_and_post_norm else None,

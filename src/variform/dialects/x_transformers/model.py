@@ -25,6 +25,7 @@ from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
+from variform.stack.condition import condition_size
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
 
@@ -54,6 +55,7 @@ class ModelDraft:
         return Transformer.spec(
             dim=dim,
             causal=stack["causal"],
+            dim_condition=condition_size(stack),
             max_seq_len=self.max_seq_len if placed else None,
             vocab_size=self.num_tokens,
             embedding=PrefixedEmbedding.spec(embedding=embedding, dropout=self.emb_dropout),

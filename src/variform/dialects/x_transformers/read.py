@@ -64,7 +64,14 @@ def resolved(spec: Spec) -> Spec:
 def _contradictions(draft: LayersDraft) -> list[Problem]:
     found = []
     if len(draft.norms) > 1:
-        found.append(Problem("use_rmsnorm", "only one norm can be chosen: scalenorm, rmsnorm or simple rmsnorm"))
+        found.append(Problem("use_rmsnorm", "only one norm can be chosen of those that the use_...norm keywords name"))
+    for name in ("dim_condition", "adaptive_condition_mlp"):
+        if draft.condition is None and getattr(draft, name):
+            message = f"{name} has no effect without use_adaptive_layernorm, _rmsnorm or _layerscale"
+            found.append(Problem(name, message, getattr(draft, name)))
+    for name in ("dim_condition", "adaptive_condition_mlp_expansion"):
+        if (value := getattr(draft, name)) is not None and value < 1:
+            found.append(Problem(name, "must be positive", value))
     if draft.rel_pos_bias and draft.alibi_pos_bias:
         found.append(Problem("rel_pos_bias", "only one bias can be chosen: rel_pos_bias or alibi_pos_bias"))
     if draft.alibi_num_heads is not None and not 0 < draft.alibi_num_heads <= draft.heads:

@@ -16,6 +16,7 @@ from variform.parts.residual.hyper import HyperConnection
 from variform.parts.residual.mean_split import MeanSplitResidual
 from variform.parts.residual.orthogonal import OrthogonalResidual
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
+from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import ScaledBranch
 from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.sublayer import Sublayer
@@ -51,6 +52,7 @@ class ResidualDraft:
     legacy: bool = False
     use_layerscale: bool = False
     layerscale_init_value: float = 0.0
+    use_adaptive_layerscale: bool = False
     zero_init_branch_output: bool = False
     starts_by_depth: bool = False
     softclamp_output: bool = False
@@ -75,6 +77,9 @@ class ResidualDraft:
         """The rules that concern several keywords."""
         chosen = [name for name in KINDS if getattr(self, name)]
         found = []
+        if self.use_layerscale and self.use_adaptive_layerscale:
+            message = "a branch has one scale: use_layerscale or use_adaptive_layerscale"
+            found.append(Problem("use_adaptive_layerscale", message))
         if len(chosen) > 1:
             found.append(Problem(chosen[1], f"only one residual can be chosen: {' or '.join(chosen)}"))
         if self.num_residual_streams < 1:
@@ -120,7 +125,17 @@ class ResidualDraft:
             return {**given, "zero_init_output": True}
         return {**given, "output_proj_depth": block} if self.starts_by_depth else {**given}
 
-    def step(self, body: Spec, letter: str, index: int, factor: float, dropout: float, **norms: Any) -> Spec:
+    def step(
+        self,
+        body: Spec,
+        letter: str,
+        index: int,
+        *,
+        factor: float,
+        dropout: float,
+        condition: int | None,
+        **norms: Any,
+    ) -> Spec:
         """One residual step.
 
         Args:
@@ -129,10 +144,11 @@ class ResidualDraft:
             index: which sublayer of the stack it is.
             factor: a constant on its branch alone (macaron).
             dropout: of its branch.
+            condition: features of the condition that adaptive parts see.
             **norms: further fields of the sublayer.
         """
         beta = self.beta * factor
-        if not self.kind and norms.get("branch_norm") is None:
+        if not self.kind and not self.use_adaptive_layerscale and norms.get("branch_norm") is None:
             if not self.use_layerscale:
                 return Sublayer.spec(body=body, residual=self._sum(beta), dropout=dropout, **norms)
             if self.alpha == beta == 1.0 and not self.scale_residual:
@@ -143,6 +159,8 @@ class ResidualDraft:
             body = ScaledBranch.spec(body=body, factor=factor, dropout=dropout)
         if self.use_layerscale:
             body = ScaledBranch.spec(body=body, gain=self.layerscale_init_value)
+        if self.use_adaptive_layerscale:
+            body = AdaptiveBranch.spec(body=body, dim_condition=condition)
         if self.beta != 1.0:
             body = ScaledBranch.spec(body=body, factor=self.beta)
         return Sublayer.spec(body=body, residual=self._residual(letter, index), **norms)
@@ -227,6 +245,7 @@ ROUTES: Table = {
     "legacy": Route(False, put("legacy")),  # of this library alone: hyper connections of upstream's checkpoints
     "use_layerscale": Route(False, put("use_layerscale")),
     "layerscale_init_value": Route(0.0, put("layerscale_init_value"), needs="use_layerscale", types=(int, float)),
+    "use_adaptive_layerscale": Route(False, put("use_adaptive_layerscale")),
     "zero_init_branch_output": Route(False, put("zero_init_branch_output")),
     "softclamp_output": Route(False, put("softclamp_output")),
     "softclamp_output_value": Route(30.0, put("softclamp_output_value"), needs="softclamp_output", types=(int, float)),

@@ -11,7 +11,9 @@ from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
-from variform.parts.norm.norms import RMSNorm, ScaleNorm
+from variform.parts.norm.adaptive import AdaptiveNorm
+from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
+from variform.parts.norm.pointwise import Derf, DynamicTanh
 
 PREFIXES: dict[str, Table] = {"cross_attn_": ATTENTION, "attn_": ATTENTION, "ff_": FEEDFORWARD}
 """Tables of the parts of a stack, by what their keywords begin with."""
@@ -42,6 +44,16 @@ LAYERS: Table = {
     "only_attn": Route(False, put("only_attn")),
     "use_scalenorm": Route(False, _norm(ScaleNorm.spec(eps=1e-12))),
     "use_rmsnorm": Route(False, _norm(RMSNorm.spec(eps=TINY))),
+    "use_dynamic_tanh": Route(False, _norm(DynamicTanh.spec())),
+    "use_derf": Route(False, _norm(Derf.spec())),
+    "dynamic_tanh_init_alpha": Route(1.0, put("dynamic_tanh_init_alpha"), needs="use_dynamic_tanh", types=(int, float)),
+    "use_adaptive_layernorm": Route(False, _norm(AdaptiveNorm.spec(norm=LayerNorm.spec(gain=False, bias=False)))),
+    "use_adaptive_rmsnorm": Route(False, _norm(AdaptiveNorm.spec(norm=RMSNorm.spec(eps=TINY, gain=False)))),
+    "dim_condition": Route(None, put("dim_condition"), types=(int,)),
+    "adaptive_condition_mlp": Route(False, put("adaptive_condition_mlp")),
+    "adaptive_condition_mlp_expansion": Route(
+        4, put("adaptive_condition_mlp_expansion"), needs="adaptive_condition_mlp", types=(int,)
+    ),
     "use_simple_rmsnorm": Route(False, _norm(RMSNorm.spec(eps=TINY, gain=False))),
     "norm_add_unit_offset": Route(True, put("norm_add_unit_offset")),  # how checkpoints store gains, not what they do
     "alibi_pos_bias": Route(False, put("alibi_pos_bias")),
@@ -68,15 +80,6 @@ LAYERS: Table = {
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
     "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
     **refused(
-        use_dynamic_tanh=False,
-        use_derf=False,
-        dynamic_tanh_init_alpha=1.0,
-        use_adaptive_layernorm=False,
-        use_adaptive_rmsnorm=False,
-        use_adaptive_layerscale=False,
-        dim_condition=None,
-        adaptive_condition_mlp=False,
-        adaptive_condition_mlp_expansion=4,
         dynamic_pos_bias=False,
         dynamic_pos_bias_log_distance=False,
         dynamic_pos_bias_mlp_depth=2,

@@ -12,6 +12,7 @@ from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.call import (
     MODEL_CALL,
     attention_mask,
+    check_condition,
     check_context,
     check_mask,
     placing,
@@ -104,6 +105,7 @@ class TransformerWrapper(nn.Module):
         attn_mask: Tensor | None = None,
         self_attn_kv_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
+        condition: Tensor | None = None,
         **more: Any,
     ) -> Any:
         """Run the model.
@@ -122,11 +124,13 @@ class TransformerWrapper(nn.Module):
             attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
+            condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, MODEL_CALL, more)
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_context(layers, context)
+        check_condition(layers, condition)
         self._check(x, mask, prepend_embeds, prepend_mask)
         positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
         hidden = self.native(
@@ -136,6 +140,7 @@ class TransformerWrapper(nn.Module):
             mask=attention_mask(attn_mask, self_attn_kv_mask),
             context=context,
             context_mask=context_mask,
+            condition=condition,
             prefix=prepend_embeds,
             prefix_valid=prepend_mask,
             hidden=True,

@@ -32,20 +32,22 @@ class LayerNorm(Norm):
     Args:
         dim: size of the last dimension.
         eps: added to the variance.
-        bias: learn an offset beside the gain.
+        bias: learn an offset.
+        gain: learn the weight; without it the weight is one.
     """
 
-    def __init__(self, dim: Size = INHERIT, eps: Epsilon = 1e-5, bias: bool = True) -> None:
+    def __init__(self, dim: Size = INHERIT, eps: Epsilon = 1e-5, bias: bool = True, gain: bool = True) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim)) if gain else None
         self.bias = nn.Parameter(torch.empty(dim)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Gain one, offset zero."""
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -21,12 +21,10 @@ from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.parts.stream_ops.branch import BranchStart
 from variform.stack.model import EncoderDecoder, Transformer
-from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.registers import RegisterStack
-from variform.stack.stack import LayerStack
 from variform.weights.entries import Entry, affine, plain, reordered, shaped
 from variform.weights.x_transformers.pieces import feedforward_entries, linear_entries, no_counterpart, norm_entries
-from variform.weights.x_transformers.stack import stack_entries
+from variform.weights.x_transformers.stack import UPSTREAM_STACKS, stack_entries
 
 
 def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entry]:
@@ -34,7 +32,7 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
     if isinstance(model, EncoderDecoder):
         yield from model_entries(model.encoder, f"{prefix}encoder.", offset)
         yield from model_entries(model.decoder, f"{prefix}decoder.net.", offset)
-    elif isinstance(model, (LayerStack, MultiStreamStack)):
+    elif isinstance(model, UPSTREAM_STACKS):
         yield from stack_entries(model, prefix, offset)
     elif isinstance(model, BranchStart):
         yield from model_entries(model.body, prefix, offset)
@@ -46,7 +44,7 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
         if isinstance(stack, RegisterStack):
             yield plain(f"{prefix}{'memory' if stack.front else 'register'}_tokens", stack.tokens)
             stack = stack.stack
-        if not isinstance(stack, (LayerStack, MultiStreamStack)):
+        if not isinstance(stack, UPSTREAM_STACKS):
             raise no_counterpart(stack)
         yield from stack_entries(stack, f"{prefix}attn_layers.", offset)
         yield from _head(model.head, prefix)
@@ -95,7 +93,7 @@ def _patches(part: PatchEmbedding, prefix: str) -> Iterator[Entry]:
     weight = part.project.weight
     dim, channels, size, _ = weight.shape
     pixels = torch.arange(channels * size * size).view(size, size, channels).permute(2, 0, 1).flatten().tolist()
-    if isinstance(part.patch_norm, LayerNorm):
+    if isinstance(part.patch_norm, LayerNorm) and part.patch_norm.weight is not None:
         yield reordered(f"{prefix}0.gamma", part.patch_norm.weight, pixels, 0)
     yield Entry(
         f"{prefix}1.weight",

@@ -13,7 +13,9 @@ from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.gate.branches import Branches
 from variform.parts.nonlinearity.composed import Chain, UserModule
 from variform.parts.nonlinearity.solu import SoLU
+from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
+from variform.parts.norm.pointwise import Derf, DynamicTanh
 from variform.parts.norm.soft_clamp import SoftClamp
 from variform.weights.entries import Entry, affine, constant, joined, plain
 
@@ -74,10 +76,21 @@ def norm_entries(key: str, norm: nn.Module | None, offset: float) -> Iterator[En
         yield from norm_entries(key, norm.norm, offset)
         return
     # Upstream's LayerNorm has torch's eps and no offset, its other norms divide by the length of x itself.
-    if isinstance(norm, LayerNorm) and norm.bias is None and norm.eps == 1e-5:
+    if isinstance(norm, LayerNorm) and norm.weight is not None and norm.bias is None and norm.eps == 1e-5:
         yield affine(f"{key}.gamma", norm.weight, offset=offset)
     elif isinstance(norm, RMSNorm) and norm.weight is not None and norm.eps <= 1e-12:
         yield affine(f"{key}.g", norm.weight, offset=offset)
+    elif isinstance(norm, DynamicTanh):
+        yield affine(f"{key}.pre_tanh_scale", norm.alpha, offset=offset * norm.initial)
+        yield affine(f"{key}.gamma", norm.weight, offset=offset)
+        yield plain(f"{key}.beta", norm.bias)
+    elif isinstance(norm, Derf):
+        yield affine(f"{key}.alpha", norm.alpha, offset=offset)
+        yield plain(f"{key}.s", norm.shift)
+        yield affine(f"{key}.gamma", norm.weight, offset=offset)
+        yield plain(f"{key}.beta", norm.bias)
+    elif isinstance(norm, AdaptiveNorm) and not list(norm.norm.parameters()):
+        yield plain(f"{key}.to_gamma.weight", norm.gain.weight)
     elif isinstance(norm, ScaleNorm) and norm.eps <= 1e-6:
         yield affine(f"{key}.g", norm.scale, factor=math.sqrt(norm.dim), offset=offset)
     else:

@@ -10,12 +10,15 @@ from torch import nn
 
 from variform.ops.rotary import rotary_frequencies
 from variform.parts.feedforward.mlp import GLU, MLP
+from variform.parts.kinds import Stack
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import T5Bias
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
+from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
 from variform.parts.stream_ops.padding import ZeroPadding
+from variform.stack.condition import ConditionedStack
 from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
@@ -24,16 +27,22 @@ from variform.weights.x_transformers.attention import attention_entries, tiled_h
 from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.residuals import branch_entries, residual_entries
 
+UPSTREAM_STACKS = (LayerStack, MultiStreamStack, ConditionedStack)
+"""Stacks that are one of upstream's."""
 
-def stack_entries(stack: LayerStack | MultiStreamStack, prefix: str, offset: float) -> Iterator[Entry]:
+
+def stack_entries(stack: Stack, prefix: str, offset: float) -> Iterator[Entry]:
     """The entries of a stack: its steps, what it keeps once for all of them, its final norm."""
+    if isinstance(stack, ConditionedStack):
+        yield plain(f"{prefix}adaptive_mlp.0.weight", stack.map.weight)
+        stack = stack.stack
     if isinstance(stack, MultiStreamStack):
         if stack.embedding is not None:
             yield plain(f"{prefix}stream_emb", stack.embedding)
         yield from norm_entries(f"{prefix}final_norm", stack.norm, offset)
-        if not isinstance(stack.stack, LayerStack):
-            raise no_counterpart(stack.stack)
         stack = stack.stack
+    if not isinstance(stack, LayerStack):
+        raise no_counterpart(stack)
     steps = list(dict.fromkeys(steps_of(stack)))
     mixers = [body for step in steps if isinstance(body := body_of(step), MultiHead)]
     yield from _positions(mixers, prefix)
@@ -54,7 +63,7 @@ def steps_of(part: nn.Module) -> Iterator[Sublayer]:
         raise no_counterpart(part)
 
 
-AROUND = (ZeroPadding, ScaledBranch, BranchStart)
+AROUND = (ZeroPadding, ScaledBranch, BranchStart, AdaptiveBranch)
 """Parts that stand around what does the work in a step."""
 
 
@@ -106,6 +115,10 @@ def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator
         if isinstance(body, ScaledBranch):
             yield from branch_entries(body, inner, offset)
             inner += "fn." * (body.gain is not None or body.factor != 1.0)
+        elif isinstance(body, AdaptiveBranch):
+            yield plain(f"{inner}to_gamma.weight", body.weight)
+            yield plain(f"{inner}to_gamma.bias", body.bias)
+            inner += "fn."
         body = body.body
     if isinstance(body, (MultiHead, CrossMultiHead)):
         yield from attention_entries(body, inner)

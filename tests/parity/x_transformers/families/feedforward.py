@@ -13,7 +13,7 @@ GLU_PAPER = "arXiv:2002.05202"
 
 
 def _set(name: str, feature: str = "", part: str = "", paper: str = "", **layers: Any) -> OptionSet:
-    more = {key: layers.pop(key) for key in ("versions", "same", "wrong") if key in layers}
+    more = {key: layers.pop(key) for key in ("versions", "same", "wrong", "incompatible") if key in layers}
     return OptionSet(f"ff-{name}", layers=layers, feature=feature, part=part, paper=paper, **more)
 
 
@@ -55,7 +55,7 @@ SETS = [
         ff_output_proj_depth=3,
         same=True,
         versions=NEW,
-        wrong="a stack passes the keyword on twice and fails",
+        incompatible="a stack passes the keyword on twice and fails",
     ),
     _set("softclamp", "bounded inner features", "nonlinearity/soft_clamp", "arXiv:2408.00118", ff_softclamp_value=0.5),
     _set("softclamp-relu-squared", ff_softclamp_value=0.5, ff_relu_squared=True),

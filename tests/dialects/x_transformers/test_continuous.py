@@ -42,7 +42,7 @@ def features(batch: int = 2, length: int = 7, width: int = 3) -> Tensor:
         ({"num_memory_tokens": -1}, "must not be negative"),
         ({"max_seq_len": -1}, "must be positive"),
         ({"post_emb_norm": 1}, "bool is needed"),
-        ({"max_mem_len": 4}, "not supported yet"),
+        ({"max_mem_len": -1}, "must not be negative"),
     ],
 )
 def test_keywords_are_checked(keywords: dict[str, Any], named: str) -> None:
@@ -197,3 +197,17 @@ def test_memory_stands_before_features_in_front() -> None:
     with torch.no_grad():
         net.native.stacks[0].tokens.copy_(torch.randn(2, 16))
     assert (net(x, prepend_embeds=front)[:, 0] - out[:, 0]).abs().max() > 1e-3  # all see the memory, causal as they are
+
+
+def test_memories_are_taken_as_they_are_returned() -> None:
+    net = model(max_mem_len=4, layers={"rotary_pos_emb": True}, max_seq_len=None)
+    x = features(length=8)
+    _, mems = net(x[:, :4], return_mems=True)
+    second = net(x[:, 4:], mems=mems)
+    assert (second - net(x[:, 4:])).abs().max() > 1e-3
+    one = torch.ones(2, 4, dtype=torch.bool)
+    torch.testing.assert_close(net(x[:, 4:], mems=mems, mem_masks=[one, one]), second)
+    none = torch.zeros(2, 4, dtype=torch.bool)
+    torch.testing.assert_close(net(x[:, 4:], mems=mems, mem_masks=[none, none]), net(x[:, 4:]))
+    with pytest.raises(InputError, match="the same for all"):
+        net(x[:, 4:], mems=mems, mem_masks=[one, none])

@@ -96,6 +96,27 @@ def test_modules_in_the_place_of_maps() -> None:
     agree(theirs, mine, lambda model: model(features()))
 
 
+@pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"cross_attend": True}])
+@pytest.mark.parametrize("limit", [4, 9])
+def test_segments(options: dict[str, Any], limit: int) -> None:
+    theirs, mine = pair(built(layers=options, max_mem_len=limit))
+    context = {"context": features(2, 5, 24)} if options.get("cross_attend") else {}
+    masks = [torch.ones(2, min(limit, 9), dtype=torch.bool) for _ in range(2)]
+    masks[0][0, :2] = masks[1][0, :2] = False
+
+    def run(model: nn.Module) -> Tensor:
+        first, mems = model(features(), return_mems=True, **context)
+        second, more = model(features(length=7), mems=list(mems), return_mems=True, **context)
+        hidden = model(features(length=7), mems=list(more), **context)
+        assert [one.shape for one in (*mems, *more)] == [(2, min(limit, 9), 24)] * 2 + [(2, min(limit, 7), 24)] * 2
+        return torch.cat((first, second, hidden), 1)
+
+    agree(theirs, mine, run)
+    mems = list(mine(features(), return_mems=True, **context)[1])
+    expected, found = (model(features(length=7), mems=mems, mem_masks=masks, **context) for model in (theirs, mine))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def wrapped(loss: dict[str, Any] | None = None, **model: Any) -> Any:
     def build(package: Any) -> nn.Module:
         made: nn.Module = package.ContinuousAutoregressiveWrapper(built(**model)(package), **(loss or {}))

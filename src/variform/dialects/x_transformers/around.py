@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
@@ -23,6 +24,7 @@ from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
 from variform.errors import Problem
+from variform.parts.memories import Memories
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
 from variform.stack.condition import condition_size
@@ -33,10 +35,7 @@ from variform.stack.registers import RegisterStack
 
 AROUND_CALL: dict[str, Any] = {
     "return_intermediates": False,
-    "return_mems": False,
     "return_attn": False,
-    "mems": None,
-    "mem_masks": None,
     "cache": None,
     "input_not_include_cache": False,
     "condition": None,
@@ -45,6 +44,24 @@ AROUND_CALL: dict[str, Any] = {
     "attn_bias": None,
 }
 """Arguments of the forward methods that are known and not supported, with upstream's defaults."""
+
+
+class Found(NamedTuple):
+    """What a call gave.
+
+    Args:
+        hidden: [B, L, dim] the hidden states, of the features in front too.
+        valid: [B, L] bool, which of them are real; None for all.
+        mems: what each attention read of this segment, where it was asked for.
+    """
+
+    hidden: Tensor
+    valid: Tensor | None
+    mems: tuple[Tensor, ...] | None
+
+    def answered(self, out: Any) -> Any:
+        """The answer, with what was asked for beside it."""
+        return out if self.mems is None else (out, self.mems)
 
 
 @dataclass
@@ -56,6 +73,7 @@ class AroundDraft:
     post_emb_norm: bool = False
     use_abs_pos_emb: bool = True
     num_memory_tokens: int | None = None
+    max_mem_len: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def spec(self, layers: AttentionLayers) -> Spec:
@@ -96,6 +114,8 @@ class AroundDraft:
         found = []
         if (self.num_memory_tokens or 0) < 0:
             found.append(Problem("num_memory_tokens", "must not be negative", self.num_memory_tokens))
+        if self.max_mem_len < 0:
+            found.append(Problem("max_mem_len", "must not be negative", self.max_mem_len))
         if (self.max_seq_len or 0) < 0:
             found.append(Problem("max_seq_len", "must be positive, or 0 for no absolute positions", self.max_seq_len))
         return found
@@ -106,6 +126,7 @@ AROUND: Table = {
     "emb_dropout": Route(0.0, put("emb_dropout"), types=(int, float)),
     "use_abs_pos_emb": Route(True, put("use_abs_pos_emb")),
     "num_memory_tokens": Route(None, put("num_memory_tokens"), types=(int,)),
+    "max_mem_len": Route(0, put("max_mem_len"), types=(int,)),
 }
 """Keywords that all of these wrappers have."""
 
@@ -131,6 +152,8 @@ class AroundWrapper(nn.Module):
         # Not registered: its parameters are the native model's, and must not be listed twice.
         self.__dict__["attn_layers"] = layers
         self.max_seq_len = draft.max_seq_len
+        self.max_mem_len = draft.max_mem_len
+        self.added = draft.num_memory_tokens or 0
         self._hold(draft)
 
     def _hold(self, draft: Any) -> None:
@@ -166,10 +189,13 @@ class AroundWrapper(nn.Module):
         attn_mask: Tensor | None = None,
         self_attn_kv_mask: Tensor | None = None,
         condition: Tensor | None = None,
+        mems: Sequence[Tensor] | None = None,
+        mem_masks: Sequence[Tensor] | None = None,
+        return_mems: bool = False,
         streams: Mapping[str, Any] | None = None,
         **more: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The hidden states, [B, L, dim], of the features in front too, and which of them are real.
+    ) -> Found:
+        """The hidden states.
 
         Args:
             inputs: what the embedding takes.
@@ -183,6 +209,9 @@ class AroundWrapper(nn.Module):
             attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
+            mems: what each attention read of an earlier segment, [B, M, dim], as `return_mems` gave it.
+            mem_masks: [B, M] bool, True at what is to be remembered, the same for all.
+            return_mems: tell what each attention reads, of the last `max_mem_len` inputs.
             streams: further streams of the embedding.
             **more: upstream's other arguments, at their defaults.
         """
@@ -198,19 +227,43 @@ class AroundWrapper(nn.Module):
         if longest is not None and length > longest:
             raise InputError(f"the sequence has {length} inputs, and the absolute positions end at {longest}")
         positions, valid = placing(layers.causal, length, inputs.device, mask, pos, seq_start_pos)
-        out: Tensor = self.native(
+        memories = None
+        if mems is not None or return_mems:
+            memories = Memories(self.max_mem_len, 0, tuple(mems or ()), _one_mask(mem_masks), compact=False)
+        out = self.native(
             inputs,
             positions=positions,
             valid=valid,
             mask=attention_mask(attn_mask, self_attn_kv_mask),
             context=context,
             context_mask=context_mask,
-            condition=condition,
             prefix=prepend_embeds,
             prefix_valid=prepend_mask,
+            condition=condition,
+            memories=memories,
             hidden=True,
             **(streams or {}),
         )
+        kept: tuple[Tensor, ...] | None = None
+        if memories is not None:
+            out, after = out
+            if return_mems:  # of this segment alone
+                count = min(self.max_mem_len, out.shape[1] + self.added)
+                kept = tuple(one[:, one.shape[1] - count :].detach() for one in after.features)
         if prepend_embeds is not None:
             valid = behind_prefix(prepend_embeds, prepend_mask, {"positions": None, "valid": valid}, length)["valid"]
-        return out, valid
+        return Found(out, valid, kept)
+
+
+def _one_mask(masks: Sequence[Tensor] | None) -> Tensor | None:
+    """The mask of memories that all attentions have.
+
+    Raises:
+        InputError: they have several.
+    """
+    if masks is None or isinstance(masks, Tensor):
+        return masks
+    first, *rest = masks
+    if not all(torch.equal(first, other) for other in rest):
+        raise InputError("mem_masks are the same for all attentions: what is remembered of a token, all remember")
+    return first

@@ -85,7 +85,7 @@ CONTINUOUS: Table = {
     "average_pool_embed": Route(False, put("average_pool_embed")),
     "probabilistic": Route(False, put("probabilistic")),
     "use_identity_if_same_dim": Route(False, put("use_identity_if_same_dim")),
-    **refused(max_mem_len=0, scaled_sinu_pos_emb=False),
+    **refused(scaled_sinu_pos_emb=False),
 }
 """Keyword -> what it does to a `ContinuousDraft`."""
 
@@ -146,7 +146,7 @@ class ContinuousTransformerWrapper(AroundWrapper):
         lens: Tensor | None = None,
         sum_embeds: Tensor | None = None,
         **streams: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Run the model.
 
         Args:
@@ -156,7 +156,8 @@ class ContinuousTransformerWrapper(AroundWrapper):
             lens: [B] real features of rows padded on the right.
             sum_embeds: [B, L, dim] features that are added behind the map.
             **streams: `pos, seq_start_pos, prepend_embeds, prepend_mask, context, context_mask, attn_mask,
-                self_attn_kv_mask` as `TransformerWrapper` takes them; upstream's other arguments, at their defaults.
+                self_attn_kv_mask, mems, mem_masks, return_mems` as `TransformerWrapper` takes them; upstream's other
+                arguments, at their defaults.
         """
         if lens is not None:
             if mask is not None:
@@ -164,10 +165,9 @@ class ContinuousTransformerWrapper(AroundWrapper):
             mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
         if sum_embeds is not None:
             raise KeywordError("sum_embeds is not supported yet in this dialect", path="sum_embeds")
-        hidden, valid = self.hidden(self._mapped(x), mask=mask, **streams)
-        if self.average_pool_embed:
-            hidden = pool_tokens(hidden, valid, "mean")
-        return hidden if return_embeddings else self._answer(hidden)
+        found = self.hidden(self._mapped(x), mask=mask, **streams)
+        hidden = pool_tokens(found.hidden, found.valid, "mean") if self.average_pool_embed else found.hidden
+        return found.answered(hidden if return_embeddings else self._answer(hidden))
 
     def _mapped(self, x: Tensor) -> Tensor:
         if self.project_in is None:

@@ -94,7 +94,7 @@ XVAL: Table = {
     "emb_dim": Route(None, put("emb_dim"), types=(int,)),
     "logits_dim": Route(None, put("logits_dim"), types=(int,)),
     "tie_embedding": Route(False, put("tie_embedding")),
-    **refused(max_mem_len=0, scaled_sinu_pos_emb=False),
+    **refused(scaled_sinu_pos_emb=False),
 }
 """Keyword -> what it does to an `XValDraft`."""
 
@@ -146,14 +146,15 @@ class XValTransformerWrapper(AroundWrapper):
             x_num: the numbers; what stands at other tokens does not matter.
             return_embeddings: the hidden states in place of the answers.
             **streams: `mask, pos, seq_start_pos, prepend_embeds, prepend_mask, context, context_mask, attn_mask,
-                self_attn_kv_mask` as `TransformerWrapper` takes them; upstream's other arguments, at their defaults.
+                self_attn_kv_mask, mems, mem_masks, return_mems` as `TransformerWrapper` takes them; upstream's other
+                arguments, at their defaults.
         """
         if x.dim() != 2 or x.shape != x_num.shape:
             raise InputError(
                 f"ids and numbers have one shape [batch, length]; got {list(x.shape)}, {list(x_num.shape)}"
             )
-        hidden, _ = self.hidden(x, streams={"numbers": x_num}, **streams)
-        return hidden if return_embeddings else self._split(hidden)
+        found = self.hidden(x, streams={"numbers": x_num}, **streams)
+        return found.answered(found.hidden if return_embeddings else self._split(found.hidden))
 
     def _split(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         assert self.native.head is not None

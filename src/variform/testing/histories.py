@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from variform.core.spec import Spec
+from variform.core.spec import Shared, Spec
 from variform.parts.attention.across_layers import ValueResidual
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.entry.layers import LayerAttention, LayerMixture
@@ -13,6 +13,7 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
 from variform.parts.stream_ops.token_shift import TokenShift
+from variform.stack.pool import LayerPool
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 from variform.testing.hosts import COMPANION, FEED, Host, Setting, model_around
@@ -114,3 +115,9 @@ def _values() -> list[Sample]:
         Sample(ValueResidual.spec(), host=in_stack(layers)),
         Sample(ValueResidual.spec(attention=inner, learned=True), "learned, in a window", host=in_stack(layers)),
     ]
+
+
+@samples_for(LayerPool)
+def _pool() -> list[Sample]:
+    held = [Shared("second", Sublayer.spec(body=FEED)), Shared("first", Sublayer.spec(body=FEED))]
+    return [Sample(LayerPool.spec(layers=held), host=in_stack(lambda spec: [spec, *reversed(held)]))]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.call import STACK_CALL, refuse_call, streams_of
+from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.table import REQUIRED
@@ -63,6 +63,7 @@ class AttentionLayers(nn.Module):
         pos: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
         condition: Tensor | None = None,
+        in_attn_cond: Tensor | None = None,
         **more: Any,
     ) -> Tensor:
         """Run the stack.
@@ -77,12 +78,13 @@ class AttentionLayers(nn.Module):
             pos: [L] or [B, L] positions.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             condition: [B, C] or [B, L, C] for adaptive parts.
+            in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
-        out = self.native(x, streams)
+        out = self.native(x, {**streams, "injected": injected(in_attn_cond)})
         assert isinstance(out, Tensor)
         return out
 

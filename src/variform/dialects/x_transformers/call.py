@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
 
 HONOURED = (
-    *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos"),
     "condition",
+    *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
 )
 
@@ -41,7 +41,6 @@ STACK_CALL: dict[str, Any] = {
     "additional_kv_mask": None,
     "detach_additional_kv": False,
     "route_additional_kv_to_top": True,
-    "in_attn_cond": None,
     "layers_execute_order": None,
     "repeat_blocks": None,
     "self_attn_kv_residuals": None,
@@ -126,6 +125,11 @@ def attention_mask(attn_mask: Tensor | None, kv_mask: Tensor | None) -> Mask | N
     pairs = None if attn_mask is None else Dense(attn_mask, per="head" if attn_mask.dim() == 3 else None)
     keys = None if kv_mask is None else KeyPadding(kv_mask)
     return keys if pairs is None else pairs if keys is None else pairs & keys
+
+
+def injected(condition: Tensor | None) -> Tensor | None:
+    """What is added to every branch, [B, L, dim], or [B, dim] for all tokens of a row alike."""
+    return condition.unsqueeze(1) if condition is not None and condition.dim() == 2 else condition
 
 
 def placing(

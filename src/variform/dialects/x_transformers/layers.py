@@ -10,7 +10,8 @@ from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.attention.draft import AttentionDraft, score_scale
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
-from variform.dialects.x_transformers.order import layer_types
+from variform.dialects.x_transformers.history import with_history
+from variform.dialects.x_transformers.order import arranged, layer_types
 from variform.dialects.x_transformers.residuals import ResidualDraft
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import Table, apply_all, problems_of
@@ -23,7 +24,7 @@ from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.parts.position.rotary import RotaryRotation
 from variform.stack.condition import ConditionedStack
 from variform.stack.stack import LayerStack
-from variform.stack.sublayer import Sublayer, TransformerLayer
+from variform.stack.sublayer import Sublayer
 from variform.weights.x_transformers import tiled_heads
 
 
@@ -64,6 +65,7 @@ class LayersDraft:
     residuals: ResidualDraft = field(default_factory=ResidualDraft)
     layer_dropout: float | tuple[float, ...] = 0.0
     disable_abs_pos_emb: bool | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     inner: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -107,16 +109,7 @@ class LayersDraft:
         steps = self._steps(types)
         if self.problems:
             return LayerStack.spec(layers=[])
-        if self.weight_tie_layers:
-            layers: list[Spec | Shared] = [Shared("block", TransformerLayer.spec(sublayers=steps))]
-            layers *= self.depth or 0
-        elif not self.ordered and order == tuple(range(len(types))):
-            size = len(types) // (self.depth or 1)
-            blocks = [steps[start : start + size] for start in range(0, len(types), size)]
-            layers = [TransformerLayer.spec(sublayers=block) for block in blocks]
-        else:
-            again = {index for index in order if order.count(index) > 1}
-            layers = [Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order]
+        layers = arranged(self, types, order, with_history(self, types, steps))
         keeps_norm = self.pre_norm and self.pre_norm_has_final_norm and not self.pre_and_post_norm
         stack = LayerStack.spec(layers=layers, dim=self.dim, heads=self.heads, causal=self.causal)
         stack = self.residuals.stack(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from variform.core.spec import Shared, Spec
+from variform.dialects.x_transformers.history import beginnings, with_skips
 from variform.errors import Problem
+from variform.stack.pool import LayerPool
+from variform.stack.sublayer import TransformerLayer
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.layers import LayersDraft
@@ -37,6 +42,26 @@ def layer_types(draft: LayersDraft) -> tuple[tuple[str, ...], tuple[int, ...]]:
     order = tuple(range(len(types))) if draft.layers_execute_order is None else tuple(draft.layers_execute_order)
     draft.problems += _order_problems(types, order)
     return types, order
+
+
+def arranged(
+    draft: LayersDraft, types: tuple[str, ...], order: tuple[int, ...], steps: Sequence[Spec]
+) -> list[Spec | Shared]:
+    """The layers of the stack: blocks of steps, or single steps in an order of their own."""
+    begin = beginnings(draft)
+    if draft.weight_tie_layers:
+        block = Shared("block", TransformerLayer.spec(sublayers=steps))
+        return [*begin, *[block] * (draft.depth or 0)]
+    if not draft.ordered and order == tuple(range(len(types))):
+        size = len(types) // (draft.depth or 1)
+        first, *rest = with_skips(draft, [steps[start : start + size] for start in range(0, len(types), size)])
+        return [TransformerLayer.spec(sublayers=block) for block in ([*begin, *first], *rest)]
+    if list(dict.fromkeys(order)) != list(range(len(types))):
+        # Some do not run, or are met in another order: all are held, in the order in which they are numbered.
+        shared = [Shared(f"layers.{i}", step) for i, step in enumerate(steps)]
+        return [LayerPool.spec(layers=shared), *begin, *(shared[i] for i in order)]
+    again = {index for index in order if order.count(index) > 1}
+    return [*begin, *(Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order)]
 
 
 def _block(draft: LayersDraft) -> tuple[str, ...]:
@@ -90,10 +115,8 @@ def _letters(draft: LayersDraft) -> list[Problem]:
 
 
 def _order_problems(types: tuple[str, ...], order: tuple[int, ...]) -> list[Problem]:
-    first = list(dict.fromkeys(order))
+    if not order:
+        return [Problem("layers_execute_order", "at least one sublayer has to run", order)]
     if not all(0 <= index < len(types) for index in order):
         return [Problem("layers_execute_order", f"indices lie in 0..{len(types) - 1}", order)]
-    if first != list(range(len(types))):
-        message = "an order that leaves sublayers out, or meets them first in another order, is not supported yet"
-        return [Problem("layers_execute_order", message, order)]
     return []

@@ -7,6 +7,7 @@ from typing import Any
 
 from variform.core.resolve import resolve
 from variform.core.spec import Spec
+from variform.dialects.x_transformers import history
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.layers import LayersDraft
 from variform.dialects.x_transformers.routes import KNOWN, LAYERS, PREFIXES
@@ -81,6 +82,7 @@ def _contradictions(draft: LayersDraft) -> list[Problem]:
     if draft.sandwich_norm and draft.residuals.normed_when_read:
         found.append(Problem("sandwich_norm", "gated_multi_residual norms what a branch reads: leave it out"))
     found += draft.residuals.check()
+    found += history.check(draft)
     if not 0.0 <= max(draft.layer_dropout if isinstance(draft.layer_dropout, tuple) else (draft.layer_dropout,)) < 1.0:
         found.append(Problem("layer_dropout", "a probability in [0, 1) is needed", draft.layer_dropout))
     return found + _without_effect(draft) + _shared_bias(draft)

@@ -49,6 +49,7 @@ class ResidualDraft:
     num_residual_streams: int = 1
     hyper_conn_sinkhorn_iters: int = 5
     qkv_receive_diff_residuals: bool = False
+    viewed: bool = False
     legacy: bool = False
     use_layerscale: bool = False
     layerscale_init_value: float = 0.0
@@ -99,7 +100,10 @@ class ResidualDraft:
         ignored = {
             "scale_residual": (bool(self.scale_residual) and not takes_scale, by),
             "scale_residual_constant": (self.alpha != 1.0 and bool(self.kind), by),
-            "qkv_receive_diff_residuals": (self.qkv_receive_diff_residuals and not self.several, "one residual stream"),
+            "qkv_receive_diff_residuals": (
+                self.qkv_receive_diff_residuals and not (self.several or self.viewed),
+                "one residual stream",
+            ),
             "legacy": (self.legacy and self.kind != "hyper", by if self.kind else "one residual stream"),
         }
         return [Problem(name, f"has no effect with {why}") for name, (wrong, why) in ignored.items() if wrong]
@@ -174,7 +178,7 @@ class ResidualDraft:
         scaled = bool(self.scale_residual)
         known = OPTIONS.get(self.kind, {})
         options = {known[name]: value for name, value in self.residual_fn_kwargs.items()}
-        views = 3 if letter == "a" and self.qkv_receive_diff_residuals else 1
+        views = 3 if letter == "a" and self.qkv_receive_diff_residuals and not self.viewed else 1
         if self.kind == "gate_residual":
             return GRUResidual.spec(scaled=scaled)
         if self.kind == "orthog_residual":

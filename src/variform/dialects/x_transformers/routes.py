@@ -10,6 +10,7 @@ from variform.dialects.x_transformers import residuals
 from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
+from variform.dialects.x_transformers.history import HISTORY
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
 from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
@@ -76,6 +77,7 @@ LAYERS: Table = {
     "pre_and_post_norm": Route(False, put("pre_and_post_norm")),
     "sandwich_norm": Route(False, put("sandwich_norm")),
     **residuals.ROUTES,
+    **HISTORY,
     "layer_dropout": Route(0.0, put("layer_dropout"), types=(int, float, tuple)),
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
     "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
@@ -91,18 +93,7 @@ LAYERS: Table = {
         polar_bias_uniform_init=False,
         residual_attn=False,
         cross_residual_attn=False,
-        attn_aggregated_residuals=False,
         attn_residuals_last_output_as_query=False,
-        attn_aggregated_residual_kwargs={},
-        shift_tokens=0,
-        cross_attn_tokens_dropout=0.0,
-        unet_skips=False,
-        integrate_layers=False,
-        layer_integrate_use_softmax=True,
-        reinject_input=False,
-        learned_reinject_input_gate=False,
-        add_value_residual=False,
-        learned_value_residual_mix=True,
         rel_pos_kwargs={},
     ),
 }

@@ -15,6 +15,7 @@ from variform.dialects.x_transformers.call import (
     check_condition,
     check_context,
     check_mask,
+    injected,
     placing,
     refuse_call,
 )
@@ -106,6 +107,7 @@ class TransformerWrapper(nn.Module):
         self_attn_kv_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
         condition: Tensor | None = None,
+        in_attn_cond: Tensor | None = None,
         **more: Any,
     ) -> Any:
         """Run the model.
@@ -125,6 +127,7 @@ class TransformerWrapper(nn.Module):
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
+            in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, MODEL_CALL, more)
@@ -143,6 +146,7 @@ class TransformerWrapper(nn.Module):
             condition=condition,
             prefix=prepend_embeds,
             prefix_valid=prepend_mask,
+            injected=injected(in_attn_cond),
             hidden=True,
         )
         if excise_prepend_embeds and prepend_embeds is not None:

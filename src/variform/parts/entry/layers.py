@@ -83,7 +83,8 @@ class LayerMixture(Entry):
         history = (*streams[self.stream], x)
         if len(history) != self.count:
             raise ShapeError(f"this step is made for {self.count} inputs of steps, and the history has {len(history)}")
-        scores = self.mix(x if self.norm is None else self.norm(x)).unflatten(-1, (self.views_given, self.count))
+        scores = self.mix(x if self.norm is None else self.norm(x))
+        scores = scores.view(*x.shape[:-1], self.views_given, self.count)
         weights = scores.softmax(-1) if self.softmax else scores.relu()
         return (weights @ torch.stack(history, -2)).unbind(-2), {self.stream: history}
 
@@ -156,7 +157,7 @@ class LayerAttention(Entry):
         """Attend."""
         history = (*streams[self.stream], x)
         inputs = torch.stack(history, -2)
-        change = F.linear(self.act(self.down(self.norm(x))), self.up).unflatten(-1, (self.views_given, -1))
-        query = self.query_norm(x.unsqueeze(-2) + change)
+        change = F.linear(self.act(self.down(self.norm(x))), self.up)
+        query = self.query_norm(x.unsqueeze(-2) + change.view(*x.shape[:-1], self.views_given, -1))
         weights = (query @ self.key_norm(inputs).transpose(-1, -2) * self.scale).softmax(-1)
         return (weights @ inputs).unbind(-2), {self.stream: history}

@@ -23,7 +23,7 @@ class InjectInput(Layer):
     """Publishes what every later branch of the stack gets beside its input: injected <- (W x + injected) sigmoid(w x).
 
     Put first in a stack, x is the stack's input, which so stays in sight of every layer (input injection of deep
-    equilibrium models, Bai et al. 2019, arXiv:1909.01377; Fan et al. 2024, arXiv:2410.03020). What a caller injects
+    equilibrium models, Bai et al. 2019, arXiv:1909.01377; also arXiv:2410.03020). What a caller injects
     already is added. The residual stream itself stays as it is.
 
     Shapes:

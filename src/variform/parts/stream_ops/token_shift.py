@@ -82,7 +82,7 @@ class TokenShift(Layer):
                 "a token shift cannot honour the stream 'mask': what it hides of a shifted token is not told"
             )
         names = [name for name in INPUTS if name in streams]
-        x, *others = inputs = (x, *(streams[name] for name in names))
+        inputs = (x, *(streams[name] for name in names))
         if len(inputs) != self.inputs:
             raise ShapeError(
                 f"this token shift is made for {self.inputs} inputs, and is given {len(inputs)}: set inputs"
@@ -91,7 +91,7 @@ class TokenShift(Layer):
         states = streams.get("state")
         valid, segments = streams.get("valid"), streams.get("segments")
         if states is None and valid is None and segments is None:
-            moved = [shift_features(each, self.pieces) for each in inputs]
+            moved: Sequence[Tensor] = [shift_features(each, self.pieces) for each in inputs]
         else:
             old = None if states is None else states["before"]
             moved, new = self._among_others(torch.stack(inputs, -2), valid, segments, old)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from variform.parts.attention.across_layers import ValueResidual
 from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
@@ -16,7 +17,7 @@ from variform.parts.kinds import Attention, Projection
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.projection.maps import LinearProjection, LowRankProjection
 from variform.weights.entries import Entry, reordered
-from variform.weights.x_transformers.pieces import no_counterpart
+from variform.weights.x_transformers.pieces import linear_entries, no_counterpart
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,14 @@ def _value_norm(part: NormedValues, prefix: str, heads: Heads) -> Iterator[Entry
     yield reordered(f"{prefix}value_rmsnorm.gamma", norm.weight, list(range(heads.key_heads)), 0, offset=1.0)
 
 
+def _value_residual(part: ValueResidual, prefix: str, heads: Heads) -> Iterator[Entry]:
+    if part.mix is None:
+        return
+    if heads.key_heads != len(heads.order):  # upstream has as many factors as query heads, and fails
+        raise no_counterpart(part)
+    yield from linear_entries(f"{prefix}to_value_residual_mix.0", part.mix)
+
+
 def _nothing(part: nn.Module, prefix: str, heads: Heads) -> Iterator[Entry]:
     return iter(())
 
@@ -131,4 +140,5 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     LaserAttention: _nothing,
     DistanceAttention: _nothing,
     OrthogonalValues: _nothing,
+    ValueResidual: _value_residual,
 }

@@ -17,13 +17,17 @@ from variform.parts.position.bias import T5Bias
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
 from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
+from variform.parts.stream_ops.context import ContextDropout
 from variform.parts.stream_ops.padding import ZeroPadding
+from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.condition import ConditionedStack
 from variform.stack.multi_stream import MultiStreamStack
+from variform.stack.pool import LayerPool
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.entries import Entry, affine, constant, plain, reordered
 from variform.weights.x_transformers.attention import attention_entries, tiled_heads
+from variform.weights.x_transformers.history import BESIDE, history_entries
 from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.residuals import branch_entries, residual_entries
 
@@ -47,23 +51,28 @@ def stack_entries(stack: Stack, prefix: str, offset: float) -> Iterator[Entry]:
     mixers = [body for step in steps if isinstance(body := body_of(step), MultiHead)]
     yield from _positions(mixers, prefix)
     factors = [_factor(step) for step in steps if not isinstance(body_of(step), (MLP, GLU))]
+    yield from history_entries(stack, steps, prefix)
     for index, step in enumerate(steps):
         yield from _step(step, f"{prefix}layers.{index}.", offset, factors[0] if factors else 1.0)
     yield from norm_entries(f"{prefix}final_norm", stack.norm, offset)
 
 
 def steps_of(part: nn.Module) -> Iterator[Sublayer]:
-    """The residual steps in the order in which they run; upstream numbers them by their first run."""
+    """The residual steps as upstream numbers them: by their first run, or as a pool says."""
     if isinstance(part, Sublayer):
         yield part
-    elif isinstance(part, (LayerStack, TransformerLayer)):
-        for child in (part.layers if isinstance(part, LayerStack) else part.sublayers).in_order():
+    elif isinstance(part, LayerStack):
+        layers = list(part.layers.in_order())
+        for child in [layer for layer in layers if isinstance(layer, LayerPool)] or layers:
             yield from steps_of(child)
-    else:
+    elif isinstance(part, (TransformerLayer, LayerPool)):
+        for child in (part.sublayers if isinstance(part, TransformerLayer) else part.layers).in_order():
+            yield from steps_of(child)
+    elif not isinstance(part, BESIDE):
         raise no_counterpart(part)
 
 
-AROUND = (ZeroPadding, ScaledBranch, BranchStart, AdaptiveBranch)
+AROUND = (ZeroPadding, ScaledBranch, BranchStart, AdaptiveBranch, TokenShift, ContextDropout)
 """Parts that stand around what does the work in a step."""
 
 
@@ -119,6 +128,7 @@ def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator
             yield plain(f"{inner}to_gamma.weight", body.weight)
             yield plain(f"{inner}to_gamma.bias", body.bias)
             inner += "fn."
+        inner += "fn." * isinstance(body, TokenShift)
         body = body.body
     if isinstance(body, (MultiHead, CrossMultiHead)):
         yield from attention_entries(body, inner)

@@ -1,0 +1,46 @@
+"""What layers read beyond the residual stream, where upstream fails."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from variform.dialects.x_transformers import Decoder, TransformerWrapper
+
+SMALL: dict[str, Any] = {"dim": 16, "depth": 4, "heads": 4, "attn_dim_head": 4}
+IDS = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+def model(**keywords: Any) -> Any:
+    torch.manual_seed(0)
+    layers = Decoder(**{**SMALL, **keywords})
+    return TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=layers).double().eval()
+
+
+@pytest.mark.parametrize("keywords", [{"cross_attend": True}, {"macaron": True}, {"only_attn": True}, {"depth": 5}])
+def test_skips_join_blocks_of_any_make(keywords: dict[str, Any]) -> None:
+    built = model(unet_skips=True, **keywords)
+    given = {"context": torch.randn(2, 3, 16, dtype=torch.float64)} if "cross_attend" in keywords else {}
+    names = [name for name, _ in built.native.named_parameters() if "combine" in name]
+    assert len(names) == 2, "each block of the second half joins one of the first"
+    out = built(IDS, **given)
+    out.sum().backward()
+    assert all(built.native.get_parameter(name).grad.any() for name in names)
+    assert torch.equal(built(IDS[:, :5], **given), built(IDS, **given)[:, :5]) or torch.allclose(
+        built(IDS[:, :5], **given), out[:, :5], rtol=0, atol=1e-12
+    )
+
+
+def test_values_are_mixed_for_each_key_head() -> None:
+    built = model(add_value_residual=True, attn_kv_heads=2)
+    mixes = [p for name, p in built.native.named_parameters() if name.endswith("mix.weight")]
+    assert [tuple(mix.shape) for mix in mixes] == [(2, 16)] * 3, "the first layer mixes nothing"
+    built(IDS).square().sum().backward()
+    assert all(mix.grad is not None and bool(mix.grad.any()) for mix in mixes)
+
+
+def test_a_condition_joins_the_injected_input() -> None:
+    built = model(reinject_input=True, learned_reinject_input_gate=True)
+    condition = torch.randn(2, 16, dtype=torch.float64)
+    assert not torch.allclose(built(IDS, in_attn_cond=condition), built(IDS))
+    torch.testing.assert_close(built(IDS, in_attn_cond=0 * condition), built(IDS), rtol=0, atol=0)

@@ -264,7 +264,8 @@ class Case:
     def of_length(self, batch: int, length: int) -> Inputs:
         """Random inputs of this very length, without a context."""
         if self.form == "features":
-            size = self._probe.spec["dim"]
+            first = self.embedding(self._probe)
+            size = self._probe.spec["dim"] if first is None else first.example_inputs(1, 2).shape[-1]
             return Inputs(torch.randn(batch, length, size, dtype=torch.float64), None, "features")
         embedding = None if self.is_program else self.embedding(self._probe)
         if self.form == "images":

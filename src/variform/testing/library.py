@@ -22,7 +22,8 @@ from variform.parts.feedforward.expert_choice import ExpertChoice
 from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.gate.branches import Branches
-from variform.parts.head.heads import ClassifierHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.head.heads import ClassifierHead, LinearHead, LMHead, PoolHead, TiedLMHead
+from variform.parts.head.joined import JoinedHead
 from variform.parts.mixer.compositional import Compositional
 from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.hyena import Hyena
@@ -299,7 +300,15 @@ def _placed() -> list[Sample]:
 
 @samples_for(FeatureEmbedding)
 def _features() -> list[Sample]:
-    return [Sample(FeatureEmbedding.spec(position="sinusoidal"))]
+    return [
+        Sample(FeatureEmbedding.spec(position="sinusoidal")),
+        Sample(FeatureEmbedding.spec(dim_in=5, bias=True, position="sinusoidal", norm=LayerNorm.spec()), "mapped"),
+    ]
+
+
+@samples_for(JoinedHead)
+def _joined_head() -> list[Sample]:
+    return [Sample(JoinedHead.spec(parts=[LMHead.spec(bias=True), LinearHead.spec(outputs=3)]))]
 
 
 @samples_for(PatchEmbedding)

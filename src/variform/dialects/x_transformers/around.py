@@ -255,7 +255,7 @@ class AroundWrapper(nn.Module):
         return Found(out, valid, kept)
 
 
-def _one_mask(masks: Sequence[Tensor] | None) -> Tensor | None:
+def _one_mask(masks: Sequence[Tensor] | Tensor | None) -> Tensor | None:
     """The mask of memories that all attentions have.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +146,11 @@ class Segments(nn.Module):
             **streams: of the model, that mean the same for all tokens.
         """
         if not isinstance(prompt, Tensor):
-            return self._by_length(prompt, new_tokens, eos, greedy, filters, generator, memories, use_cache, streams)
+            if memories is not None:
+                raise ShapeError("memories belong to rows of one length: give the rows one by one")
+            options: dict[str, Any] = {"eos": eos, "greedy": greedy, "filters": filters, "generator": generator}
+            again = partial(self.generate, new_tokens=new_tokens, use_cache=use_cache, **options)
+            return by_length(again, prompt, new_tokens, eos, self.pad, streams)
         text = prompt.unsqueeze(0) if prompt.dim() == 1 else prompt
         if text.dim() != 2 or not text.shape[1] or text.is_floating_point() or new_tokens < 1:
             raise ShapeError(f"at least one token id to begin with and one to add are needed, got {list(prompt.shape)}")
@@ -201,32 +206,39 @@ class Segments(nn.Module):
             else:
                 segment = torch.cat((segment, new), 1)
 
-    def _by_length(
-        self,
-        prompts: Sequence[Tensor],
-        new_tokens: int,
-        eos: int | None,
-        greedy: bool,
-        filters: Sequence[Filter],
-        generator: torch.Generator | None,
-        memories: Memories | None,
-        use_cache: bool,
-        streams: dict[str, Any],
-    ) -> Tensor:
-        """Rows of one length together: where segments begin depends on it."""
-        if memories is not None:
-            raise ShapeError("memories belong to rows of one length: give the rows one by one")
-        lengths = [len(row) for row in prompts]
-        found: dict[int, Tensor] = {}
-        for length in sorted(set(lengths)):
-            places = [place for place, own in enumerate(lengths) if own == length]
-            rows = torch.stack([prompts[place] for place in places])
-            own: dict[str, Any] = {name: x[places] if isinstance(x, Tensor) else x for name, x in streams.items()}
-            options: dict[str, Any] = {"eos": eos, "greedy": greedy, "filters": filters, "generator": generator}
-            tokens = self.generate(rows, new_tokens, use_cache=use_cache, **options, **own)
-            found.update(zip(places, F.pad(tokens, (0, new_tokens - tokens.shape[1]), value=self.pad), strict=True))
-        whole = torch.stack([found[place] for place in range(len(prompts))])
-        if eos is None:
-            return whole
-        open_at = (whole == eos).cumsum(1) == 0
-        return whole[:, : max(1, int((open_at.sum(1) + 1).clamp(max=new_tokens).max()))]
+
+def by_length(
+    generate: Callable[..., Tensor],
+    prompts: Sequence[Tensor],
+    new_tokens: int,
+    eos: int | None,
+    pad: int,
+    streams: Mapping[str, Any],
+) -> Tensor:
+    """Rows of one length together, one length after another: where segments begin depends on it.
+
+    Args:
+        generate: continues rows of one length: `generate(rows, **streams)`, [B, L] to [B, N].
+        prompts: [L_i] each.
+        new_tokens: the most that are added.
+        eos: ends a row.
+        pad: what an ended row is filled up with.
+        streams: of the model, by row.
+
+    Raises:
+        ShapeError: there are no prompts.
+    """
+    if not prompts:
+        raise ShapeError("the prompt is empty: at least one token is needed to start from")
+    lengths = [len(row) for row in prompts]
+    found: dict[int, Tensor] = {}
+    for length in sorted(set(lengths)):
+        places = [place for place, own in enumerate(lengths) if own == length]
+        rows = torch.stack([prompts[place] for place in places])
+        tokens = generate(rows, **{name: x[places] if isinstance(x, Tensor) else x for name, x in streams.items()})
+        found.update(zip(places, F.pad(tokens, (0, new_tokens - tokens.shape[1]), value=pad), strict=True))
+    whole = torch.stack([found[place] for place in range(len(prompts))])
+    if eos is None:
+        return whole
+    open_at = (whole == eos).cumsum(1) == 0
+    return whole[:, : max(1, int((open_at.sum(1) + 1).clamp(max=new_tokens).max()))]

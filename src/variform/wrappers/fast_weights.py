@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from variform.errors import ConfigError, Problem
@@ -73,6 +74,8 @@ class FastWeights:
     def used(self, weights: Weights) -> Iterator[None]:
         """Within, the modules run row by row, each with its own weights."""
         with ExitStack() as ends:
+            if torch.is_grad_enabled():  # steps are differentiated, which fused kernels of attention are not twice
+                ends.enter_context(sdpa_kernel(SDPBackend.MATH))
             for name, module in self.modules.items():
                 module.__dict__["forward"] = _RowByRow(module, weights[name])
                 ends.callback(module.__dict__.pop, "forward")
@@ -90,12 +93,12 @@ class FastWeights:
             graph: whether the step is to be differentiated.
         """
         flat = [w for source, _ in self.pairs for w in weights[source].values()]
-        options = {"create_graph": graph, "retain_graph": graph, "allow_unused": True}
+        options: Any = {"create_graph": graph, "retain_graph": graph, "allow_unused": True}
         gradients: Iterator[Tensor | None] = iter(torch.autograd.grad(losses.sum(), flat, **options))
         new = dict(weights)
         for source, target in self.pairs:
             changed = {}
-            for (key, weight), _ in zip(weights[target].items(), weights[source], strict=True):
+            for (key, weight), _ in zip(new[target].items(), weights[source], strict=True):
                 gradient = next(gradients)
                 changed[key] = weight if gradient is None else self._moved(weight, gradient)
             new[target] = changed

@@ -25,6 +25,7 @@ from variform.dialects.x_transformers.x_transformers import (
     XTransformer,
     layer_schedule,
 )
+from variform.dialects.x_transformers.xl_autoregressive_wrapper import XLAutoregressiveWrapper
 from variform.dialects.x_transformers.xval import XValAutoregressiveWrapper, XValTransformerWrapper
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "NonAutoregressiveWrapper",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "XLAutoregressiveWrapper",
     "XTransformer",
     "XValAutoregressiveWrapper",
     "XValTransformerWrapper",

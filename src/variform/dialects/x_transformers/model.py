@@ -45,6 +45,8 @@ class ModelDraft:
     return_only_embed: bool = False
     use_abs_pos_emb: bool = True
     num_memory_tokens: int | None = None
+    max_mem_len: int = 0
+    shift_mem_down: int = 0
     share_tokens: bool = False
     problems: list[Problem] = field(default_factory=list)
 
@@ -119,10 +121,10 @@ MODEL: Table = {
     "return_only_embed": Route(False, put("return_only_embed")),
     "use_abs_pos_emb": Route(True, put("use_abs_pos_emb")),
     "num_memory_tokens": Route(None, put("num_memory_tokens"), types=(int,)),
+    "max_mem_len": Route(0, put("max_mem_len"), types=(int,)),
+    "shift_mem_down": Route(0, put("shift_mem_down"), needs="max_mem_len", types=(int,)),
     **refused(
         embed_num_tokens={},
-        max_mem_len=0,
-        shift_mem_down=0,
         memory_tokens_interspersed_every=None,
         num_output_heads=1,
         scaled_sinu_pos_emb=False,

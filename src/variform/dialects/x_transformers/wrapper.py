@@ -59,6 +59,8 @@ class TransformerWrapper(nn.Module):
         self.__dict__["attn_layers"] = layers
         self.num_tokens = draft.num_tokens
         self.max_seq_len = draft.max_seq_len
+        self.max_mem_len = draft.max_mem_len
+        self.shift_mem_down = draft.shift_mem_down
         self.emb_dim = layers.dim
 
     @classmethod

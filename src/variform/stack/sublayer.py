@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, use
 from variform.core.registry import register
-from variform.core.spec import Spec, described
+from variform.core.spec import described
 from variform.errors import Problem
 from variform.ops.reversible import Draws
 from variform.parts.kinds import (
@@ -27,11 +27,11 @@ from variform.parts.kinds import (
     Output,
     Residual,
     State,
-    StreamPart,
     Streams,
     call,
     join,
 )
+from variform.parts.views import view_problems
 from variform.stack.execute import ModuleList, given_by, list_state, run_in_order
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -205,20 +205,6 @@ class Sublayer(Layer):
             shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
             branch = branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
         return branch
-
-
-def view_problems(body: Spec, path: str) -> list[Problem]:
-    """Why a body, described, cannot read its keys and values off other features than its queries; empty if it can.
-
-    Such a body finds them in the streams `key_input` and `value_input`, [B, L, dim] each, which end with it.
-    """
-    while issubclass(body.part, StreamPart) and body.part.takes_views:
-        inner = described(body.args.get("body"))
-        if not isinstance(inner, Spec):
-            return []
-        body, path = inner, f"{path}.body"
-    message = f"{body.kind} {body.name!r} reads its queries, keys and values off one input, and is handed three"
-    return [Problem(path, message, hint="take multi_head, or one view")]
 
 
 def _apart(norm: Norm | None, others: Sequence[Tensor], condition: Tensor | None, streams: Streams) -> Streams:

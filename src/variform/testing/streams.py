@@ -10,6 +10,7 @@ from variform.parts.residual.gated_multi import GatedMultiResidual
 from variform.parts.residual.hyper import HyperConnection
 from variform.parts.residual.mean_split import MeanSplitResidual
 from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
+from variform.parts.stream_ops.key_condition import KeyCondition
 from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
@@ -66,6 +67,11 @@ def _scaled_branch() -> list[Sample]:
 @samples_for(BranchStart)
 def _branch_start() -> list[Sample]:
     return [Sample(minimal(BranchStart)), Sample(BranchStart.spec(body=FEED, scale=0.5), "feedforward")]
+
+
+@samples_for(KeyCondition)
+def _key_condition() -> list[Sample]:
+    return [Sample(KeyCondition.spec(body=MultiHead.spec(kv_heads=2)))]
 
 
 @samples_for(MultiStreamStack)

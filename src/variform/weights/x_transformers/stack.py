@@ -18,6 +18,7 @@ from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, S
 from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
 from variform.parts.stream_ops.context import ContextDropout
+from variform.parts.stream_ops.key_condition import KeyCondition
 from variform.parts.stream_ops.padding import ZeroPadding
 from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.condition import ConditionedStack
@@ -72,7 +73,7 @@ def steps_of(part: nn.Module) -> Iterator[Sublayer]:
         raise no_counterpart(part)
 
 
-AROUND = (ZeroPadding, ScaledBranch, BranchStart, AdaptiveBranch, TokenShift, ContextDropout)
+AROUND = (ZeroPadding, ScaledBranch, BranchStart, AdaptiveBranch, TokenShift, ContextDropout, KeyCondition)
 """Parts that stand around what does the work in a step."""
 
 

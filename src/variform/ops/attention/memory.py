@@ -22,9 +22,9 @@ def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
     modifier that is no bias (a soft cap) holds for these keys too.
 
     Shapes:
-        k: [Hk, M, D], v: [Hk, M, Dv]
+        k: [Hk, M, D], v: [Hk, M, Dv], or the same of each row, [B, Hk, M, D] and [B, Hk, M, Dv]
     """
-    count, batch = k.shape[1], call.q.shape[0]
+    count, batch = k.shape[-2], call.q.shape[0]
     return replace(
         call,
         k=torch.cat((k.to(call.k.dtype).expand(batch, -1, -1, -1), call.k), 2),

@@ -86,7 +86,8 @@ def test_a_model_without_attention_refuses_masks() -> None:
     )
     for name, value in (("mask", Causal()), ("valid", torch.ones(2, 7, dtype=torch.bool)), ("segments", IDS * 0)):
         with pytest.raises(
-            ShapeError, match=f"{name} was given, and no part of this model reads it; it reads: injected, positions"
+            ShapeError,
+            match=f"{name} was given, and no part of this model reads it; it reads: added, injected, positions",
         ):
             vf.build(spec)(IDS, **{name: value})
 

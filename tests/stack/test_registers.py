@@ -48,6 +48,31 @@ def test_what_says_nothing_about_added_tokens_is_refused(stream: str) -> None:
         stack("front", True)(torch.zeros(1, 5, 16).double(), {stream: torch.zeros(1, 5).long()})
 
 
-def test_it_does_not_decode() -> None:
-    with pytest.raises(vf.ConfigError, match="decode"):
-        stack("front", True).init_state(1, 9, {})
+@pytest.mark.parametrize("options", [{"side": "back"}, {"keep": "added", "side": "back"}])
+def test_what_stands_behind_or_is_kept_does_not_decode(options: dict[str, Any]) -> None:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body=MultiHead.spec())], dim=16, heads=4, causal=True)
+    part = vf.build(RegisterStack.spec(stack=inner, count=3, **options), dim=16)
+    with pytest.raises(vf.ConfigError, match="does not decode"):
+        part.init_state(1, 9, {})
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+def test_added_tokens_can_be_what_is_kept(side: str) -> None:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body=MultiHead.spec(rotation="rotary"))], dim=16, heads=4)
+    part = vf.build(RegisterStack.spec(stack=inner, count=3, side=side, keep="added"), dim=16).double().eval()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    tokens = part.tokens.expand(2, -1, -1)
+    whole = part.stack(torch.cat((tokens, x) if side == "front" else (x, tokens), 1), {})
+    kept, published = part(x, {"valid": torch.ones(2, 5, dtype=torch.bool)})
+    torch.testing.assert_close(kept, whole[:, :3] if side == "front" else whole[:, 5:])
+    assert published["valid"].shape == (2, 3)
+    valid = torch.tensor([[True, True, True, False, False]])
+    positions = torch.tensor([[0, 1, 2, 2, 2]])
+    padded = part(x[:1], {"valid": valid, "positions": positions})
+    torch.testing.assert_close(padded[0], part(x[:1, :3], {})[0])
+
+
+def test_kept_tokens_must_see_the_others() -> None:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body=MultiHead.spec())], dim=16, heads=4, causal=True)
+    with pytest.raises(vf.ConfigError, match="would not depend on them"):
+        vf.build(RegisterStack.spec(stack=inner, count=3, keep="added"), dim=16, causal=True)

@@ -156,6 +156,7 @@ class Part(nn.Module, metaclass=PartMeta):
         name: the registered name, set by `register`.
         can: what the part can do.
         reads: the streams its `forward` looks at.
+        closes: streams that it gives its children itself, so that theirs are not its surroundings'.
         stateful: whether it keeps decode state (`init_state`).
         follows: fields that say what reaches the part, so that a value of its own must be that of the surroundings.
         residual_writes: how often it adds to the residual stream (for depth-scaled initialisation).
@@ -165,6 +166,7 @@ class Part(nn.Module, metaclass=PartMeta):
     name: ClassVar[str] = ""
     can: ClassVar[Can] = Can()
     reads: ClassVar[frozenset[str]] = frozenset()
+    closes: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset()
     residual_writes: ClassVar[int] = 0

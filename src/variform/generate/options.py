@@ -34,6 +34,8 @@ class Options(TypedDict, total=False):
         context: [B, Lc, dim_context] for cross attention.
         context_mask: [B, Lc] bool, False at padding of the context.
         condition: [B, dim_condition] for adaptive parts.
+        prefix: [B, P, dim] features that stand before the prompt, for a model whose embedding takes them.
+        prefix_valid: [B, P] bool, False at padding of the prefix.
         streams: of a program, the inputs that stay the same, by name (`{"attn_offset": offset}`).
         input: of a program with several inputs of ids, the name of the tokens'.
         output: of a program with several outputs, the name of the logits.
@@ -64,6 +66,8 @@ class Options(TypedDict, total=False):
     context: Tensor | None
     context_mask: Tensor | None
     condition: Tensor | None
+    prefix: Tensor | None
+    prefix_valid: Tensor | None
     streams: Mapping[str, Tensor] | None
     input: str | None
     output: str | None

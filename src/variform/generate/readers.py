@@ -20,7 +20,10 @@ from variform.stack.state_rows import select_rows
 KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
 """Side inputs that a new decode state reads or keeps."""
 
-SIDE_STREAMS = (*KEPT_STREAMS, "condition")
+FIRST_STREAMS = ("prefix", "prefix_valid")
+"""Side inputs that are read with the prompt."""
+
+SIDE_STREAMS = (*KEPT_STREAMS, *FIRST_STREAMS, "condition")
 
 
 class Reader(Protocol):
@@ -47,6 +50,7 @@ class CachedReader:
     def read(self, ids: Tensor, valid: Tensor | None) -> Tensor:
         """Read the next tokens."""
         logits, self.state = self.model(*self.lead, ids, valid=valid, state=self.state, **self.streams)
+        self.streams = {name: x for name, x in self.streams.items() if name not in FIRST_STREAMS}
         return last_logits(logits)
 
     def select(self, rows: Tensor, batch: int) -> None:
@@ -193,6 +197,9 @@ def reader_of(model: nn.Module, ids: Tensor, steps: int, options: Options, keep_
     limit = getattr(plain, "max_seq_len", None) if state is None else room(state)
     window = options.get("window")
     if window is not None and needed > window:
+        if "prefix" in streams:
+            message = "a window moves over tokens, and what stands before them has no place in it"
+            raise ConfigError(message, path="window")
         if "mask" not in streams_taken(plain):
             raise ConfigError(f"{type(plain).__name__} takes no mask, so its past has no window", path="window")
         if limit is not None and state is None:
@@ -257,6 +264,8 @@ def _new_state(
     if capacity < needed:
         raise ConfigError(f"this call needs room for {needed} tokens", path="max_len", value=capacity)
     kept = {name: value for name, value in streams.items() if name in KEPT_STREAMS}
+    if streams.get("prefix") is not None:
+        kept["ahead"] = streams["prefix"].shape[1]
     with evaluating(model), mode_of(options, keep_state):
         state: State = model.init_state(ids.shape[0], capacity, bucket=options.get("bucket", 0), **kept)
     return state
@@ -264,7 +273,7 @@ def _new_state(
 
 def _check_streams(streams: Mapping[str, Any], encodes: bool, continues: bool) -> None:
     for name in streams:
-        if name.startswith("source") != encodes:
+        if name not in FIRST_STREAMS and name.startswith("source") != encodes:
             kind = "has an encoder: give it `source`" if encodes else "has no encoder: give it `context`"
             raise ConfigError(f"this model {kind}", path=name)
         if continues and name in KEPT_STREAMS:

@@ -175,13 +175,14 @@ def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> 
     check_streams({"context_mask": None, **streams}, batch, 0, device, None)
 
 
-def check_state_sizes(batch: Any, max_len: Any, bucket: Any) -> None:
+def check_state_sizes(batch: Any, max_len: Any, bucket: Any, ahead: Any = 0) -> None:
     """Refuse sizes of a decode state that are no sizes.
 
     Raises:
         ConfigError: naming the size.
     """
-    for name, size, least in (("batch", batch, 1), ("max_len", max_len, 1), ("bucket", bucket, 0)):
+    sizes = (("batch", batch, 1), ("max_len", max_len, 1), ("bucket", bucket, 0), ("ahead", ahead, 0))
+    for name, size, least in sizes:
         if not isinstance(size, int) or isinstance(size, bool) or size < least:
             raise ConfigError(f"{name} is an integer, at least {least}", value=size)
 

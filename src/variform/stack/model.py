@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, Part
 from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
+from variform.ops.drop_tokens import drop_tokens
 from variform.ops.masks import Mask
 from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
 from variform.parts.memories import Memories
@@ -20,9 +21,9 @@ from variform.parts.mixer.multi_head import without_padding
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
 from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
-from variform.stack.prefix import behind_prefix
+from variform.stack.prefix import behind_prefix, plan_prefixed
 from variform.stack.remembering import check_taken, plan_behind, recall_of, remembered
-from variform.stack.state import check_state, count_positions, new_state, plan, signature, turned
+from variform.stack.state import check_state, count_positions, new_state, signature, turned
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -93,6 +94,11 @@ class Transformer(Model):
         prefix_valid: Tensor | None = None,
         numbers: Tensor | None = None,
         memories: Memories | None = None,
+        further_ids: Mapping[str, Tensor] | None = None,
+        added: Tensor | None = None,
+        bias: Tensor | None = None,
+        passes: int | None = None,
+        exit: float | None = None,
         state: State | None = None,
         hidden: bool = False,
         losses: bool = False,
@@ -118,6 +124,12 @@ class Transformer(Model):
                 arXiv:1901.02860): attentions read the last n tokens of earlier segments too. The result is then
                 (output, memories), which are constants for the next call when `.detached()`; with a state, whose first
                 call takes them, (output, new state).
+            further_ids: {name: [B, L]} integers, for an embedding that adds theirs (`summed`).
+            added: [B, L, dim] features that such an embedding adds.
+            bias: [L, L], [H, L, L] or [B, H, L, L] floats, added to the scores of self-attention; L counts what stands
+                in front, as with a mask. With a decode state [.., L, Lk], of the new tokens and all keys so far.
+            passes: how often stacks run that run several times (`recycled`, `looped`), for this call.
+            exit: the probability at which a looped stack lets a token out, for this call.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
             hidden: return the hidden states in place of the head's output.
             losses: return (output, losses): the further losses of parts that have them (`load_balance` and `router_z`
@@ -138,24 +150,29 @@ class Transformer(Model):
             "prefix_valid": prefix_valid,
             "numbers": numbers,
         }
+        rare = {"further_ids": further_ids, "added": added, "bias": bias, "passes": passes, "exit": exit}
+        rare = {name: value for name, value in rare.items() if value is not None}
         streams: dict[str, Any] = {"positions": positions, **given}
-        self._refuse_unread(streams)
+        self._refuse_unread({**streams, **rare})
         check_inputs(inputs, self.embedding is not None, self.dim, self.max_seq_len)
         batch, length, tokens = inputs.shape[0], inputs.shape[1], inputs.dim() != 4
         if tokens:
             check_streams(streams, batch, length, inputs.device, self.max_seq_len)
         recall = None if memories is None else recall_of(memories, self, streams, batch, state)
-        planned, after = None, {}
+        streams.update(rare)
+        planned = None
+        after: dict[str, Any] = {}
         if state is not None:
             streams["context_mask"] = check_state(state, self, tokens, streams)
             if recall is None:
-                planned = plan(state, batch, length, positions, valid, segments)
+                planned, own, after = plan_prefixed(state, streams, (batch, length), prefix, prefix_valid)
+            elif prefix is not None:
+                raise ShapeError("memories and a prefix cannot be read into one decode state: give one of them")
             else:
                 planned = plan_behind(state, recall, batch, length, streams)
-            streams["positions"], streams["cache"] = planned.positions, planned.cache
-            if planned.state["ahead"] is not None:  # what is in front takes up no place of the embedding
-                after["positions"] = planned.positions
-                streams["positions"] = planned.positions - planned.state["ahead"]
+                # What is in front takes up no place of the embedding.
+                own, after = planned.positions - planned.state["ahead"], {"positions": planned.positions}
+            streams["positions"], streams["cache"] = own, planned.cache
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)
         if losses:
@@ -166,7 +183,8 @@ class Transformer(Model):
             if losses:
                 raise ShapeError("losses are not told of segments with memories")
             streams["memories"] = recall
-        after |= behind_prefix(prefix, prefix_valid, streams, length)
+        if planned is None:
+            after = behind_prefix(prefix, prefix_valid, streams, length)
         try:
             x, branches = self._run(inputs, streams, after, state)
             out = x if self.head is None or hidden else self.head(x, streams)
@@ -198,7 +216,7 @@ class Transformer(Model):
             x, published = x
             streams.update(published)
         elif inputs.dim() == 4:  # only now it is known how many tokens an image is
-            given = {name: value for name, value in streams.items() if name != "losses"}
+            given = {name: value for name, value in streams.items() if name not in UNCHECKED}
             check_streams(given, x.shape[0], x.shape[1], x.device, None)
         if state is not None:
             streams["state"] = state["parts"]
@@ -222,7 +240,8 @@ class Transformer(Model):
             batch: rows.
             max_len: capacity in tokens; the model's `max_seq_len` by default.
             bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
-            ahead: how many tokens are remembered in front of those (`memories` of the first call).
+            ahead: how many tokens or features stand in front of those: the `memories` of the first call, or its
+                `prefix`; they do not count against `max_len`.
             **streams: what stays the same while decoding: `context`, which is read here and not given again, and
                 `context_mask`, which is given here or in each call.
 
@@ -232,7 +251,7 @@ class Transformer(Model):
         capacity = self.max_seq_len if max_len is None else max_len
         if capacity is None:
             raise ConfigError("the model has no max_seq_len: give max_len, the most tokens a row will hold")
-        check_state_sizes(batch, capacity, bucket)
+        check_state_sizes(batch, capacity, bucket, ahead)
         if self.max_seq_len is not None and capacity > self.max_seq_len:
             raise ConfigError(f"max_len = {capacity} exceeds the model's max_seq_len = {self.max_seq_len}")
         capacity += ahead
@@ -290,6 +309,8 @@ class EncoderDecoder(Model):
         heads: number of attention heads, for both.
         vocab_size: number of different tokens, for both.
         init_std: standard deviation of initial weights, for both.
+        context_dropout: part of the encoder's hidden states that the decoder does not see, drawn for each row, in
+            training (Perceiver AR, Hawthorne et al. 2022, arXiv:2202.07765).
     """
 
     def __init__(
@@ -300,10 +321,12 @@ class EncoderDecoder(Model):
         heads: Size | None = INHERIT,
         vocab_size: Size | None = INHERIT,
         init_std: Annotated[float, Field(gt=0)] | None = INHERIT,
+        context_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.context_dropout = context_dropout
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
@@ -362,10 +385,11 @@ class EncoderDecoder(Model):
             out, new = self.decoder(target, valid=valid, state=state["decoder"], **streams)
             return out, {"decoder": new}
         if not losses:
-            context = self.encode(source, source_valid)
-            return self.decoder(target, valid=valid, context=context, context_mask=source_valid, **streams)
+            context, seen = self.dropped(self.encode(source, source_valid), source_valid)
+            return self.decoder(target, valid=valid, context=context, context_mask=seen, **streams)
         context, first = self.encoder(_needed(source), valid=source_valid, hidden=True, losses=True)
-        more = {"context": context, "context_mask": source_valid, **streams}
+        context, seen = self.dropped(context, source_valid)
+        more = {"context": context, "context_mask": seen, **streams}
         out, second = self.decoder(target, valid=valid, losses=True, **more)
         return out, {name: torch.cat([t[name] for t in (first, second) if name in t]) for name in {**first, **second}}
 
@@ -392,6 +416,7 @@ class EncoderDecoder(Model):
         max_len: int | None = None,
         *,
         bucket: int = 0,
+        ahead: int = 0,
         source: Tensor | None = None,
         source_valid: Tensor | None = None,
         **streams: Any,
@@ -400,8 +425,20 @@ class EncoderDecoder(Model):
         if streams:
             raise ConfigError(f"an encoder-decoder's state takes source and source_valid, not {', '.join(streams)}")
         context = self.encode(source, source_valid)
-        more = {} if source_valid is None else {"context_mask": source_valid}
+        more: dict[str, Any] = {} if source_valid is None else {"context_mask": source_valid}
+        if ahead:
+            more["ahead"] = ahead
         return {"decoder": self.decoder.init_state(batch, max_len, bucket=bucket, context=context, **more)}
+
+    def dropped(self, context: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the decoder sees of a context: in training, a part of its tokens that is drawn for each row.
+
+        Shapes:
+            context: [B, L, dim], valid: [B, L] -> [B, N, dim], [B, N]; N = max(1, floor(L (1 - context_dropout)))
+        """
+        if not self.training or not self.context_dropout:
+            return context, valid
+        return drop_tokens(context, valid, self.context_dropout)
 
     @staticmethod
     def _check_state(state: Any, source: Any, source_valid: Any) -> None:
@@ -412,7 +449,12 @@ class EncoderDecoder(Model):
                 raise ShapeError(f"the decode state has read the source already: give {name}=None")
 
 
-_DECODER_STREAMS = ("positions", "segments", "mask", "condition", "injected", "prefix", "prefix_valid", "hidden")
+_DECODER_STREAMS = (
+    *("positions", "segments", "mask", "condition", "injected", "prefix", "prefix_valid", "hidden"),
+    *("further_ids", "added", "bias", "passes", "exit"),
+)
+UNCHECKED = ("losses", "further_ids", "added", "bias", "passes", "exit")
+"""Streams that the parts which read them check."""
 
 
 def losses_by_name(told: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -426,12 +468,13 @@ def _needed(source: Tensor | None) -> Tensor:
     return source
 
 
-def streams_read(model: Part) -> frozenset[str]:
-    """All streams that parts of a model read."""
+def streams_read(model: nn.Module) -> frozenset[str]:
+    """All streams that a model's parts read of it; what a part gives its children itself is not among them."""
     found: set[str] = set()
-    for module in model.modules():
-        if isinstance(module, Part):
-            found |= module.reads
+    for child in model.children():
+        found |= streams_read(child)
+    if isinstance(model, Part):
+        found = (found - model.closes) | model.reads
     return frozenset(found)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from variform.errors import ShapeError
+from variform.parts.kinds import State
+from variform.stack.state import Plan, plan
 
 
 def behind_prefix(
@@ -35,8 +37,68 @@ def behind_prefix(
         if prefix_valid is not None:
             raise ShapeError("prefix_valid was given without a prefix")
         return {}
-    if streams.get("cache") is not None:
-        raise ShapeError("a prefix cannot be read into a decode state; run without one")
+    _check(prefix, prefix_valid, streams)
+    rows, ahead = prefix.shape[:2]
+    return {
+        "positions": _positions(streams["positions"], ahead, prefix.device),
+        "valid": _valid(streams["valid"], prefix_valid, rows, ahead, length, prefix.device),
+    }
+
+
+def plan_prefixed(
+    state: State, streams: Mapping[str, Any], sizes: tuple[int, int], prefix: Tensor | None, prefix_valid: Tensor | None
+) -> tuple[Plan, Tensor, dict[str, Any]]:
+    """The plan of a call with a decode state whose first call may have a prefix.
+
+    The prefix is read with the first chunk and takes the slots before its tokens', for which `init_state(ahead=...)`
+    makes room. A state keeps how long it was, and what of each row's was padding, which takes no slot and still counts
+    as a position.
+
+    Args:
+        state: what came in.
+        streams: the tokens' own.
+        sizes: rows and tokens.
+        prefix: the features in front; in the first call alone.
+        prefix_valid: False at padding of the prefix.
+
+    Returns:
+        the plan, the tokens' own positions, and the streams `positions` and `valid` over prefix and tokens.
+
+    Raises:
+        ShapeError: sizes that do not fit, or a request that is not defined with a prefix.
+    """
+    (batch, length), valid, positions = sizes, streams["valid"], streams["positions"]
+    if prefix is None:
+        if prefix_valid is not None:
+            raise ShapeError("prefix_valid was given without a prefix")
+        ahead, skipped = state["ahead"], state["skipped"]
+        if positions is not None:
+            positions = positions if ahead is None else positions + ahead
+        elif skipped is not None:
+            positions = state["seen"].unsqueeze(1) + _order(valid, length, skipped.device) + skipped.unsqueeze(1)
+        planned = plan(state, batch, length, positions, valid, streams["segments"])
+        if ahead is None:
+            return planned, planned.positions, {}
+        return planned, planned.positions - ahead, {"positions": planned.positions}
+    _check(prefix, prefix_valid, streams)
+    ahead = prefix.shape[1]
+    if state["count"]:
+        raise ShapeError("the decode state has read tokens already: a prefix belongs to the first call")
+    if prefix_valid is not None and positions is None:
+        positions = _order(valid, length, prefix.device).expand(batch, length)
+    valid = _valid(valid, prefix_valid, batch, ahead, length, prefix.device)
+    planned = plan(state, batch, ahead + length, _positions(positions, ahead, prefix.device), valid, None)
+    planned.state["ahead"] = ahead
+    planned.state["skipped"] = None if prefix_valid is None else prefix_valid.logical_not().sum(1)
+    return planned, planned.positions[..., ahead:] - ahead, {"positions": planned.positions, "valid": valid}
+
+
+def _order(valid: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """The number of each token within a chunk."""
+    return torch.arange(length, device=device) if valid is None else (valid.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _check(prefix: Tensor, prefix_valid: Tensor | None, streams: Mapping[str, Any]) -> None:
     if streams.get("segments") is not None:
         raise ShapeError("a prefix and segments cannot be combined: the prefix belongs to no document")
     if prefix.dim() != 3 or not prefix.is_floating_point():
@@ -44,10 +106,6 @@ def behind_prefix(
     rows, ahead = prefix.shape[:2]
     if prefix_valid is not None and (prefix_valid.dtype != torch.bool or prefix_valid.shape != (rows, ahead)):
         raise ShapeError(f"prefix_valid is bool of shape [{rows}, {ahead}], not {list(prefix_valid.shape)}")
-    return {
-        "positions": _positions(streams["positions"], ahead, prefix.device),
-        "valid": _valid(streams["valid"], prefix_valid, rows, ahead, length, prefix.device),
-    }
 
 
 def _positions(positions: Tensor | None, ahead: int, device: torch.device) -> Tensor | None:

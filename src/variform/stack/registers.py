@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from variform.core.inherit import INHERIT
-from variform.core.part import Can
+from variform.core.inherit import INHERIT, inherit
+from variform.core.part import Can, Facts
 from variform.core.registry import register
-from variform.errors import ConfigError, ShapeError
+from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.kinds import Output, Stack, State, Streams, call
 
 Size = Annotated[int, Field(gt=0)]
@@ -24,10 +24,14 @@ class RegisterStack(Stack):
 
     Memory tokens (Burtsev et al. 2020, arXiv:2006.11527), or registers of a vision transformer (Darcet et al. 2023,
     arXiv:2309.16588). They are always attended. In front they take the positions 0..count-1 and the others move on, so
-    that every token of a causal model sees them; behind they take the last ones.
+    that every token of a causal model sees them; behind they take the last ones. In decoding those in front are read
+    with the first chunk, and use up nothing of the state's room.
+
+    With `keep="added"` the result is the added tokens' part, y = stack([M; x])[:M]: class tokens, which answer for the
+    whole sequence (BERT, Devlin et al. 2018, arXiv:1810.04805).
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim]
+        x: [B, L, dim] -> [B, L, dim], or [B, count, dim] where the added tokens are kept
 
     Args:
         stack: what runs.
@@ -35,14 +39,17 @@ class RegisterStack(Stack):
         side: "front" or "back" of the others.
         dim: features.
         std: standard deviation of the initial tokens.
+        keep: whose part is given back, the "others" or the "added".
+        causal: whether the stack is.
 
     Raises:
         ShapeError: segments or a mask of pairs are given, which say nothing about the added tokens.
-        ConfigError: a decode state is asked for; decode without one.
+        ConfigError: a decode state is asked for where tokens stand behind, or are kept.
     """
 
-    can: ClassVar[Can] = Can(attention_mask=False, packed=False, decode=False)
+    can: ClassVar[Can] = Can(attention_mask=False, packed=False)
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid"})
+    stateful: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -51,14 +58,36 @@ class RegisterStack(Stack):
         side: Literal["front", "back"] = "front",
         dim: Size = INHERIT,
         std: Annotated[float, Field(ge=0)] = 0.02,
+        keep: Literal["others", "added"] = "others",
+        causal: bool = inherit(False),
     ) -> None:
         super().__init__()
         self.stack = stack
         self.count = count
         self.front = side == "front"
+        self.keep = keep
         self.std = std
         self.tokens = nn.Parameter(torch.empty(count, dim))
         self.reset_parameters()
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What stands behind changes place with each new token, and what is kept depends on all of them."""
+        steps = args.get("side") != "back" and args.get("keep") != "added"
+        return Can(attention_mask=False, packed=False, decode=steps)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Kept tokens see the others."""
+        if facts["keep"] == "added" and facts["side"] == "front" and facts["causal"]:
+            message = "tokens in front see none of the others in a causal stack: what is kept would not depend on them"
+            return [Problem("keep", message, "added", "put them at the back, or take a stack that is not causal")]
+        return []
+
+    @classmethod
+    def publishes(cls, args: Facts) -> tuple[str, ...]:
+        """Kept tokens have positions of their own, and are all real."""
+        return ("positions", "valid") if args.get("keep") == "added" else ()
 
     def reset_parameters(self) -> None:
         """Normal tokens."""
@@ -66,24 +95,25 @@ class RegisterStack(Stack):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Add the tokens, run the stack, cut them off."""
-        condition = streams.get("condition")
-        if condition is not None and condition.dim() == 3 and condition.shape[1] != 1:
-            raise ShapeError("a condition by token says nothing about added tokens: give one a row, [batch, features]")
-        for name in ("segments", "mask"):
-            if streams.get(name) is not None:
-                raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")
-        injected = streams.get("injected")
-        if injected is not None and injected.shape[1] > 1:
-            raise ShapeError("injected cannot be combined with added tokens, unless it is one row [B, 1, dim] for all")
-        length, tokens = x.shape[1], self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+        refuse_pairs(streams)
+        length, cache = x.shape[1], streams.get("cache")
         published: dict[str, Any] = {}
+        if cache is not None and not cache["first"]:  # they were read before
+            y = call(self.stack, x, {**streams, **self._behind(streams, cache)}, "stack", published)
+            return (y, published) if published else y
+        tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         whole = torch.cat((tokens, x) if self.front else (x, tokens), 1)
         whole = call(self.stack, whole, self._widened(streams), "stack", published)
-        y = whole[:, self.count :] if self.front else whole[:, :length]
+        if self.keep == "added":
+            y = whole[:, : self.count] if self.front else whole[:, length:]
+            published["positions"] = None
+            published["valid"] = torch.ones_like(y[..., 0], dtype=torch.bool)
+        else:
+            y = whole[:, self.count :] if self.front else whole[:, :length]
         return (y, published) if published else y
 
     def _widened(self, streams: Streams) -> Streams:
-        positions, valid = streams.get("positions"), streams.get("valid")
+        positions, valid, cache = streams.get("positions"), streams.get("valid"), streams.get("cache")
         pads = (self.count, 0) if self.front else (0, self.count)
         if positions is not None:
             added = torch.arange(self.count, device=positions.device).expand(*positions.shape[:-1], self.count)
@@ -92,8 +122,51 @@ class RegisterStack(Stack):
             else:
                 positions = torch.cat((positions, positions.amax(-1, keepdim=True) + 1 + added), -1)
         valid = None if valid is None else F.pad(valid, pads, value=True)
-        return {**streams, "positions": positions, "valid": valid}
+        wide = {**streams, "positions": positions, "valid": valid}
+        return wide if cache is None else {**wide, "cache": self._cache(cache, first=True)}
+
+    def _behind(self, streams: Streams, cache: Any) -> dict[str, Any]:
+        """Positions and plan of tokens that stand behind those which were read before."""
+        return {"positions": streams["positions"] + self.count, "cache": self._cache(cache, first=False)}
+
+    def _cache(self, cache: Any, first: bool) -> dict[str, Any]:
+        """The plan of the whole sequence: slots and positions move on, the first slots hold the added tokens."""
+        count, start, slots = self.count, cache["start"], cache["slots"]
+        if slots is not None:
+            slots = slots + count
+            if first:
+                slots = torch.cat((torch.arange(count, device=slots.device).expand(slots.shape[0], -1), slots), 1)
+        positions, valid = cache["positions"], cache["valid"]
+        added = torch.arange(count, device=positions.device).expand(*positions.shape[:-1], -1)
+        return {
+            **cache,
+            "start": start if start is None or first else start + count,
+            "slots": slots,
+            "length": cache["length"] + count,
+            "positions": torch.cat((added, positions + count), -1),
+            "valid": None if valid is None else F.pad(valid, (count, 0), value=True),
+        }
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
-        """There is none."""
-        raise ConfigError("a stack with added tokens cannot decode step by step", hint="decode without a cache")
+        """The stack's own, with room for the added tokens."""
+        if not self.front or self.keep == "added":
+            message = "a stack with tokens behind the others, or that gives the added tokens back, does not decode"
+            raise ConfigError(message, hint="run the whole sequence at once, without a state")
+        return {"stack": self.stack.init_state(batch, max_len + self.count, streams)}
+
+
+def refuse_pairs(streams: Streams) -> None:
+    """Refuse what says which tokens belong together: it says nothing about added ones.
+
+    Raises:
+        ShapeError: naming the stream.
+    """
+    for name in ("segments", "mask", "bias"):
+        if streams.get(name) is not None:
+            raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")
+    condition = streams.get("condition")
+    if condition is not None and condition.dim() == 3 and condition.shape[1] != 1:
+        raise ShapeError("a condition by token says nothing about added tokens: give one a row, [batch, features]")
+    injected = streams.get("injected")
+    if injected is not None and injected.shape[1] > 1:
+        raise ShapeError("injected cannot be combined with added tokens, unless it is one row [B, 1, dim] for all")

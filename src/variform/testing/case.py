@@ -17,6 +17,7 @@ from variform.core.resolve import resolve, stream_problems
 from variform.core.spec import Spec
 from variform.errors import BackendError, ConfigError, ShapeError
 from variform.parts.kinds import Embedding
+from variform.stack.model import streams_read
 from variform.stack.program import ProgramModel
 from variform.testing.hosts import FACTS, Setting, host_of
 from variform.testing.report import NotApplicable
@@ -228,7 +229,7 @@ class Case:
 
     def reads(self, stream: str) -> bool:
         """Whether a part of the model reads a stream."""
-        return any(stream in m.reads for m in self._probe.modules() if isinstance(m, Part))
+        return stream in streams_read(self._probe)
 
     @functools.cached_property
     def dim_context(self) -> int:

@@ -16,6 +16,8 @@ from variform.parts.embedding.grid import ConvPatches, PatchMerging, PoolPatches
 from variform.parts.embedding.image import ImageEmbedding
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
+from variform.parts.embedding.prefixed import PrefixedEmbedding
+from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.conv2d import Conv2D
 from variform.parts.feedforward.expert_choice import ExpertChoice
@@ -24,6 +26,8 @@ from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.gate.branches import Branches
 from variform.parts.head.heads import ClassifierHead, LinearHead, LMHead, PoolHead, TiedLMHead
 from variform.parts.head.joined import JoinedHead
+from variform.parts.head.pooled import AttentionPoolHead, PooledHead
+from variform.parts.head.readouts import Readouts
 from variform.parts.mixer.compositional import Compositional
 from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.hyena import Hyena
@@ -40,6 +44,8 @@ from variform.parts.position.rotary import RotaryRotation
 from variform.parts.stream_ops.carry import AddStream, Publish
 from variform.stack.condition import ConditionedStack
 from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.recurrent import LoopedStack, RecycledStack
+from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 from variform.testing.filling import minimal
@@ -391,6 +397,59 @@ def _pool() -> list[Sample]:
 @samples_for(LMHead)
 def _lm() -> list[Sample]:
     return [Sample(LMHead.spec(bias=True))]
+
+
+@samples_for(PrefixedEmbedding)
+def _prefixed() -> list[Sample]:
+    return [Sample(PrefixedEmbedding.spec(embedding="tokens", gradient=0.3))]
+
+
+@samples_for(SummedEmbedding)
+def _summed() -> list[Sample]:
+    return [Sample(SummedEmbedding.spec(embedding=TokenEmbedding.spec(position="sinusoidal"), norm="layer_norm"))]
+
+
+@samples_for(JoinedHead)
+def _joined() -> list[Sample]:
+    return [Sample(JoinedHead.spec(parts=["lm", LMHead.spec(vocab_size=3)]))]
+
+
+@samples_for(Readouts)
+def _readouts() -> list[Sample]:
+    return [Sample(Readouts.spec(main="lm"))]
+
+
+@samples_for(PooledHead)
+def _pooled() -> list[Sample]:
+    inner = LMHead.spec(vocab_size=3)
+    return [Sample(PooledHead.spec(head=inner, pool=pool), pool) for pool in ("mean", "first", "last")]
+
+
+@samples_for(AttentionPoolHead)
+def _attention_pool() -> list[Sample]:
+    deep = LayerStack.spec(layers=[Sublayer.spec(body="cross_attention"), Sublayer.spec(body=FEED)])
+    return [
+        Sample(AttentionPoolHead.spec(body="cross_attention", queries=3)),
+        Sample(AttentionPoolHead.spec(body=deep, dim_query=8, head=LMHead.spec(vocab_size=3)), "layers and a head"),
+    ]
+
+
+@samples_for(RegisterStack)
+def _registers() -> list[Sample]:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body="multi_head")])
+    return [Sample(RegisterStack.spec(stack=inner, count=2))]
+
+
+@samples_for(RecycledStack)
+def _recycled() -> list[Sample]:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body="multi_head")])
+    return [Sample(RecycledStack.spec(stack=inner, passes=3))]
+
+
+@samples_for(LoopedStack)
+def _looped() -> list[Sample]:
+    inner = LayerStack.spec(layers=[Sublayer.spec(body="multi_head")], norm="layer_norm")
+    return [Sample(LoopedStack.spec(stack=inner, passes=3, result="mean"))]
 
 
 # ---- models ----

@@ -160,8 +160,8 @@ def test_cross_attention_needs_a_context() -> None:
 def test_unknown_and_unsupported_arguments_of_a_call() -> None:
     with pytest.raises(TypeError, match="did you mean 'return_embeddings'"):
         language()(ids(), return_embedings=True)
-    with pytest.raises(KeywordError, match=r"return_attn=\.\.\.\) is not supported yet"):
-        language()(ids(), return_attn=True)
+    with pytest.raises(KeywordError, match=r"causal=\.\.\.\) is not supported yet"):
+        language()(ids(), causal=False)
     language()(ids(), return_attn=False, mems=None)
 
 

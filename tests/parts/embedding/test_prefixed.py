@@ -76,10 +76,18 @@ def test_what_does_not_fit(streams: dict[str, Any], message: str) -> None:
         vf.build(prefixed())(IDS, **streams)
 
 
-def test_a_prefix_is_refused_with_a_decode_state_and_where_nothing_reads_it() -> None:
+def test_a_prefix_belongs_to_the_first_call_with_a_state() -> None:
     model = built(prefixed())
-    with pytest.raises(vf.ShapeError, match="decode state"):
-        model(IDS, prefix=front(), state=model.init_state(2, 9))
+    _, state = model(IDS, state=model.init_state(2, 9, ahead=3))
+    with pytest.raises(vf.ShapeError, match="a prefix belongs to the first call"):
+        model(IDS[:, :1], prefix=front(), state=state)
+    with pytest.raises(vf.ShapeError, match="larger max_len"):
+        model(IDS, prefix=front(), state=model.init_state(2, IDS.shape[1]))
+    with pytest.raises(vf.ShapeError, match="prefix_valid was given without a prefix"):
+        model(IDS, prefix_valid=torch.ones(2, 3, dtype=torch.bool), state=model.init_state(2, 9))
+
+
+def test_a_prefix_is_refused_where_nothing_reads_it() -> None:
     with pytest.raises(vf.ShapeError, match="prefix was given, and no part"):
         vf.build(vf.models.gpt(vocab_size=11, dim=16, depth=1, heads=4, max_seq_len=9))(IDS, prefix=front().float())
 

@@ -39,6 +39,9 @@ class AttentionLayers(nn.Module):
         draft, spec = read_layers(type(self).__name__, given)
         self.dim = draft.dim
         self.heads = self.attn_heads = draft.heads
+        self.attn_dim_head = draft.dim_head
+        self.depth = draft.depth
+        self.pre_and_post_norm = draft.pre_and_post_norm
         self.causal = draft.causal
         self.cross_attend = draft.cross_attend
         self.disable_abs_pos_emb = draft.without_positions

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
 
 HONOURED = (
-    "condition",
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
+    "attn_bias",
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
+    *("return_intermediates", "return_embeddings_and_intermediates", "return_logit_entropies", "return_attn"),
+    *("return_next_embed_pred", "return_attn_z_loss", "attn_z_loss_weight", "cache", "input_not_include_cache"),
+    *("cache_age", "recycle_steps", "looped_steps", "max_looped_steps", "looped_pred_all_logits", "looped_inference"),
+    *("looped_exit_prob_threshold", "embed_ids", "sum_embeds", "to_logits_kwargs", "condition"),
 )
 
 
@@ -35,7 +39,6 @@ STACK_CALL: dict[str, Any] = {
     "rotary_pos_emb": None,
     "polar_pos_emb": None,
     "context_pos": None,
-    "attn_bias": None,
     "deep_embeds_and_ids": None,
     "self_attn_additional_kv": None,
     "additional_kv_mask": None,
@@ -53,28 +56,11 @@ STACK_CALL: dict[str, Any] = {
 """Arguments of a stack's forward that are known and not supported, with upstream's defaults."""
 
 MODEL_CALL: dict[str, Any] = {
-    **STACK_CALL,
-    "return_intermediates": False,
-    "return_embeddings_and_intermediates": False,
-    "return_logit_entropies": False,
-    "return_next_embed_pred": False,
+    **{name: default for name, default in STACK_CALL.items() if name not in HONOURED},
     "return_mems": False,
-    "return_attn": False,
     "detach_mems": True,
-    "recycle_steps": None,
-    "looped_steps": None,
-    "max_looped_steps": None,
-    "looped_pred_all_logits": None,
-    "looped_inference": False,
-    "looped_exit_prob_threshold": 0.9,
-    "embed_ids": {},
-    "sum_embeds": None,
     "transform_token_embeds": None,
-    "return_attn_z_loss": False,
-    "attn_z_loss_weight": 0.0001,
     "token_emb_kwargs": {},
-    "to_logits_kwargs": {},
-    "input_not_include_cache": None,
 }
 """The same of a model's forward."""
 

@@ -76,6 +76,12 @@ class LayersDraft:
         return relative if self.disable_abs_pos_emb is None else self.disable_abs_pos_emb
 
     @property
+    def dim_head(self) -> int:
+        """Features of a head of self-attention; of the first layer, where they differ."""
+        size = self.inner["attn_"].get("dim_head", ATTENTION["dim_head"].default)
+        return int(size[0] if isinstance(size, tuple) else size)
+
+    @property
     def norm(self) -> Spec:
         """The norm that is used everywhere."""
         if not self.norms:

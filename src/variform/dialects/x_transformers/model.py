@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from variform.core.spec import Shared, Spec
+from variform.dialects.x_transformers.answers import HEADS, HeadDraft
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.table import (
     REQUIRED,
@@ -19,93 +23,174 @@ from variform.dialects.x_transformers.table import (
     refused,
 )
 from variform.errors import Problem
+from variform.parts.embedding.factorised import FactorisedEmbedding
+from variform.parts.embedding.module import ModuleEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
+from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
-from variform.parts.head.heads import LMHead, TiedLMHead
+from variform.parts.head.heads import TiedLMHead
 from variform.parts.norm.norms import LayerNorm
-from variform.parts.position.absolute import LearnedPosition
+from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPosition
 from variform.stack.condition import condition_size
+from variform.stack.interspersed import InterspersedStack
 from variform.stack.model import Transformer
+from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 
 
 @dataclass
 class ModelDraft:
-    """A model on its way to a spec."""
+    """A model on its way to a spec; its fields are upstream's keywords."""
 
     num_tokens: int = 0
     max_seq_len: int = 0
     emb_dim: int | None = None
+    embed_num_tokens: Mapping[str, int] = field(default_factory=dict)
+    token_emb: nn.Module | None = None
     emb_dropout: float = 0.0
+    emb_frac_gradient: float = 1.0
     post_emb_norm: bool = False
+    l2norm_embed: bool = False
     tie_embedding: bool = False
     tie_embedding_scale: float | None = None
-    logits_dim: int | None = None
-    return_only_embed: bool = False
     use_abs_pos_emb: bool = True
+    scaled_sinu_pos_emb: bool = False
     num_memory_tokens: int | None = None
     max_mem_len: int = 0
     shift_mem_down: int = 0
+    memory_tokens_interspersed_every: int | None = None
+    use_cls_token: bool = False
+    num_cls_tokens: int = 1
+    recycling: bool = False
+    train_max_recycle_steps: int = 4
+    looped: bool = False
+    max_looped_steps: int = 4
+    attn_z_loss_weight: float = 1e-4
+    input_not_include_cache: bool = False
     share_tokens: bool = False
+    heads: HeadDraft = field(default_factory=HeadDraft)
     problems: list[Problem] = field(default_factory=list)
 
-    def spec(self, stack: Spec, dim: int, without_positions: bool) -> Spec:
-        """The model around a stack of width `dim`."""
-        placed = self.use_abs_pos_emb and not without_positions and self.max_seq_len > 0
-        tokens, embedding = self._embedding(dim, placed)
-        return Transformer.spec(
-            dim=dim,
-            causal=stack["causal"],
-            dim_condition=condition_size(stack),
-            max_seq_len=self.max_seq_len if placed else None,
-            vocab_size=self.num_tokens,
-            embedding=PrefixedEmbedding.spec(embedding=embedding, dropout=self.emb_dropout),
-            stacks=[
-                RegisterStack.spec(stack=stack, count=self.num_memory_tokens, std=1.0)
-                if self.num_memory_tokens
-                else stack
-            ],
-            head=self._head(tokens, dim),
+    def spec(self, layers: AttentionLayers) -> Spec:
+        """The model around a stack of this dialect."""
+        dim = layers.dim
+        placed = self.use_abs_pos_emb and not layers.disable_abs_pos_emb and self.max_seq_len > 0
+        width = self.emb_dim or dim
+        tokens, embedding = self._embedding(width, placed)
+        front = PrefixedEmbedding.spec(
+            embedding=embedding, dropout=self.emb_dropout, gradient=float(self.emb_frac_gradient)
         )
-
-    def _embedding(self, dim: int, placed: bool) -> tuple[Spec | Shared, Spec | Shared]:
-        """The part that holds the token vectors, and the whole embedding."""
-        position = LearnedPosition.spec(std=1.0, scale=dim**-0.5, max_seq_len=self.max_seq_len) if placed else None
-        tokens = TokenEmbedding.spec(vocab_size=self.num_tokens, dim=dim, init_std=math.sqrt(2 / dim))
-        norm = LayerNorm.spec(bias=False) if self.post_emb_norm else None
-        if self.share_tokens:  # between models, whose positions are their own
-            shared = Shared("tokens", tokens)
-            return shared, shared if position is None else PlacedEmbedding.spec(embedding=shared, position=position)
-        whole = tokens.replace(position=position, norm=norm)
-        embedding = Shared("tokens", whole) if self.tie_embedding else whole
-        return embedding, embedding
-
-    def _head(self, tokens: Spec | Shared, dim: int) -> Spec | None:
-        if self.return_only_embed:
-            return None
+        if width != dim:
+            front = FactorisedEmbedding.spec(embedding=front, dim_embedding=width)
+        tied = None
         if self.tie_embedding:
             scale = dim**-0.5 if self.tie_embedding_scale is None else float(self.tie_embedding_scale)
-            return TiedLMHead.spec(embedding=tokens, scale=scale)
-        return LMHead.spec(vocab_size=self.logits_dim or self.num_tokens)
+            tied = TiedLMHead.spec(embedding=tokens, scale=scale)
+        return Transformer.spec(
+            dim=dim,
+            causal=layers.spec["causal"],
+            dim_condition=condition_size(layers.spec),
+            max_seq_len=self.max_seq_len if placed else None,
+            vocab_size=self.num_tokens,
+            embedding=front,
+            stacks=[self._stack(layers.spec)],
+            head=self.heads.spec(layers, self.num_tokens, tied),
+        )
 
-    def check(self, dim: int) -> list[Problem]:
+    def _stack(self, stack: Spec) -> Spec:
+        """From the inside out: the layers, their passes, memory tokens before them, class tokens before those."""
+        if self.recycling:
+            most = self.train_max_recycle_steps
+            stack = RecycledStack.spec(stack=stack, passes=most, train_passes=most)
+        if self.looped:
+            stack = LoopedStack.spec(stack=stack, passes=self.max_looped_steps)
+        if self.num_memory_tokens:
+            every = self.memory_tokens_interspersed_every
+            size: dict[str, Any] = {"count": self.num_memory_tokens, "std": 1.0}
+            if every is None:
+                stack = RegisterStack.spec(stack=stack, **size)
+            else:
+                stack = InterspersedStack.spec(stack=stack, every=every, **size)
+        if self.use_cls_token:
+            stack = RegisterStack.spec(stack=stack, count=self.num_cls_tokens, std=0.02, keep="added")
+        return stack
+
+    def _embedding(self, width: int, placed: bool) -> tuple[Spec | Shared, Spec | Shared]:
+        """The part that holds the token vectors, and the whole embedding."""
+        position: Spec | None = None
+        if placed and self.scaled_sinu_pos_emb:
+            position = ScaledSinusoidalPosition.spec()
+        elif placed:
+            size = {"std": 1e-5, "unit": True} if self.l2norm_embed else {"std": 1.0, "scale": width**-0.5}
+            position = LearnedPosition.spec(max_seq_len=self.max_seq_len, **size)
+        norm = LayerNorm.spec(bias=False) if self.post_emb_norm else None
+        inner = None if self.embed_num_tokens else norm
+        if self.token_emb is not None:
+            whole: Spec | Shared = ModuleEmbedding.spec(module=self.token_emb, position=position, norm=inner)
+            return whole, self._summed(whole, norm)
+        std = 1e-5 if self.l2norm_embed else math.sqrt(2 / width)
+        tokens = TokenEmbedding.spec(vocab_size=self.num_tokens, dim=width, init_std=std, unit=self.l2norm_embed)
+        if self.share_tokens:  # between models, whose positions are their own
+            shared = Shared("tokens", tokens)
+            if position is None:
+                return shared, shared
+            return shared, PlacedEmbedding.spec(embedding=shared, position=position, norm=norm)
+        whole = tokens.replace(position=position, norm=inner)
+        if self.tie_embedding:
+            whole = Shared("tokens", whole)
+        return whole, self._summed(whole, norm)
+
+    def _summed(self, tokens: Spec | Shared, norm: Spec | None) -> Spec | Shared:
+        """The embeddings of further ids, which are added before the norm."""
+        if not self.embed_num_tokens:
+            return tokens
+        further = [TokenEmbedding.spec(vocab_size=size, init_std=1.0) for size in self.embed_num_tokens.values()]
+        names = tuple(self.embed_num_tokens)
+        return SummedEmbedding.spec(embedding=tokens, further=further, names=names, norm=norm)
+
+    def check(self, layers: AttentionLayers) -> list[Problem]:
         """The rules that concern several keywords."""
-        found = []
-        if self.emb_dim not in (None, dim):
-            message = f"embeddings of another width than the layers' {dim} are not supported yet"
-            found.append(Problem("emb_dim", message, self.emb_dim))
-        if self.tie_embedding and (self.logits_dim is not None or self.return_only_embed):
-            message = "a tied head has one logit a token; leave logits_dim and return_only_embed out"
-            found.append(Problem("tie_embedding", message))
-        if (self.num_memory_tokens or 0) < 0:
-            found.append(Problem("num_memory_tokens", "must not be negative", self.num_memory_tokens))
-        for name in ("num_tokens", "logits_dim"):
-            if (getattr(self, name) or 1) < 1 or (name == "num_tokens" and self.num_tokens < 1):
-                found.append(Problem(name, "must be positive", getattr(self, name)))
-        if self.max_seq_len < 0:
-            found.append(Problem("max_seq_len", "must be positive, or 0 for no absolute positions", self.max_seq_len))
+        found = self.heads.check(layers, self)
+        for rule, name, message in self._rules(layers):
+            if rule:
+                found.append(Problem(name, message, getattr(self, name)))
+        for name in ("num_tokens", "emb_dim", "num_cls_tokens", "train_max_recycle_steps", "max_looped_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(Problem(name, "must be positive", value))
+        for name, size in self.embed_num_tokens.items():
+            if type(size) is not int or size < 1:
+                found.append(Problem("embed_num_tokens", f"a positive number of {name!r} ids is needed", size))
         return found
+
+    def _rules(self, layers: AttentionLayers) -> Iterator[tuple[bool, str, str]]:
+        width = self.emb_dim or layers.dim
+        yield self.max_seq_len < 0, "max_seq_len", "must be positive, or 0 for no absolute positions"
+        yield (self.num_memory_tokens or 0) < 0, "num_memory_tokens", "must not be negative"
+        yield not 0.0 < self.emb_frac_gradient <= 1.0, "emb_frac_gradient", "a part in (0, 1] is needed"
+        message = f"token vectors of {width} features cannot answer for hidden states of {layers.dim}; leave one out"
+        yield self.tie_embedding and width != layers.dim, "tie_embedding", message
+        message = "a module of one's own has no vectors to tie the head to"
+        yield self.tie_embedding and self.token_emb is not None, "tie_embedding", message
+        message = "has no effect on a module of one's own"
+        yield self.l2norm_embed and self.token_emb is not None, "l2norm_embed", message
+        message = "sines and cosines are not normalised; leave one out"
+        yield self.l2norm_embed and self.scaled_sinu_pos_emb, "scaled_sinu_pos_emb", message
+        message = "has no effect: the model has no absolute positions"
+        unplaced = not self.use_abs_pos_emb or layers.disable_abs_pos_emb or self.max_seq_len == 0
+        yield self.scaled_sinu_pos_emb and unplaced, "scaled_sinu_pos_emb", message
+        message = "sines and cosines come in pairs: an even width of embeddings is needed"
+        yield self.scaled_sinu_pos_emb and bool(width % 2), "scaled_sinu_pos_emb", message
+        message = "class tokens stand in front, and see no token of causal layers; take an Encoder"
+        yield self.use_cls_token and layers.causal, "use_cls_token", message
+        every = self.memory_tokens_interspersed_every
+        yield every is not None and every < 1, "memory_tokens_interspersed_every", "must be positive"
+        yield every is not None and not layers.causal, "memory_tokens_interspersed_every", "needs a Decoder"
+        message = "recycling and looped both say how often the layers run; choose one"
+        yield self.recycling and self.looped, "looped", message
+        message = "needs layers that normalise what they give: build them with pre_and_post_norm=True"
+        yield self.looped and not layers.pre_and_post_norm, "looped", message
 
 
 MODEL: Table = {
@@ -113,55 +198,43 @@ MODEL: Table = {
     "max_seq_len": Route(REQUIRED, put("max_seq_len"), types=(int,)),
     "attn_layers": Route(REQUIRED, lambda draft, value: None, types=(AttentionLayers,)),
     "emb_dim": Route(None, put("emb_dim"), types=(int,)),
+    "embed_num_tokens": Route({}, put("embed_num_tokens"), types=(dict,)),
+    "token_emb": Route(None, put("token_emb"), types=(nn.Module,)),
     "emb_dropout": Route(0.0, put("emb_dropout"), types=(int, float)),
+    "emb_frac_gradient": Route(1.0, put("emb_frac_gradient"), types=(int, float)),
     "post_emb_norm": Route(False, put("post_emb_norm")),
+    "l2norm_embed": Route(False, put("l2norm_embed")),
     "tie_embedding": Route(False, put("tie_embedding")),
     "tie_embedding_scale": Route(None, put("tie_embedding_scale"), needs="tie_embedding", types=(int, float)),
-    "logits_dim": Route(None, put("logits_dim"), types=(int,)),
-    "return_only_embed": Route(False, put("return_only_embed")),
     "use_abs_pos_emb": Route(True, put("use_abs_pos_emb")),
+    "scaled_sinu_pos_emb": Route(False, put("scaled_sinu_pos_emb")),
     "num_memory_tokens": Route(None, put("num_memory_tokens"), types=(int,)),
     "max_mem_len": Route(0, put("max_mem_len"), types=(int,)),
     "shift_mem_down": Route(0, put("shift_mem_down"), needs="max_mem_len", types=(int,)),
-    **refused(
-        embed_num_tokens={},
-        memory_tokens_interspersed_every=None,
-        num_output_heads=1,
-        scaled_sinu_pos_emb=False,
-        l2norm_embed=False,
-        recycling=False,
-        train_max_recycle_steps=4,
-        looped=False,
-        max_looped_steps=4,
-        emb_frac_gradient=1.0,
-        attn_z_loss_weight=0.0001,
-        average_pool_embed=False,
-        use_cls_token=False,
-        num_cls_tokens=1,
-        attn_pool=False,
-        num_pooled_tokens=1,
-        attn_pool_depth=1,
-        dim_pooled_tokens=None,
-        squeeze_out_last_dim=False,
-        token_emb=None,
-        mixture_of_softmax=False,
-        mixture_of_softmax_k=4,
-        sigsoftmax_logits=False,
-        ff_deep_embed=False,
-        to_logits=None,
-        add_continuous_pred_head=False,
-        input_not_include_cache=False,
+    "memory_tokens_interspersed_every": Route(
+        None, put("memory_tokens_interspersed_every"), needs="num_memory_tokens", types=(int,)
     ),
+    "use_cls_token": Route(False, put("use_cls_token")),
+    "num_cls_tokens": Route(1, put("num_cls_tokens"), needs="use_cls_token", types=(int,)),
+    "recycling": Route(False, put("recycling")),
+    "train_max_recycle_steps": Route(4, put("train_max_recycle_steps"), needs="recycling", types=(int,)),
+    "looped": Route(False, put("looped")),
+    "max_looped_steps": Route(4, put("max_looped_steps"), needs="looped", types=(int,)),
+    "attn_z_loss_weight": Route(1e-4, put("attn_z_loss_weight"), types=(int, float)),
+    "input_not_include_cache": Route(False, put("input_not_include_cache")),
+    **HEADS,
+    **refused(ff_deep_embed=False),
 }
 """Keyword -> what it does to a `ModelDraft`."""
 
 
 def stack_path(draft: ModelDraft) -> str:
     """Where in a model's spec the stack of `attn_layers` stands."""
-    return "stacks.0.stack" if draft.num_memory_tokens else "stacks.0"
+    around = (draft.use_cls_token, draft.num_memory_tokens, draft.recycling or draft.looped)
+    return "stacks.0" + ".stack" * sum(map(bool, around))
 
 
-def read_model(owner: str, keywords: dict[str, Any], dim: int) -> ModelDraft:
+def read_model(owner: str, keywords: dict[str, Any]) -> ModelDraft:
     """The draft that the keywords of `TransformerWrapper` describe, `attn_layers` aside.
 
     Raises:
@@ -170,5 +243,5 @@ def read_model(owner: str, keywords: dict[str, Any], dim: int) -> ModelDraft:
     raise_any(problems_of(owner, MODEL, keywords, MODEL))
     draft = ModelDraft()
     apply_all(draft, MODEL, keywords)
-    raise_any(draft.check(dim))
+    raise_any(draft.check(keywords["attn_layers"]))
     return draft

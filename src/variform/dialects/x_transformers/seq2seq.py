@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from variform.core.build import build
 from variform.core.spec import Spec
+from variform.dialects.x_transformers.answers import HEADS
 from variform.dialects.x_transformers.attention_layers import AttentionLayers, Decoder, Encoder
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.model import MODEL, ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.routes import KNOWN
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any, refused
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import Problem
 from variform.stack.model import EncoderDecoder
@@ -26,15 +27,20 @@ from variform.stack.model import EncoderDecoder
 XTRANSFORMER: Table = {
     "dim": Route(REQUIRED, lambda draft, value: None, types=(int,)),
     "tie_token_emb": Route(False, lambda draft, value: None),
-    "ignore_index": Route(-100, lambda draft, value: None),
-    "pad_value": Route(0, lambda draft, value: None),
-    **refused(cross_attn_tokens_dropout=0.0),
+    "ignore_index": Route(-100, lambda draft, value: None, types=(int,)),
+    "pad_value": Route(0, lambda draft, value: None, types=(int,)),
+    "cross_attn_tokens_dropout": Route(0.0, lambda draft, value: None, types=(int, float)),
 }
+_ANSWERS = {*HEADS, "tie_embedding", "tie_embedding_scale", "use_cls_token", "num_cls_tokens"}
+_APART = {"attn_layers", "return_only_embed", "attn_z_loss_weight", "max_mem_len", "shift_mem_down"}
+_APART |= {"input_not_include_cache"}
+_WHOLE = {"average_pool_embed", "attn_pool", "num_pooled_tokens", "attn_pool_depth", "dim_pooled_tokens"}
 SIDES = {
-    "enc_": ["num_tokens", "max_seq_len", "emb_dropout", "num_memory_tokens", "scaled_sinu_pos_emb", "use_abs_pos_emb"],
-    "dec_": ["num_tokens", "max_seq_len", "emb_dropout", "scaled_sinu_pos_emb", "use_abs_pos_emb"],
+    "enc_": [name for name in MODEL if name not in _ANSWERS | _APART],
+    "dec_": [name for name in MODEL if name not in {"use_cls_token", "num_cls_tokens"} | _APART | _WHOLE],
 }
-"""Keywords of `TransformerWrapper` that each side takes beside those of its layers."""
+"""Keywords of `TransformerWrapper` that each side takes beside those of its layers: an encoder has no answers of its
+own, and a decoder answers token by token."""
 
 
 class XTransformer(nn.Module):
@@ -50,7 +56,9 @@ class XTransformer(nn.Module):
         tie_token_emb: one token embedding for both sides.
         ignore_index: targets of this value do not count.
         pad_value: what an ended row is filled up with.
-        **keywords: `enc_...` and `dec_...`: num_tokens, max_seq_len, and the keywords of `Encoder` and `Decoder`.
+        cross_attn_tokens_dropout: part of the source's tokens that the decoder does not see, drawn for each row, in
+            training (Perceiver AR, Hawthorne et al. 2022, arXiv:2202.07765).
+        **keywords: `enc_...` and `dec_...`: those of `TransformerWrapper` (see `SIDES`), of `Encoder` and of `Decoder`.
 
     Raises:
         KeywordError: unknown or unsupported keywords, and values that do not fit.
@@ -66,10 +74,9 @@ class XTransformer(nn.Module):
         raise_any(_agreement(parts, tied))
         for _, draft in parts.values():
             draft.share_tokens = tied
-        encoder, decoder = (
-            draft.spec(layers.spec, dim, layers.disable_abs_pos_emb) for layers, draft in parts.values()
-        )
-        spec = resolved(EncoderDecoder.spec(encoder=encoder, decoder=decoder, dim=dim))
+        encoder, decoder = (draft.spec(layers) for layers, draft in parts.values())
+        dropped = float(own.get("cross_attn_tokens_dropout", 0.0))
+        spec = resolved(EncoderDecoder.spec(encoder=encoder, decoder=decoder, dim=dim, context_dropout=dropped))
         ready = {f"encoder.{stack_path(parts['enc_'][1])}": parts["enc_"][0].native}
         ready[f"decoder.{stack_path(parts['dec_'][1])}"] = parts["dec_"][0].native
         self.native: EncoderDecoder = build(spec, ready=ready)
@@ -121,6 +128,7 @@ class XTransformer(nn.Module):
         )
         if mask is not None and src_prepend_embeds is not None:
             mask = F.pad(mask, (src_prepend_embeds.shape[1], 0), value=True)
+        context, mask = self.native.dropped(context, mask)
         loss: Tensor = self.decoder(tgt, context=context, context_mask=mask)
         return loss
 
@@ -155,6 +163,9 @@ def _trimmed(keywords: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _problems(own: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
     known = [*XTRANSFORMER, *(prefix + name for prefix, taken in SIDES.items() for name in (*taken, *KNOWN))]
     found = problems_of("XTransformer", XTRANSFORMER, own, dict.fromkeys(known))
+    dropped = own.get("cross_attn_tokens_dropout", 0.0)
+    if isinstance(dropped, int | float) and not 0.0 <= dropped < 1.0:
+        found.append(Problem("cross_attn_tokens_dropout", "a probability in [0, 1) is needed", dropped))
     for prefix, given in sides.items():
         taken = {name: value for name, value in given.items() if name in SIDES[prefix]}
         table = {name: MODEL[name] for name in SIDES[prefix]}
@@ -186,7 +197,7 @@ def _side(prefix: str, given: Mapping[str, Any], dim: int) -> tuple[AttentionLay
     inner = {name: value for name, value in given.items() if name not in SIDES[prefix]}
     layers = Encoder(dim=dim, **inner) if prefix == "enc_" else Decoder(dim=dim, **{"cross_attend": True, **inner})
     only = {"return_only_embed": True} if prefix == "enc_" else {}
-    return layers, read_model("XTransformer", {**outer, **only, "attn_layers": layers}, dim)
+    return layers, read_model("XTransformer", {**outer, **only, "attn_layers": layers})
 
 
 def _agreement(parts: Mapping[str, tuple[AttentionLayers, ModelDraft]], tied: bool) -> list[Problem]:
@@ -195,6 +206,18 @@ def _agreement(parts: Mapping[str, tuple[AttentionLayers, ModelDraft]], tied: bo
     if encoder.unit_offset != decoder.unit_offset:
         message = "must be the same on both sides"
         found.append(Problem("dec_norm_add_unit_offset", message, decoder.unit_offset))
+    for prefix, draft in (("enc_", source), ("dec_", target)) if tied else ():
+        for name in ("token_emb", "embed_num_tokens", "l2norm_embed"):
+            if getattr(draft, name):
+                message = "not with tie_token_emb=True: both sides have one plain embedding"
+                found.append(Problem(f"{prefix}{name}", message))
+        if (draft.emb_dim or encoder.dim) != (source.emb_dim or encoder.dim):
+            message = "tied embeddings need one width on both sides"
+            found.append(Problem(f"{prefix}emb_dim", message, draft.emb_dim))
+    for prefix, draft in (("enc_", source), ("dec_", target)):
+        if draft.embed_num_tokens:
+            message = "the sides of an XTransformer are given tokens alone, and no further ids"
+            found.append(Problem(f"{prefix}embed_num_tokens", message, draft.embed_num_tokens))
     if tied and source.num_tokens != target.num_tokens:
         message = f"tied embeddings need as many tokens as the encoder has, {source.num_tokens}"
         found.append(Problem("dec_num_tokens", message, target.num_tokens))

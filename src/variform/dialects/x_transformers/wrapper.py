@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
+from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.cache import Cache, Steps, over_all
 from variform.dialects.x_transformers.call import (
     MODEL_CALL,
     attention_mask,
@@ -20,10 +24,13 @@ from variform.dialects.x_transformers.call import (
     refuse_call,
 )
 from variform.dialects.x_transformers.errors import InputError
+from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
+from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
+from variform.errors import ConfigError
+from variform.stack.decodable import refuse_undecodable
 from variform.stack.model import Transformer
-from variform.stack.registers import RegisterStack
 
 
 class TransformerWrapper(nn.Module):
@@ -47,21 +54,26 @@ class TransformerWrapper(nn.Module):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
-        layers = keywords.get("attn_layers")
-        draft = read_model(type(self).__name__, keywords, getattr(layers, "dim", 0))
-        assert isinstance(layers, AttentionLayers)
-        spec = resolved(draft.spec(layers.spec, layers.dim, layers.disable_abs_pos_emb))
+        draft = read_model(type(self).__name__, keywords)
+        layers: AttentionLayers = keywords["attn_layers"]
+        spec = resolved(draft.spec(layers))
         self._hold(build(spec, ready={stack_path(draft): layers.native}), layers, draft)
 
     def _hold(self, native: Transformer, layers: AttentionLayers, draft: ModelDraft) -> None:
         self.native = native
         # Not registered: its parameters are the native model's, and must not be listed twice.
         self.__dict__["attn_layers"] = layers
+        self.draft = draft
         self.num_tokens = draft.num_tokens
         self.max_seq_len = draft.max_seq_len
         self.max_mem_len = draft.max_mem_len
         self.shift_mem_down = draft.shift_mem_down
-        self.emb_dim = layers.dim
+        self.emb_dim = draft.emb_dim or layers.dim
+        self.looped = draft.looped
+        self.recycling = draft.recycling
+        self.num_memory_tokens = draft.num_memory_tokens or 0
+        self.output_is_log_prob = draft.heads.mixture_of_softmax
+        self.add_continuous_pred_head = draft.heads.add_continuous_pred_head
 
     @classmethod
     def around(cls, native: Transformer, layers: AttentionLayers, draft: ModelDraft) -> TransformerWrapper:
@@ -85,7 +97,11 @@ class TransformerWrapper(nn.Module):
     @property
     def can_cache_kv(self) -> bool:
         """Whether tokens can be read one after another with cached keys and values."""
-        return not any(isinstance(stack, RegisterStack) for stack in self.native.stacks.in_order())
+        try:
+            refuse_undecodable(self.native)
+        except ConfigError:
+            return False
+        return self.native.causal
 
     @property
     def can_cache_kv_outside_max_seq_len(self) -> bool:
@@ -106,10 +122,16 @@ class TransformerWrapper(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        attn_bias: Tensor | None = None,
         self_attn_kv_mask: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        sum_embeds: Tensor | None = None,
         condition: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
+        cache: LayerIntermediates | None = None,
+        input_not_include_cache: bool | None = None,
+        cache_age: int = 1,
         **more: Any,
     ) -> Any:
         """Run the model.
@@ -120,43 +142,70 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings: both.
             mask: [B, L] bool, True at real tokens.
             pos: [L] or [B, L] positions.
-            prepend_embeds: [B, P, dim] features before the tokens.
+            prepend_embeds: [B, P, emb_dim] features before the tokens.
             prepend_mask: [B, P] bool, True at real features.
             excise_prepend_embeds: leave the features in front out of the result.
             context: [B, Lc, dim] for cross attention.
             context_mask: [B, Lc] bool, True at real tokens of the context.
             attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
+            attn_bias: the same of floats, added to the scores of self-attention.
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
+            embed_ids: {name: [B, L]} the further ids of `embed_num_tokens`.
+            sum_embeds: [B, L, emb_dim] features that are added to the tokens'.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
-            **more: upstream's other arguments, at their defaults.
+            cache: what an earlier call gave with `return_intermediates=True`; the answers are those of what it has not
+                read.
+            input_not_include_cache: whether x is the new tokens alone, and not all; by default as the model was built.
+            cache_age: how many tokens are new, where that is to be checked.
+            **more: what is to be returned and how often layers run, see `Asked`; upstream's other arguments, at their
+                defaults.
         """
-        refuse_call(type(self).__name__, MODEL_CALL, more)
-        layers: AttentionLayers = self.__dict__["attn_layers"]
-        check_context(layers, context)
-        check_condition(layers, condition)
-        self._check(x, mask, prepend_embeds, prepend_mask)
-        positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
-        hidden = self.native(
-            x,
-            positions=positions,
-            valid=valid,
-            mask=attention_mask(attn_mask, self_attn_kv_mask),
-            context=context,
-            context_mask=context_mask,
-            condition=condition,
-            prefix=prepend_embeds,
-            prefix_valid=prepend_mask,
-            injected=injected(in_attn_cond),
-            hidden=True,
+        asked = taken(
+            more, return_embeddings=return_embeddings, return_logits_and_embeddings=return_logits_and_embeddings
         )
-        if excise_prepend_embeds and prepend_embeds is not None:
-            hidden = hidden[:, prepend_embeds.shape[1] :]
-        if self.native.head is None or (return_embeddings and not return_logits_and_embeddings):
-            return hidden
-        logits = self.native.head(hidden, {})
-        return (logits, hidden) if return_logits_and_embeddings else logits
+        refuse_call(type(self).__name__, MODEL_CALL, more)
+        asked.check(self.draft)
+        layers: AttentionLayers = self.__dict__["attn_layers"]
+        check_condition(layers, condition)
+        if cache is None:
+            check_context(layers, context)
+            self._check(x, mask, prepend_embeds, prepend_mask)
+        given = {
+            "mask": attention_mask(attn_mask, self_attn_kv_mask),
+            "context": context,
+            "context_mask": context_mask,
+            "prefix": prepend_embeds,
+            "prefix_valid": prepend_mask,
+            "further_ids": embed_ids or None,
+            "added": sum_embeds,
+            "bias": attn_bias,
+            "condition": condition,
+            "injected": injected(in_attn_cond),
+            "passes": asked.passes,
+            "exit": asked.exit,
+        }
+        excises = excise_prepend_embeds and cache is None
+        ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excises else 0
+        with recording(self.native, layers.native) if asked.records else nullcontext() as recorder:
+            if cache is None:
+                positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
+                streams = {**given, "positions": positions, "valid": valid}
+                hidden = self.native(x, hidden=True, **streams)
+                if recorder is not None:
+                    recorder.found.cache = Cache(x, {k: v for k, v in streams.items() if k != "positions"}, positions)
+                valid = over_all(valid, prepend_embeds, prepend_mask, x)
+            else:
+                if input_not_include_cache is None:
+                    input_not_include_cache = self.draft.input_not_include_cache
+                steps = Steps(x, _cache_of(cache), input_not_include_cache, cache_age, layers.causal)
+                hidden, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
+                if recorder is not None:
+                    recorder.found.cache = after
+        weight = self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight
+        heads = Answers(self.native, self.draft, layers.causal)
+        return answered(heads, hidden, valid, asked, ahead, recorder, float(weight))
 
     def _check(self, x: Tensor, mask: Tensor | None, prefix: Tensor | None, prefix_mask: Tensor | None) -> None:
         if x.dim() != 2 or x.is_floating_point():
@@ -167,3 +216,10 @@ class TransformerWrapper(nn.Module):
         check_mask("mask", mask, x.shape[0], x.shape[1])
         if prefix_mask is not None and prefix is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
+
+
+def _cache_of(cache: Any) -> Cache:
+    found = getattr(cache, "cache", None)
+    if not isinstance(found, Cache):
+        raise InputError("the cache is what this model gave with return_intermediates=True")
+    return found

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from variform.ops.attention.call import Call
 
-__all__ = ["ReferenceBackend", "reference", "reference_weights"]
+__all__ = ["ReferenceBackend", "reference", "reference_scores", "reference_weights"]
 
 
 def reference(call: Call) -> Tensor:
@@ -27,19 +27,30 @@ def reference_weights(call: Call) -> Tensor:
 
     Shapes: -> `[B, H, Lq, Lk]`.
     """
+    mask = call.full_mask()
+    scores = reference_scores(call, mask)
+    if not call.scores and mask is None:
+        return torch.softmax(scores, dim=-1)
+    # A row of -inf is NaN under softmax, in backward too; such rows are replaced before and zeroed after.
+    empty = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+
+
+def reference_scores(call: Call, mask: Tensor | None) -> Tensor:
+    """What the softmax is taken of: scaled and modified scores, -inf where a query may not attend.
+
+    Shapes: -> `[B, H, Lq, Lk]`.
+
+    Args:
+        call: the request.
+        mask: its `full_mask()`.
+    """
     scores = (call.q @ call.expanded()[0].transpose(-1, -2)) * call.softmax_scale
     if call.scores:
         positions = call.positions()
         for modifier in call.scores:
             scores = modifier.apply(scores, *positions)
-    mask = call.full_mask()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif not call.scores:
-        return torch.softmax(scores, dim=-1)
-    # A row of -inf is NaN under softmax, in backward too; such rows are replaced before and zeroed after.
-    empty = (scores == -torch.inf).all(dim=-1, keepdim=True)
-    return torch.softmax(scores.masked_fill(empty, 0.0), dim=-1).masked_fill(empty, 0.0)
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
 
 class ReferenceBackend:

@@ -31,13 +31,20 @@ class PrefixedEmbedding(AroundEmbedding):
     Args:
         embedding: of the tokens.
         dropout: probability of zeroing a feature of prefix and tokens, in training.
+        gradient: the part of the gradient that reaches prefix and tokens.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"prefix", "prefix_valid"})
 
-    def __init__(self, embedding: Embedding, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+    def __init__(
+        self,
+        embedding: Embedding,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        gradient: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.gradient = gradient
         self.dropout = dropout
 
     @classmethod
@@ -57,6 +64,13 @@ class PrefixedEmbedding(AroundEmbedding):
         published: dict[str, Any] = {}
         if isinstance(x, tuple):
             x, published = x
+        x = self.joined(x, streams)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return (x, published) if published else x
+
+    def joined(self, x: Tensor, streams: Streams) -> Tensor:
+        """The prefix before embedded tokens x, [B, L, dim] -> [B, P + L, dim], without dropout."""
         prefix = streams.get("prefix")
         if prefix is not None:
             if prefix.shape[0] != x.shape[0] or prefix.shape[2] != x.shape[2]:
@@ -64,6 +78,6 @@ class PrefixedEmbedding(AroundEmbedding):
                     f"the prefix must have shape [{x.shape[0]}, length, {x.shape[2]}], not {list(prefix.shape)}"
                 )
             x = torch.cat((prefix.to(x.dtype), x), 1)
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        return (x, published) if published else x
+        if self.gradient != 1.0:
+            x = x * self.gradient + x.detach() * (1.0 - self.gradient)
+        return x

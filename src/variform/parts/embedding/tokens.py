@@ -20,10 +20,14 @@ Size = Annotated[int, Field(gt=0)]
 
 @register("tokens")
 class TokenEmbedding(Embedding):
-    """A learned vector for each token, with an optional position code: x = drop(norm(E[ids] * scale + P[positions])).
+    """A learned vector for each token: x = drop(norm(E[ids] * scale + P[positions] + added)).
+
+    A position code is optional. `added` is a stream of features, which may be left out: those of an earlier pass
+    (self-conditioning), say. With `unit`, vectors have length 1 (FixNorm, Nguyen and Salazar 2019, arXiv:1910.05895):
+    E[ids] / |E[ids]|.
 
     Shapes:
-        ids: [B, L] integers in [0, vocab_size) -> [B, L, dim]
+        ids: [B, L] integers in [0, vocab_size) -> [B, L, dim]; added: [B, L, dim]
 
     Args:
         vocab_size: number of different tokens.
@@ -33,9 +37,10 @@ class TokenEmbedding(Embedding):
         scale: multiply the token vectors by sqrt(dim) (Vaswani et al. 2017).
         dropout: probability of zeroing a feature, in training.
         init_std: standard deviation of the initial vectors; 0.02 when None.
+        unit: divide each token's vector by its length.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"positions"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "added"})
 
     def __init__(
         self,
@@ -46,8 +51,10 @@ class TokenEmbedding(Embedding):
         scale: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         init_std: float | None = INHERIT,
+        unit: bool = False,
     ) -> None:
         super().__init__()
+        self.unit = unit
         self.vocab_size = vocab_size
         self.factor = math.sqrt(dim) if scale else 1.0
         self.std = 0.02 if init_std is None else init_std
@@ -80,12 +87,27 @@ class TokenEmbedding(Embedding):
         except IndexError:
             low, high = int(inputs.min()), int(inputs.max())
             raise ShapeError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
+        if self.unit:
+            x = F.normalize(x, dim=-1)
         if self.factor != 1.0:
             x = x * self.factor
         if self.position is not None:
             x = x + self.position(streams.get("positions"), inputs.shape[1], x)
+        if streams.get("added") is not None:
+            x = x + fitting(streams["added"], x)
         if self.norm is not None:
             x = self.norm(x)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return x
+
+
+def fitting(added: Tensor, x: Tensor) -> Tensor:
+    """Features that are added to x, in its dtype.
+
+    Raises:
+        ShapeError: they have another shape.
+    """
+    if added.shape != x.shape:
+        raise ShapeError(f"what is added has shape {list(added.shape)}, and the embedded tokens {list(x.shape)}")
+    return added.to(x.dtype)

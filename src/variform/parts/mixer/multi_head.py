@@ -13,6 +13,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
+from variform.ops.scores import DenseBias
 from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
 from variform.parts.linear import Linear
 
@@ -45,7 +46,7 @@ class MultiHead(Mixer):
         writes: residual writes of the model, for the initial scale of W_o.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias"})
     takes_views: ClassVar[bool] = True
 
     def __init__(
@@ -134,6 +135,8 @@ class MultiHead(Mixer):
         if valid is not None or segments is not None or mask is not None:
             refuse_streams(self.attention, valid, segments, mask)
         scores = () if self.position_bias is None else (self.position_bias(),)
+        if streams.get("bias") is not None:
+            scores = (*scores, given_bias(self.attention, streams["bias"]))
         return Sides(
             q_positions=positions,
             k_positions=positions,
@@ -157,6 +160,18 @@ class MultiHead(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention in the slot keeps state."""
         return self.attention.stateful
+
+
+def given_bias(attention: Attention, bias: Tensor) -> DenseBias:
+    """The stream `bias`, [Lq, Lk], [H, Lq, Lk] or [B, H, Lq, Lk] floats, as a change of an attention's scores.
+
+    Raises:
+        ShapeError: the attention has no scores.
+    """
+    if not attention.takes_scores:
+        message = f"the attention {attention.name!r} has no scores that the stream 'bias' could change"
+        raise ShapeError(f"{message}; leave it out, or take an attention with scores, such as 'softmax'")
+    return DenseBias(bias, per="head" if bias.dim() == 3 else None)
 
 
 def without_padding(x: Tensor, valid: Tensor | None) -> Tensor:

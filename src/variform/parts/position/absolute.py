@@ -22,6 +22,8 @@ Size = Annotated[int, Field(gt=0)]
 class LearnedPosition(Position):
     """A table of learned vectors, one a position (Gehring et al. 2017, arXiv:1705.03122).
 
+    With `unit`, vectors have length 1 before the factor (FixNorm, Nguyen and Salazar 2019, arXiv:1910.05895).
+
     Shapes:
         positions: [L] or [B, L] -> [L, dim] or [B, L, dim]
 
@@ -30,6 +32,7 @@ class LearnedPosition(Position):
         max_seq_len: number of positions; beyond it is an error.
         std: standard deviation of the initial table.
         scale: factor on the vectors.
+        unit: divide each vector by its length.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class LearnedPosition(Position):
         max_seq_len: Size = INHERIT,
         std: Annotated[float, Field(ge=0)] = 0.02,
         scale: float = 1.0,
+        unit: bool = False,
     ) -> None:
         super().__init__()
+        self.unit = unit
         self.std = std
         self.scale = scale
         self.max_seq_len = max_seq_len
@@ -58,6 +63,8 @@ class LearnedPosition(Position):
             found = self.weight[:length]
         else:
             raise ShapeError(f"{length} tokens need as many positions, and the table holds {self.max_seq_len}")
+        if self.unit:
+            found = F.normalize(found, dim=-1)
         return (found if self.scale == 1.0 else found * self.scale).to(like.dtype)
 
 
@@ -90,24 +97,68 @@ class SinusoidalPosition(Position):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Sines and cosines come in pairs."""
-        dim = facts["dim"]
-        if dim % 2:
-            return [
-                Problem(
-                    "dim", "sines and cosines come in pairs: dim must be even", dim, f"nearest: {dim - 1} or {dim + 1}"
-                )
-            ]
-        return []
+        return pair_problems(facts)
 
     def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
         """Compute the codes in float32 (float64 for float64 models), cast to the dtype of `like`."""
-        work = torch.float64 if like.dtype == torch.float64 else torch.float32
-        if positions is None:
-            positions = torch.arange(length, device=like.device)
-        steps = torch.arange(0, self.dim, 2, device=like.device, dtype=work) / self.dim
-        angles = positions.to(work).unsqueeze(-1) * self.base**-steps
+        angles = position_angles(positions, length, self.dim, self.base, like)
         code = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         return (code * self.scale).to(like.dtype)
+
+
+@register("scaled_sinusoidal")
+class ScaledSinusoidalPosition(Position):
+    """Fixed sines and cosines times a learned factor: code[p] = s [sin(p w); cos(p w)], w_i = base^(-2i/dim).
+
+    The codes of Vaswani et al. 2017 (arXiv:1706.03762), all sines first; the factor s begins at dim^-0.5.
+
+    Shapes:
+        positions: [L] or [B, L] -> [L, dim] or [B, L, dim]
+
+    Args:
+        dim: features; even.
+        base: the longest wavelength is 2 pi base.
+    """
+
+    def __init__(self, dim: Size = INHERIT, base: Annotated[float, Field(gt=0)] = 10000.0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.base = base
+        self.factor = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Codes of length about 1."""
+        nn.init.constant_(self.factor, self.dim**-0.5)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Sines and cosines come in pairs."""
+        return pair_problems(facts)
+
+    def forward(self, positions: Tensor | None, length: int, like: Tensor) -> Tensor:
+        """Compute the codes in float32 (float64 for float64 models), cast to the dtype of `like`."""
+        angles = position_angles(positions, length, self.dim, self.base, like)
+        code = torch.cat((angles.sin(), angles.cos()), dim=-1)
+        return (code * self.factor.to(code.dtype)).to(like.dtype)
+
+
+def pair_problems(facts: Facts) -> list[Problem]:
+    """Sines and cosines come in pairs, so `dim` must be even."""
+    dim = facts["dim"]
+    if dim % 2:
+        message = "sines and cosines come in pairs: dim must be even"
+        return [Problem("dim", message, dim, f"nearest: {dim - 1} or {dim + 1}")]
+    return []
+
+
+def position_angles(positions: Tensor | None, length: int, dim: int, base: float, like: Tensor) -> Tensor:
+    """The angles p base^(-2i/dim) in float32, in float64 for `like` of float64: [L] or [B, L] -> [.., dim / 2]."""
+    work = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if positions is None:
+        positions = torch.arange(length, device=like.device)
+    steps = torch.arange(0, dim, 2, device=like.device, dtype=work) / dim
+    return positions.to(work).unsqueeze(-1) * base**-steps
 
 
 def look_up(positions: Tensor, table: Tensor) -> Tensor:

@@ -192,8 +192,6 @@ SETS = [
         {**HYPER, "attn_num_mem_kv": 2},
         {"num_memory_tokens": 2},
         ours={"legacy": True},
-        decodes=False,
-        why_not="memory tokens stand before the sequence, and a stack with them runs it whole",
     ),
     OptionSet(
         "gated-multi-residual",

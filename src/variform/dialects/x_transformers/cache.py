@@ -1,0 +1,188 @@
+"""Upstream's way of decoding, `model(x, cache=intermediates)`, over decode states of the core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from variform.dialects.x_transformers.call import placing
+from variform.dialects.x_transformers.errors import InputError
+from variform.errors import ConfigError
+from variform.parts.kinds import State
+from variform.stack.model import Transformer
+from variform.stack.state import room
+
+KEPT = ("context", "context_mask")
+FIRST = ("prefix", "prefix_valid")
+BY_TOKEN = ("valid", "added")
+
+
+@dataclass
+class Cache:
+    """What a model has read, from which it goes on; the decode state is made when it is first used.
+
+    A cache may be used several times, and none becomes void: where its state was taken by another call already, or is
+    full, what was read is read again.
+
+    Args:
+        ids: [B, L], what was read.
+        streams: what was given with it, over all tokens; `prefix`, `context` and their masks.
+        positions: [L] or [B, L] of the tokens; None for 0, 1, ...
+        state: that has read the tokens; None as long as there is none.
+    """
+
+    ids: Tensor
+    streams: dict[str, Any] = field(default_factory=dict)
+    positions: Tensor | None = None
+    state: State | None = None
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+        return self.ids.shape[1]
+
+    def read(self, model: Transformer, new: Tensor, streams: dict[str, Any]) -> tuple[Tensor, Cache]:
+        """The hidden states of the next tokens, and the cache after them.
+
+        Args:
+            model: the model.
+            new: [B, N] token ids.
+            streams: `positions` and those by token, of the new tokens alone; others hold for all.
+        """
+        count = new.shape[1]
+        state = self.state
+        if state is None or state["clock"][0] != state["turn"] or room(state) < count:
+            state = self._state(model, count)
+        # Nothing but the first call reads what stands before the tokens, and the state holds the context.
+        given = {name: x for name, x in streams.items() if name not in (*KEPT, *FIRST)}
+        hidden, state = model(new, state=state, hidden=True, **given)
+        ids = torch.cat((self.ids, new), 1)
+        return hidden, Cache(ids, self._streams(streams, count), self._positions(streams, count), state)
+
+    def _state(self, model: Transformer, count: int) -> State:
+        """A decode state that has read the tokens so far, with room for as many more."""
+        limit = model.max_seq_len
+        if limit is not None and self.length + count > limit:
+            message = f"{self.length} tokens were read and {count} more do not fit: absolute positions end at {limit}"
+            raise InputError(message)
+        capacity = limit or 2 * (self.length + count)
+        prefix = self.streams.get("prefix")
+        kept = {name: x for name, x in self.streams.items() if name in KEPT and x is not None}
+        ahead = 0 if prefix is None else prefix.shape[1]
+        try:
+            state: State = model.init_state(self.ids.shape[0], capacity, ahead=ahead, **kept)
+        except ConfigError as error:
+            raise InputError(f"this model cannot go on from a cache: {error}") from None
+        rest = {name: x for name, x in self.streams.items() if name not in KEPT}
+        _, state = model(self.ids, state=state, hidden=True, positions=self.positions, **rest)
+        return state
+
+    def _streams(self, new: dict[str, Any], count: int) -> dict[str, Any]:
+        """What was given with all tokens."""
+        joined = {name: x for name, x in self.streams.items() if name != "further_ids"}
+        for name in BY_TOKEN:
+            before, now = self.streams.get(name), new.get(name)
+            if name == "valid" and (before is None) != (now is None):
+                before = torch.ones_like(self.ids, dtype=torch.bool) if before is None else before
+                now = before.new_ones(before.shape[0], count) if now is None else now
+            elif (before is None) != (now is None):
+                raise InputError(f"{name} must be given with all tokens, or with none")
+            joined[name] = None if before is None or now is None else torch.cat((before, now), 1)
+        ids = self.streams.get("further_ids")
+        if ids is not None:
+            joined["further_ids"] = {name: torch.cat((ids[name], new["further_ids"][name]), 1) for name in ids}
+        return joined
+
+    def _positions(self, new: dict[str, Any], count: int) -> Tensor | None:
+        now = new.get("positions")
+        if self.positions is None and now is None:
+            return None
+        counted = torch.arange(self.length + count, device=self.ids.device)
+        before = counted[: self.length] if self.positions is None else self.positions
+        now = counted[self.length :] if now is None else now
+        rows = max(before.dim(), now.dim())
+        before, now = (x.expand(self.ids.shape[0], -1) if x.dim() < rows else x for x in (before, now))
+        return torch.cat((before, now), -1)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The next tokens of a call with a cache.
+
+    Args:
+        x: [B, L] token ids: the new ones, or all.
+        cache: what was read before.
+        alone: whether x is the new tokens alone.
+        age: how many are said to be new; 1 is not checked.
+        causal: whether the layers are.
+    """
+
+    x: Tensor
+    cache: Cache
+    alone: bool
+    age: int
+    causal: bool
+
+    def read(
+        self, model: Transformer, given: dict[str, Any], mask: Tensor | None, pos: Tensor | None, start: Tensor | None
+    ) -> tuple[Tensor, Cache, Tensor | None]:
+        """The hidden states of the new tokens, the cache after them, and which of them are real."""
+        new = self.x if self.alone else self.x[:, self.cache.length :]
+        count, total = new.shape[1], self.cache.length + new.shape[1]
+        if not self.causal:
+            raise InputError("only causal layers can go on from a cache")
+        if self.x.dim() != 2 or self.x.shape[0] != self.cache.ids.shape[0] or not count:
+            held = f"[{self.cache.ids.shape[0]}, {self.cache.length}]"
+            raise InputError(f"the cache holds {held} tokens, and {list(self.x.shape)} hold no new ones for it")
+        if self.age not in (1, count):
+            raise InputError(f"cache_age = {self.age} tokens are said to be new, and {count} are")
+        for name in ("mask", "bias", "prefix", "prefix_valid"):
+            if given[name] is not None and not (name.startswith("prefix") and not self.alone):
+                raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
+        positions, valid = placing(self.causal, total, new.device, *self._whole(mask, pos, total), start)
+        if positions is None and self.cache.positions is not None:
+            positions = torch.arange(total, device=new.device)
+        streams = {
+            **{name: x for name, x in given.items() if name not in ("mask", "bias")},
+            "positions": None if positions is None else positions[..., -count:],
+            "valid": None if valid is None else valid[:, -count:],
+        }
+        for name in ("added",):
+            streams[name] = None if given[name] is None else given[name][:, -count:]
+        if given["further_ids"] is not None:
+            streams["further_ids"] = {name: ids[:, -count:] for name, ids in given["further_ids"].items()}
+        hidden, after = self.cache.read(model, new, streams)
+        return hidden, after, streams["valid"]
+
+    def _whole(self, mask: Tensor | None, pos: Tensor | None, total: int) -> tuple[Tensor | None, Tensor | None]:
+        """Mask and positions over all tokens, from those of all or of the new ones."""
+        length = self.cache.length
+        if mask is not None and mask.shape[1] == total - length:
+            before = self.cache.streams.get("valid")
+            before = mask.new_ones(mask.shape[0], length) if before is None else before
+            mask = torch.cat((before, mask), 1)
+        if pos is not None and pos.shape[-1] == total - length:
+            before = self.cache.positions
+            before = torch.arange(length, device=pos.device) if before is None else before
+            pos = torch.cat((before.expand(*pos.shape[:-1], -1), pos), -1)
+        return mask, pos
+
+
+CALLED = {
+    "mask": "attn_mask or self_attn_kv_mask",
+    "bias": "attn_bias",
+    "prefix": "prepend_embeds",
+    "prefix_valid": "prepend_mask",
+}
+"""What upstream calls streams of the core."""
+
+
+def over_all(valid: Tensor | None, prefix: Tensor | None, prefix_valid: Tensor | None, x: Tensor) -> Tensor | None:
+    """Which of what was read is real: prefix and tokens, [B, P + L]; None for all."""
+    if prefix is None or (valid is None and prefix_valid is None):
+        return valid
+    ahead = torch.ones_like(prefix[..., 0], dtype=torch.bool) if prefix_valid is None else prefix_valid
+    return torch.cat((ahead, torch.ones_like(x, dtype=torch.bool) if valid is None else valid), 1)

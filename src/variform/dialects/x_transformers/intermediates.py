@@ -1,0 +1,230 @@
+"""What upstream's models return beside their answer: `LayerIntermediates`, recorded in a call that asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from variform.dialects.x_transformers.cache import Cache
+from variform.ops.attention.call import Call
+from variform.ops.attention.meter import metering
+from variform.ops.attention.reference import reference_scores, reference_weights
+from variform.parts.embedding.factorised import FactorisedEmbedding
+from variform.parts.embedding.prefixed import PrefixedEmbedding
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.stack.model import Transformer
+from variform.stack.recurrent import LoopedStack, RecycledStack
+from variform.stack.registers import RegisterStack
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer
+
+
+@dataclass
+class Intermediates:
+    """One attention of a call. Its maps are computed when they are read, in plain operations; nothing is kept for them.
+
+    Args:
+        call: the attention request.
+        layer_type: "a" for self-attention, "c" for cross attention.
+    """
+
+    call: Call
+    layer_type: str
+
+    @property
+    def pre_softmax_attn(self) -> Tensor:
+        """The scores before the softmax, [B, H, Lq, Lk]; -inf where a query may not attend."""
+        return reference_scores(self.call, self.call.full_mask())
+
+    @property
+    def post_softmax_attn(self) -> Tensor:
+        """The weights before dropout, [B, H, Lq, Lk]."""
+        return reference_weights(self.call)
+
+    @property
+    def qk_similarities(self) -> Tensor:
+        """Scaled products of queries and keys, [B, H, Lq, Lk]."""
+        return (self.call.q @ self.call.expanded()[0].transpose(-1, -2)) * self.call.softmax_scale
+
+    @property
+    def values(self) -> Tensor:
+        """[B, Hk, Lk, Dv]."""
+        return self.call.v
+
+
+@dataclass
+class LayerIntermediates:
+    """What a call has made on its way, by upstream's names; None where there is none.
+
+    Args:
+        hiddens: what entered each self-attention, before its norm.
+        last_hidden: after the final norm.
+        attn_intermediates: of each attention.
+        layer_hiddens: what entered each sublayer, and what left the last, before the final norm.
+        attn_z_loss: where it was asked for.
+        mems: what a next segment attends to, where it was asked for.
+        last_layer_hiddens: a vector a token, before pooling.
+        initial_embeds: embedded tokens with what stands before them, before dropout.
+        attn_pooled_tokens: of pooling by attention.
+        memory_tokens: what became of the memory tokens.
+        logit_entropies: in nats, where they were asked for.
+        logits: the tokens' logits, where the answer is pooled.
+        exit_logits: of the gate of a looped model, [B, L, 1] a pass.
+        all_pred_logits: its logits, [B, L, V] a pass.
+        exit_indices: the pass that each answer is of.
+        cache: what goes on from here: `model(x, cache=intermediates)`.
+    """
+
+    hiddens: list[Tensor] = field(default_factory=list)
+    last_hidden: Tensor | None = None
+    attn_intermediates: list[Intermediates] = field(default_factory=list)
+    layer_hiddens: list[Tensor] = field(default_factory=list)
+    attn_z_loss: Tensor | None = None
+    mems: list[Tensor] | None = None
+    last_layer_hiddens: Tensor | None = None
+    initial_embeds: Tensor | None = None
+    attn_pooled_tokens: Tensor | None = None
+    memory_tokens: Tensor | None = None
+    logit_entropies: Tensor | None = None
+    logits: Any = None
+    exit_logits: list[Tensor] | None = None
+    all_pred_logits: list[Any] | None = None
+    exit_indices: Tensor | None = None
+    cache: Cache | None = None
+
+    @property
+    def cache_length(self) -> int:
+        """How many tokens were read so far."""
+        return 0 if self.cache is None else self.cache.length
+
+
+@contextmanager
+def recording(model: Transformer, layers: nn.Module) -> Iterator[Recorder]:
+    """Note down what a call of `model` makes within its stack `layers`; of stacks that run again, the last pass."""
+    recorder = Recorder(model)
+    with ExitStack() as hooks:
+        hooks.callback(layers.register_forward_pre_hook(recorder.begin).remove)
+        hooks.callback(layers.register_forward_hook(recorder.end).remove)
+        stack = next((module for module in layers.modules() if isinstance(module, LayerStack)), None)
+        if stack is not None and stack.norm is not None:
+            hooks.callback(stack.norm.register_forward_pre_hook(recorder.leaves).remove)
+            recorder.ends_with_norm = True
+        for module in layers.modules():
+            if isinstance(module, Sublayer):
+                hooks.callback(module.register_forward_pre_hook(recorder.sublayer).remove)
+            if isinstance(module, (MultiHead, CrossMultiHead)):
+                hooks.callback(module.register_forward_pre_hook(recorder.attention).remove)
+        for module in model.modules():
+            if isinstance(module, RegisterStack):
+                hooks.callback(module.stack.register_forward_hook(recorder.registers(module)).remove)
+            if isinstance(module, PrefixedEmbedding):
+                hooks.callback(module.embedding.register_forward_hook(recorder.embedded).remove)
+        with metering(recorder.call):
+            yield recorder
+
+
+class Recorder:
+    """Collects what `LayerIntermediates` tells."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.found = LayerIntermediates()
+        self.passes: list[Tensor] = []
+        self.kind = "a"
+        self.ends_with_norm = False
+        front = model.embedding
+        self.front = front.embedding if isinstance(front, FactorisedEmbedding) else front
+
+    def begin(self, stack: nn.Module, args: Any) -> None:
+        """A pass begins anew."""
+        self.found.hiddens, self.found.layer_hiddens, self.found.attn_intermediates = [], [], []
+
+    def end(self, stack: nn.Module, args: Any, out: Any) -> None:
+        """A pass has ended."""
+        self.found.last_hidden = features(out)
+        self.passes.append(features(out))
+        if not self.ends_with_norm:
+            self.found.layer_hiddens.append(features(out))
+
+    def leaves(self, norm: nn.Module, args: Any) -> None:
+        """The final norm is reached."""
+        self.found.layer_hiddens.append(args[0])
+
+    def sublayer(self, step: nn.Module, args: Any) -> None:
+        """A residual step begins."""
+        self.entering = args[0]
+        self.found.layer_hiddens.append(args[0])
+
+    def attention(self, mixer: nn.Module, args: Any) -> None:
+        """An attention begins."""
+        self.kind = "c" if isinstance(mixer, CrossMultiHead) else "a"
+        if self.kind == "a":
+            self.found.hiddens.append(self.entering)
+
+    def call(self, call: Call, backend: str) -> None:
+        """An attention request."""
+        self.found.attn_intermediates.append(Intermediates(call, self.kind))
+
+    def registers(self, part: RegisterStack) -> Any:
+        """A hook on what runs with added tokens."""
+
+        def hook(stack: nn.Module, args: Any, out: Any) -> None:
+            whole, count = features(out), part.count
+            if part.keep == "added":
+                self.found.last_layer_hiddens = whole[:, count:] if part.front else whole[:, :-count]
+            else:
+                self.found.memory_tokens = whole[:, :count] if part.front else whole[:, -count:]
+
+        return hook
+
+    def embedded(self, embedding: nn.Module, args: Any, out: Any) -> None:
+        """The tokens are embedded."""
+        assert isinstance(self.front, PrefixedEmbedding)
+        self.found.initial_embeds = self.front.joined(features(out), args[1])
+
+
+def features(out: Any) -> Tensor:
+    """The features of what a part returned, without what it published."""
+    x: Tensor = out[0] if isinstance(out, tuple) else out
+    return x
+
+
+def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weight: float) -> Tensor:
+    """The z-loss on attention scores (ST-MoE, Zoph et al. 2022, arXiv:2202.08906): w mean_bi sum_h (sum_l lse S_l)^2.
+
+    lse is the logarithm of a query's sum of exponentials. Padding, and queries that may attend to nothing, do not
+    count.
+
+    Shapes:
+        valid: [B, L] -> a scalar
+
+    Args:
+        attentions: of the layers.
+        valid: False at padding.
+        weight: factor.
+    """
+    total: Tensor | None = None
+    for one in attentions:
+        sums = one.pre_softmax_attn.logsumexp(-1)
+        sums = sums.masked_fill(sums == -torch.inf, 0.0)
+        total = sums if total is None else total + sums
+    assert total is not None
+    loss = total.square().sum(1)
+    if valid is None:
+        return loss.mean() * weight
+    return loss.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1) * weight
+
+
+def looped_stack(model: Transformer) -> LoopedStack | None:
+    """The part that loops, if one does."""
+    return next((part for part in model.stacks.modules() if isinstance(part, LoopedStack)), None)
+
+
+def recycled_stack(model: Transformer) -> RecycledStack | None:
+    """The part that recycles, if one does."""
+    return next((part for part in model.stacks.modules() if isinstance(part, RecycledStack)), None)

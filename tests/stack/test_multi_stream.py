@@ -5,6 +5,7 @@ import variform as vf
 from variform.errors import ConfigError
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.padding import ZeroPadding
 from variform.stack.model import Transformer
 from variform.stack.multi_stream import MultiStreamStack
@@ -70,6 +71,18 @@ def test_checkpointed_layers_have_the_same_gradients() -> None:
         found[executor] = [parameter.grad for parameter in whole.parameters()]
     for a, b in zip(*found.values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_skips_pass_all_streams() -> None:
+    torch.manual_seed(0)
+    step = Sublayer.spec(body=MLP.spec(hidden=8), residual=HYPER)
+    spec = stack_of(BeginHistory.spec(stream="skips"), KeepSkip.spec(), step, JoinSkip.spec())
+    whole = vf.build(spec, dim=8).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    _, _, inner, join = whole.stack.layers
+    several = x.unsqueeze(2) + whole.embedding
+    expected = join.combine(torch.cat((several, inner(several, {})), -1)).sum(2)
+    torch.testing.assert_close(whole(x, {}), expected)
 
 
 def test_decodes_in_chunks() -> None:

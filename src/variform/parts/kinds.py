@@ -93,9 +93,14 @@ class StreamPart(Part):
 
 
 class Layer(StreamPart):
-    """A residual step or a group of them: what a stack is a list of."""
+    """A residual step or a group of them: what a stack is a list of.
+
+    Class attributes:
+        takes_many: whether `x` may be several residual streams a token, [B, L, S, dim], each treated alike.
+    """
 
     kind: ClassVar[str] = "layer"
+    takes_many: ClassVar[bool] = False
 
 
 class Mixer(StreamPart):

@@ -14,7 +14,7 @@ from variform.core.part import Facts
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem
-from variform.parts.kinds import MultiResidual, Norm, Output, Stack, Streams, call
+from variform.parts.kinds import Layer, MultiResidual, Norm, Output, Stack, Streams, call
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
@@ -27,8 +27,8 @@ class MultiStreamStack(Stack):
 
     Each stream begins as x, plus a learned vector of its own where they are `distinct`; the result is norm(sum of the
     streams). Every sublayer of the stack has a residual that reads and writes several streams: `hyper_connection` or
-    `gated_multi`. Norms of the sublayers before and after the body see one stream; an `out_norm`, and the stack's own
-    `norm`, see each.
+    `gated_multi`; other layers are those that treat each stream alike (`keep_skip`, say). Norms of the sublayers before
+    and after the body see one stream; an `out_norm`, and the stack's own `norm`, see each.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]; [B, L, S, dim] within
@@ -89,6 +89,8 @@ def _single(part: Spec, path: str) -> Iterator[Problem]:
         slot = "layers" if part.part is LayerStack else "sublayers"
         for index, child in enumerate(part[slot]):
             yield from _single(described(child), f"{path}.{slot}.{index}")
+    elif issubclass(part.part, Layer) and part.part.takes_many:
+        return
     elif part.part is not Sublayer:
         message = f"{part.kind} {part.name!r} takes one residual stream, and there are several here"
         yield Problem(path, message, hint="a multi_stream stack is a stack of sublayers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -32,6 +32,8 @@ class BeginHistory(Layer):
         stream: its name.
     """
 
+    takes_many: ClassVar[bool] = True
+
     def __init__(self, stream: str = "history") -> None:
         super().__init__()
         self.stream = stream
@@ -56,6 +58,8 @@ class KeepSkip(Layer):
     Args:
         stream: the name of the pile.
     """
+
+    takes_many: ClassVar[bool] = True
 
     def __init__(self, stream: str = "skips") -> None:
         super().__init__()
@@ -93,6 +97,8 @@ class JoinSkip(Layer):
     Raises:
         ShapeError: nothing is left on the pile.
     """
+
+    takes_many: ClassVar[bool] = True
 
     def __init__(self, stream: str = "skips", dim: Size = INHERIT, init_std: float | None = INHERIT) -> None:
         super().__init__()

@@ -27,6 +27,11 @@ def context(ids: Tensor) -> dict[str, Any]:
     return {"context": torch.randn(len(ids), 5, LAYERS["dim"], generator=torch.Generator().manual_seed(5))}
 
 
+def condition(ids: Tensor) -> dict[str, Any]:
+    """What adaptive norms go by."""
+    return {"condition": torch.randn(len(ids), 6, generator=torch.Generator().manual_seed(6))}
+
+
 def padding(ids: Tensor) -> dict[str, Any]:
     """Rows of unlike lengths."""
     return {"mask": torch.arange(ids.shape[1]) < torch.tensor([ids.shape[1], 4] * len(ids))[: len(ids), None]}
@@ -187,6 +192,19 @@ SETS = [
         ours={"legacy": True},
     ),
     OptionSet("residual-streams-legacy-cross", {**HYPER, **MACARON_CROSS}, ours={"legacy": True}, call=context),
+    OptionSet(
+        "residual-streams-legacy-values-shifted",
+        {**HYPER, "add_value_residual": True, "shift_tokens": 1, "qkv_receive_diff_residuals": True},
+        ours={"legacy": True},
+    ),
+    OptionSet("residual-streams-legacy-mixed-layers", {**HYPER, "integrate_layers": True}, ours={"legacy": True}),
+    OptionSet("residual-streams-legacy-skips", {**HYPER, "unet_skips": True, "depth": 4}, ours={"legacy": True}),
+    OptionSet(
+        "residual-streams-legacy-adaptive",
+        {**HYPER, "use_adaptive_layernorm": True, "use_adaptive_layerscale": True, "dim_condition": 6},
+        ours={"legacy": True},
+        call=condition,
+    ),
     OptionSet(
         "residual-streams-legacy-memory",
         {**HYPER, "attn_num_mem_kv": 2},

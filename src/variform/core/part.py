@@ -158,6 +158,7 @@ class Part(nn.Module, metaclass=PartMeta):
         reads: the streams its `forward` looks at.
         closes: streams that it gives its children itself, so that theirs are not its surroundings'.
         stateful: whether it keeps decode state (`init_state`).
+        answers_for_slots: whether what its slots cannot do is asked of it, because they are not asked themselves.
         follows: fields that say what reaches the part, so that a value of its own must be that of the surroundings.
         residual_writes: how often it adds to the residual stream (for depth-scaled initialisation).
     """
@@ -168,6 +169,7 @@ class Part(nn.Module, metaclass=PartMeta):
     reads: ClassVar[frozenset[str]] = frozenset()
     closes: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = False
+    answers_for_slots: ClassVar[bool] = False
     follows: ClassVar[frozenset[str]] = frozenset()
     residual_writes: ClassVar[int] = 0
     spec = SpecAccess()

@@ -274,9 +274,11 @@ class _Walk:
 
     def _refuse_impossible(self, spec: Spec, facts: Mapping[str, Any], values: Mapping[str, Any], path: str) -> None:
         """Asking a part for what it cannot do is an error here, not a silent default later."""
-        asked = facts.get("causal") is True and spec.kind in ("attention", "mixer", "feedforward", "layer")
-        # What is in the slots of a mixer is asked for itself.
-        can = spec.part.abilities(values) if spec.kind == "feedforward" else spec.part.can
+        kinds = ("attention", "mixer", "feedforward", "layer", "scoring", "weighting")
+        asked = facts.get("causal") is True and spec.kind in kinds
+        # What is in the slots of a mixer is asked for itself, unless nothing is asked of it (cross attention).
+        whole = spec.kind == "feedforward" or spec.part.answers_for_slots
+        can = spec.part.abilities(values) if whole else spec.part.can
         if asked and not can.causal:
             able = ", ".join(name for (_, name), p in parts(spec.kind).items() if p.can.causal)
             how = "with these settings" if spec.part.can.causal else ""

@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from variform.errors import ConfigError, ShapeError
 
 __all__ = [
     "Alibi",
+    "Behind",
     "BucketBias",
     "DenseBias",
     "GridBias",
@@ -22,6 +24,7 @@ __all__ = [
     "ScoreMod",
     "SoftCap",
     "alibi_slopes",
+    "position_at",
     "t5_bucket",
 ]
 
@@ -62,9 +65,104 @@ class ScoreMod(ABC):
         Without positions the index is the position.
         """
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it comes after the masks: what it does depends on which pairs may attend (`apply_seen`)."""
+        return False
+
+    def apply_seen(self, scores: Tensor, seen: Tensor | None, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """The modified scores, where the modifier goes by which pairs may attend; by default it does not.
+
+        Shapes: scores `[B, H, Lq, Lk]`, seen bool, broadcastable to them; None where every pair may -> as scores.
+        """
+        return self.apply(scores, q_pos, k_pos)
+
+    def cut(self, rows: slice, columns: slice) -> ScoreMod | None:
+        """The modifier for some queries and keys of the call; None where a query's scores depend on other queries.
+
+        Positions are cut by the caller. `columns` holds all keys that `rows` may attend to.
+        """
+        return None
+
+    def behind(self, count: int, q_pos: Tensor, k_pos: Tensor) -> ScoreMod:
+        """The modifier for a call with `count` keys of no position in front: biases do not move them.
+
+        Positions are those of the call without these keys, whose own are lost.
+        """
+        return Behind(self, count, q_pos, k_pos) if self.is_additive else self
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        """Floating-point operations of its products, a multiply-add counting 2."""
+        return 0
+
     def check(self, batch: int, heads: int, q_len: int, k_len: int) -> None:
         """Raise `ShapeError` when a tensor of this modifier does not fit a call of these sizes exactly."""
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Behind(ScoreMod):
+    """A modifier of all keys but the first `count`, which stand in front of a sequence and have no positions.
+
+    Args:
+        modifier: of the others.
+        count: keys in front.
+        q_pos, k_pos: positions of the queries and of the other keys.
+    """
+
+    modifier: ScoreMod
+    count: int
+    q_pos: Tensor
+    k_pos: Tensor
+
+    @property
+    def is_additive(self) -> bool:
+        return self.modifier.is_additive
+
+    @property
+    def is_late(self) -> bool:
+        return self.modifier.is_late
+
+    def apply(self, scores: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return self.apply_seen(scores, None, q_pos, k_pos)
+
+    def apply_seen(self, scores: Tensor, seen: Tensor | None, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        front, rest = scores[..., : self.count], scores[..., self.count :]
+        seen = None if seen is None else seen[..., self.count :]
+        return torch.cat((front, self.modifier.apply_seen(rest, seen, self.q_pos, self.k_pos)), -1)
+
+    def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor | None:
+        bias = self.modifier.additive(self.q_pos, self.k_pos, dtype)
+        if bias is None:
+            return None
+        shape = (*bias.shape[:-2], self.q_pos.shape[-1], self.k_pos.shape[-1])
+        return functional.pad(bias.expand(shape), (self.count, 0))
+
+    def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction | None:
+        inner, count = self.modifier.score_mod(self.q_pos, self.k_pos), self.count
+        if inner is None:
+            return None
+
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            moved = inner(score, b, h, q_idx, (kv_idx - count).clamp(min=0))
+            return torch.where(kv_idx < count, score, moved)
+
+        return mod
+
+    def cut(self, rows: slice, columns: slice) -> ScoreMod | None:
+        rest = slice(max(0, columns.start - self.count), columns.stop - self.count)
+        count = max(0, self.count - columns.start)
+        inner = self.modifier.cut(rows, rest)
+        return None if inner is None else Behind(inner, count, self.q_pos[..., rows], self.k_pos[..., rest])
+
+    def behind(self, count: int, q_pos: Tensor, k_pos: Tensor) -> ScoreMod:
+        return Behind(self.modifier, self.count + count, self.q_pos, self.k_pos)
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        return self.modifier.flops(batch, heads, q_len, k_len - self.count)
+
+    def check(self, batch: int, heads: int, q_len: int, k_len: int) -> None:
+        self.modifier.check(batch, heads, q_len, k_len - self.count)
 
 
 class _Additive(ScoreMod):
@@ -77,6 +175,9 @@ class _Additive(ScoreMod):
 
     def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
         return self._bias(q_pos, k_pos).to(dtype)
+
+    def cut(self, rows: slice, columns: slice) -> ScoreMod:
+        return self  # a function of positions alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +198,7 @@ class Alibi(_Additive):
 
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return score - self.slopes[h] * (_at(q_pos, b, q_idx) - _at(k_pos, b, kv_idx)).abs()
+            return score - self.slopes[h] * (position_at(q_pos, b, q_idx) - position_at(k_pos, b, kv_idx)).abs()
 
         return mod
 
@@ -133,7 +234,7 @@ class BucketBias(_Additive):
 
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            relative = _at(k_pos, b, kv_idx) - _at(q_pos, b, q_idx)
+            relative = position_at(k_pos, b, kv_idx) - position_at(q_pos, b, q_idx)
             return (
                 score + self.table[t5_bucket(relative, self.bidirectional, self.table.shape[0], self.max_distance), h]
             )
@@ -182,7 +283,7 @@ class GridBias(_Additive):
 
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return score + self.table[self._row(_at(q_pos, b, q_idx), _at(k_pos, b, kv_idx)), h]
+            return score + self.table[self._row(position_at(q_pos, b, q_idx), position_at(k_pos, b, kv_idx)), h]
 
         return mod
 
@@ -230,6 +331,9 @@ class DenseBias(_Additive):
     def _bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return self._full()
 
+    def cut(self, rows: slice, columns: slice) -> ScoreMod:
+        return DenseBias(self._full()[..., rows, columns])
+
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
         full = self._full()
         rows, heads = full.shape[:2]
@@ -269,6 +373,9 @@ class SoftCap(ScoreMod):
 
     def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> None:
         return None
+
+    def cut(self, rows: slice, columns: slice) -> ScoreMod:
+        return self
 
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction:
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -317,7 +424,8 @@ def _relative(q_pos: Tensor, k_pos: Tensor) -> Tensor:
     return k[:, None, None, :] - q[:, None, :, None]
 
 
-def _at(positions: Tensor | None, b: Tensor, index: Tensor) -> Tensor:
+def position_at(positions: Tensor | None, b: Tensor, index: Tensor) -> Tensor:
+    """The position at an index of row `b`; the index itself where no positions are given."""
     if positions is None:
         return index
     return positions[index] if positions.dim() == 1 else positions[b if positions.shape[0] > 1 else 0, index]

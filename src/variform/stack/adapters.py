@@ -227,6 +227,8 @@ REFUSED = {
     "entry": "an entry says what the branch of a sublayer reads: put it into the sublayer's field 'entry'",
     "memory": "a memory gives an attention more keys and values: put it into the attention's field 'memory'",
     "projection": "a projection maps features within other parts: a step takes the op 'linear'",
+    "scoring": "a scoring changes the scores of an attention: put it into the attention's field 'scores'",
+    "weighting": "a weighting makes weights of scores: put it into the attention's field 'weights'",
     "line": "a line is no part: a block of lines is given as a block, with 'repeat'",
     "model": "a model is a whole of its own: use its stacks, embedding and head, or lower it to a program",
 }

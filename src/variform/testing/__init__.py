@@ -91,4 +91,4 @@ def cases(part: type[Part] | Part | Spec | str, **facts: Any) -> list[Case]:
 from variform.testing import basics, sequence, heads, decoding, backends, lifecycle, cost  # noqa: E402, F401
 from variform.testing import losses, library, landmarks, programs, sequence_ops, lowering, streams  # noqa: E402, F401
 from variform.testing import histories  # noqa: E402, F401
-from variform.testing import around  # noqa: E402, F401
+from variform.testing import around, scored  # noqa: E402, F401

@@ -138,6 +138,12 @@ _HOSTS: dict[str, Host] = {
     "rotation": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(rotation=spec))),
     "bias": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(position_bias=spec))),
     "memory": in_layers(lambda spec: Sublayer.spec(body=MultiHead.spec(attention=SoftmaxAttention.spec(memory=spec)))),
+    "scoring": in_layers(
+        lambda spec: Sublayer.spec(body=MultiHead.spec(attention=SoftmaxAttention.spec(scores=[spec])))
+    ),
+    "weighting": in_layers(
+        lambda spec: Sublayer.spec(body=MultiHead.spec(attention=SoftmaxAttention.spec(weights=spec)))
+    ),
     "position": lambda spec, setting: model_around(
         setting, _beside(setting), embedding=TokenEmbedding.spec(position=spec)
     ),

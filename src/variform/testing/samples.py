@@ -20,11 +20,13 @@ class Sample:
         spec: the instance; sizes come from the surroundings where it leaves them open.
         variant: tells several instances of one part apart.
         host: the model around it, where the usual one for its kind does not do.
+        random: whether its results are drawn anew in every call, in evaluation too, so that no two are compared.
     """
 
     spec: Spec
     variant: str = ""
     host: Host | None = None
+    random: bool = False
 
     @property
     def label(self) -> str:

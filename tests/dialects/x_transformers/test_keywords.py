@@ -42,7 +42,6 @@ SIDES: dict[str, Any] = {
         ({"cross_attn_zzz": 2}, "no keyword 'cross_attn_zzz'"),
         ({"total_nonsense": 3}, "no keyword 'total_nonsense'"),
         ({"attn_heads": 2}, "no keyword 'attn_heads'"),
-        ({"attn_selective": True}, "attn_selective is not supported yet"),
         ({"shift_tokens": (1, 0)}, "one amount for each of the 4 sublayers"),
         ({"shift_tokens": -1}, "a number of tokens, 0 or more"),
         ({"shift_tokens": 16}, "17 pieces are cut, and there are 16 features"),

@@ -11,13 +11,14 @@ from variform.errors import ShapeError
 from variform.ops.masks import And, Causal, Everything, Mask
 from variform.ops.masks.counts import block_layout, count_pairs, real_tensors
 from variform.ops.scores import ScoreMod
+from variform.ops.weightings import Normaliser
 
 __all__ = ["Call"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One attention request: softmax(scores(q k^T * scale), masked) v.
+    """One attention request: weights(scores(q k^T * scale), masked) v, where weights are a softmax by default.
 
     A query attends to a key where `structure`, `mask`, equal segments and `k_valid` all agree; a query with no key
     gives zeros. Query head i reads key/value head i // (H // Hk).
@@ -33,7 +34,8 @@ class Call:
         q_positions, k_positions: None = 0..L-1.
         q_segments, k_segments: given together; attention stays within equal ids.
         k_valid: keys that may be attended.
-        scores: modifiers applied in order to the scaled scores.
+        scores: modifiers applied in order to the scaled scores; those that are `is_late` after the masks.
+        weights: how scores become weights; None is softmax.
         scale: factor of q k^T, D ** -0.5 by default.
         dropout: probability on the attention weights; 0 unless training.
         device: target device type for selection where the tensors are stand-ins; q's own by default.
@@ -50,6 +52,7 @@ class Call:
     k_segments: Tensor | None = None
     k_valid: Tensor | None = None
     scores: tuple[ScoreMod, ...] = ()
+    weights: Normaliser | None = None
     scale: float | None = None
     dropout: float = 0.0
     device: str | None = None
@@ -96,6 +99,7 @@ class Call:
             and self.q_segments is None
             and self.k_segments is None
             and len(self.scores) == 0
+            and self.weights is None
         )
 
     @property
@@ -103,6 +107,7 @@ class Call:
         """Whether only the causal square is asked for, which kernels know without a mask tensor."""
         return (
             len(self.scores) == 0
+            and self.weights is None
             and self.mask is None
             and self.k_valid is None
             and self.q_positions is None
@@ -178,6 +183,8 @@ class Call:
             )
         for modifier in self.scores:
             modifier.check(batch, heads, q_len, k_len)
+        if self.weights is not None:
+            self.weights.check(heads)
 
     def visited_pairs(self) -> int | float:
         """Visited (query, key) pairs of one row and head, as `structure` and `mask` tell; padding does not lower it.
@@ -210,11 +217,13 @@ class Call:
     def flops(self) -> tuple[int, int]:
         """Floating-point operations of the two products, a multiply-add counting 2: (visited, dense-equivalent).
 
-        Formula: 2 * B * H * pairs * (D + Dv).
+        Formula: 2 * B * H * pairs * (D + Dv), and what modifiers and weights multiply, which visit all pairs.
         """
         batch, heads, q_len, dim = self.q.shape
-        per_pair = 2 * batch * heads * (dim + self.v.shape[-1])
-        return round(per_pair * self.visited_pairs()), per_pair * q_len * self.k.shape[2]
+        k_len, per_pair = self.k.shape[2], 2 * batch * heads * (dim + self.v.shape[-1])
+        more = sum(modifier.flops(batch, heads, q_len, k_len) for modifier in self.scores)
+        more += 0 if self.weights is None else self.weights.flops(batch, heads, q_len, k_len)
+        return round(per_pair * self.visited_pairs()) + more, per_pair * q_len * k_len + more
 
 
 def _countable(mask: Mask) -> list[Mask]:

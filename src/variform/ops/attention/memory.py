@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from variform.ops.attention.call import Call
 from variform.ops.masks import After, Dense, Mask
-from variform.ops.scores import DenseBias, ScoreMod
 
 __all__ = ["with_memory"]
 
@@ -18,8 +17,8 @@ __all__ = ["with_memory"]
 def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
     """The call with `k` and `v` in front of its own keys and values: no mask hides them, no bias moves them.
 
-    Masks that depend on data, and biases, are built whole for it, because columns no longer stand for positions. A
-    modifier that is no bias (a soft cap) holds for these keys too.
+    Masks that depend on data are built whole for it, because columns no longer stand for positions. A modifier that is
+    no bias (a soft cap) holds for these keys too, and so does what makes weights of scores.
 
     Shapes:
         k: [Hk, M, D], v: [Hk, M, Dv], or the same of each row, [B, Hk, M, D] and [B, Hk, M, Dv]
@@ -36,7 +35,7 @@ def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
         q_segments=None,
         k_segments=None,
         k_valid=None,
-        scores=tuple(_moved(modifier, call, count) for modifier in call.scores),
+        scores=tuple(modifier.behind(count, *call.positions()) for modifier in call.scores),
     )
 
 
@@ -55,11 +54,3 @@ def _mask(call: Call, count: int) -> Mask | None:
         return None
     mask = mask.expand(*mask.shape[:-2], call.q.shape[2], call.k.shape[2])
     return Dense(functional.pad(mask, (count, 0), value=True))
-
-
-def _moved(modifier: ScoreMod, call: Call, count: int) -> ScoreMod:
-    bias = modifier.additive(*call.positions(), call.q.dtype)
-    if bias is None:
-        return modifier
-    shape = (*bias.shape[:-2], call.q.shape[2], call.k.shape[2])
-    return DenseBias(functional.pad(bias.expand(shape), (count, 0)))

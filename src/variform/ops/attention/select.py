@@ -111,7 +111,7 @@ def _stand_in(call: Call, backend: str) -> Tensor:
     """Report a call that is meant for another device, and run what keeps the tensors that its backend there keeps."""
     call, chosen = _choose(call) if backend == "auto" else (call, _named(backend))
     with meter.metered(call, backend):
-        if chosen is _reference or chosen.refuses(call, call.needs_grad) is not None:
+        if chosen is _reference or refusal_of(chosen, call, call.needs_grad) is not None:
             return _reference.run(call)
         if call.target != "cpu":
             call = replace(call, dropout=0.0)  # elsewhere fused kernels draw the dropout again in the backward pass
@@ -128,7 +128,7 @@ def candidates(call: Call, backend: str = "auto") -> list[Candidate]:
         call, chosen = _choose(call)
     found = []
     for name, candidate in backends().items():
-        refusal = candidate.refuses(call, training)
+        refusal = refusal_of(candidate, call, training)
         is_chosen = name == backend if chosen is None else candidate is chosen
         is_chosen = is_chosen and refusal is None
         found.append(Candidate(name, refusal, is_chosen, _why(candidate, call, training, refusal, is_chosen, backend)))
@@ -154,16 +154,23 @@ def _why(backend: Backend, call: Call, training: bool, refusal: str | None, chos
 def _choose(call: Call) -> tuple[Call, Backend]:
     """The backend for a call, and the call in the form that tells it most."""
     structure = call.structure
-    unmasked = call.mask is None and call.q_segments is None and len(call.scores) == 0
+    unmasked = call.mask is None and call.q_segments is None and len(call.scores) == 0 and call.weights is None
     simple = structure is None or (type(structure) is Causal and not call.dropout)
     if unmasked and (simple or call.q.shape[2] == 1):
         return call, _sdpa  # the hot path of training and decoding, decided without asking anyone
     call = _symbolic(call)
     training = call.needs_grad
     for backend in _specialised:
-        if backend.advantage(call, training) is not None and backend.refuses(call, training) is None:
+        if backend.advantage(call, training) is not None and refusal_of(backend, call, training) is None:
             return call, backend
-    return call, _sdpa if _sdpa.refuses(call, training) is None else _reference
+    return call, _sdpa if refusal_of(_sdpa, call, training) is None else _reference
+
+
+def refusal_of(backend: Backend, call: Call, training: bool) -> str | None:
+    """Why a backend cannot compute a call: weights other than a softmax's are for those that say they know them."""
+    if call.weights is not None and not getattr(backend, "weighs", False):
+        return f"it computes softmax alone, not {type(call.weights).__name__}"
+    return backend.refuses(call, training)
 
 
 def _symbolic(call: Call) -> Call:
@@ -187,9 +194,9 @@ def _named(name: str) -> Backend:
 
 def _demanded(call: Call, name: str) -> Backend:
     backend = _named(name)
-    refusal = backend.refuses(call, call.needs_grad)
+    refusal = refusal_of(backend, call, call.needs_grad)
     if refusal is not None:
-        fitting = [other for other, at in backends().items() if at.refuses(call, call.needs_grad) is None]
+        fitting = [other for other, at in backends().items() if refusal_of(at, call, call.needs_grad) is None]
         raise BackendError(
             f"attention backend {name!r} refuses this call: {refusal}; these compute it: {', '.join(fitting)}"
         )

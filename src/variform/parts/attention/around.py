@@ -46,10 +46,21 @@ class AroundAttention(Attention):
         return inner is not None and issubclass(inner.part, Attention) and inner.part.positions_taken(inner.args)
 
     @classmethod
+    def queries_mixed(cls, args: Facts) -> bool:
+        """Whether the inner attention mixes queries."""
+        inner = cls.inner(args)
+        return inner is not None and issubclass(inner.part, Attention) and inner.part.queries_mixed(inner.args)
+
+    @classmethod
     def value_size(cls, args: Facts) -> int | None:
         """The inner attention's."""
         inner = cls.inner(args)
         return inner.part.value_size(inner.args) if inner is not None and issubclass(inner.part, Attention) else None
+
+    @property
+    def able(self) -> Can:
+        """What this part and the inner attention can both do."""
+        return self.can & self.attention.able
 
     @property
     def takes_scores(self) -> bool:  # type: ignore[override]

@@ -62,6 +62,7 @@ def join_cache(
         q_positions=sides.q_positions if positioned else None,
         k_positions=cache["positions"] if positioned else None,
         q_segments=sides.q_segments,
+        q_valid=sides.q_valid,
         k_segments=cache["segments"],
         k_valid=cache["valid"],
         mask=sides.mask,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -59,3 +60,49 @@ class LearnedMemory(Memory):
     def forward(self) -> tuple[Tensor, Tensor]:
         """The keys, normalised, and the values."""
         return self.keys if self.norm is None else self.norm(self.keys), self.values
+
+
+@register("zero")
+class ZeroMemory(Memory):
+    """One key and one value of zeros, so that a query can attend to nothing (off by one,
+    https://www.evanmiller.org/attention-is-off-by-one.html).
+
+    Shapes:
+        returns: [kv_heads, 1, dim_head], twice
+
+    Args:
+        kv_heads: number of key and value heads.
+        dim_head: features of one head.
+    """
+
+    zeros: Tensor
+
+    def __init__(self, kv_heads: Size = INHERIT, dim_head: Size = INHERIT) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(kv_heads, 1, dim_head), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        self.zeros.zero_()
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The key and the value."""
+        return self.zeros, self.zeros
+
+
+@register("joined")
+class JoinedMemory(Memory):
+    """Several memories, one behind the other.
+
+    Args:
+        memories: they.
+    """
+
+    def __init__(self, memories: Sequence[Memory]) -> None:
+        super().__init__()
+        self.memories = nn.ModuleList(memories)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The keys and the values of all."""
+        keys, values = zip(*(memory() for memory in self.memories), strict=True)
+        return torch.cat(keys, -2), torch.cat(values, -2)

@@ -56,6 +56,7 @@ class CrossMultiHead(Mixer):
 
     reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
     stateful: ClassVar[bool] = True
+    answers_for_slots: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -124,9 +125,10 @@ class CrossMultiHead(Mixer):
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """Causality towards the own sequence is kept: nothing of it is read."""
-        can = slot_abilities(args)
-        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+        """Nothing of the own sequence is read, so causality is kept, unless the attention mixes queries."""
+        can, slot = slot_abilities(args), described(args.get("attention"))
+        alone = not (isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.queries_mixed(slot.args))
+        return Can(alone, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, alone)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""

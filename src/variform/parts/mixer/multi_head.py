@@ -271,7 +271,7 @@ def refuse_streams(
     Raises:
         ShapeError: naming the stream.
     """
-    can = attention.can
+    can = attention.able
     able = (can.key_padding, can.packed, can.attention_mask)
     for name, stream, honoured in zip(names, (valid, segments, mask), able, strict=True):
         if stream is not None and not honoured:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from variform.parts.attention.distance import LengthMemory
-from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.values import ExponentialMemory
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
@@ -14,6 +13,7 @@ from variform.parts.norm.norms import RMSNorm
 from variform.weights.entries import Entry, plain, reordered
 from variform.weights.x_transformers.around import Heads, around_entries, innermost
 from variform.weights.x_transformers.pieces import no_counterpart
+from variform.weights.x_transformers.scores import learned_memory, score_entries
 
 
 def attention_entries(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterator[Entry]:
@@ -28,7 +28,9 @@ def attention_entries(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterato
     memory = getattr(attention, "memory", None)
     while isinstance(memory, (ExponentialMemory, LengthMemory)):
         memory = memory.memory
-    if isinstance(memory, LearnedMemory):
+    yield from score_entries(attention, prefix, heads)
+    memory = learned_memory(memory)
+    if memory is not None:
         yield plain(f"{prefix}mem_k", memory.keys)
         yield plain(f"{prefix}mem_v", memory.values)
     # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.

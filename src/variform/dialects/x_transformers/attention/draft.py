@@ -76,8 +76,8 @@ class AttentionDraft:
             found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past))
         if self.num_mem_kv < 0:
             found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
-        elif self.num_mem_kv and (self.max_attend_past is not None or self.qk_norm_dim_scale):
-            message = "not supported yet with max_attend_past and qk_norm_dim_scale"
+        elif self.num_mem_kv and self.qk_norm_dim_scale:
+            message = "not supported yet with qk_norm_dim_scale"
             found.append(Problem(f"{at}num_mem_kv", message, self.num_mem_kv))
         found += self._part_problems(cross)
         for family in FAMILIES:
@@ -128,12 +128,13 @@ class AttentionDraft:
         softmax: dict[str, Any] = {"dropout": self.dropout, "scale": scale}
         if self.part is not None:
             attention = with_dropout(mixing_spec(self.part), self.dropout)
-        elif self.max_attend_past is None:
+        else:
             norm = k_norm if self.qk_norm else None
             memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=norm) if self.num_mem_kv else None
-            attention = SoftmaxAttention.spec(**softmax, memory=memory)
-        else:
-            attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax)
+            if self.max_attend_past is None:
+                attention = SoftmaxAttention.spec(**softmax, memory=memory)
+            else:
+                attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax, memory=memory)
         for family in FAMILIES:
             attention = family.attention(self, attention)
         return {

@@ -1,0 +1,313 @@
+"""How the scores of a row become weights, where that is not a plain softmax."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from variform.errors import ShapeError
+from variform.ops.learned_scores import mixed_heads
+
+__all__ = [
+    "CustomWeights",
+    "GumbelWeights",
+    "HardWeights",
+    "InvertedWeights",
+    "Normaliser",
+    "ScaledWeights",
+    "SigmoidWeights",
+    "SignedWeights",
+    "SinkWeights",
+    "TalkingWeights",
+    "TopKWeights",
+    "softmax_or",
+]
+
+
+class Normaliser(ABC):
+    """What makes weights of scores. Hidden pairs have a score of -inf and must get a weight of 0.
+
+    Rows that attend to nothing are dealt with by the caller: their scores are given as 0, their weights are ignored.
+    """
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a query's weights depend on its own scores alone."""
+        return True
+
+    @property
+    def is_random(self) -> bool:
+        """Whether weights are drawn, so that computing them again gives others."""
+        return False
+
+    def before(self, scores: Tensor) -> Tensor:
+        """Scores as they are to be masked; by default as they are."""
+        return scores
+
+    @abstractmethod
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        """The weights.
+
+        Args:
+            scores: masked.
+            bare: before masks and before `before`.
+
+        Shapes: `[B, H, Lq, Lk]`, each and the result.
+        """
+
+    def after(self, weights: Tensor, products: Tensor) -> Tensor:
+        """What becomes of the weights after their dropout; `products` are the scores before any modifier."""
+        return weights
+
+    def magnitude(self) -> Normaliser:
+        """The same of scores without signs."""
+        return self
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        """Floating-point operations of its products, a multiply-add counting 2."""
+        return 0
+
+    def check(self, heads: int) -> None:
+        """Raise `ShapeError` when a tensor does not fit so many heads."""
+        return None
+
+
+def softmax_or(inner: Normaliser | None, scores: Tensor, bare: Tensor) -> Tensor:
+    """The weights of a normaliser; of softmax where it is None."""
+    return torch.softmax(scores, -1) if inner is None else inner.weights(scores, bare)
+
+
+@dataclass(frozen=True, eq=False)
+class SigmoidWeights(Normaliser):
+    """Each score alone: P = sigmoid(S). Paper: https://arxiv.org/abs/2409.04431"""
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+
+@dataclass(frozen=True, eq=False)
+class TopKWeights(Normaliser):
+    """Softmax over the `count` largest scores of a row, ties with the last included; all where there are fewer.
+
+    Args:
+        count: how many.
+        straight_through: gradients as if softmax went over all.
+
+    Papers: https://arxiv.org/abs/1912.11637, https://arxiv.org/abs/2505.22074 (straight through)
+    """
+
+    count: int
+    straight_through: bool = False
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        count = min(self.count, scores.shape[-1])
+        least = scores.detach().topk(count, -1).values[..., -1:]
+        kept = torch.softmax(scores.masked_fill(scores < least, -torch.inf), -1)
+        return _straight_through(kept, torch.softmax(scores, -1)) if self.straight_through else kept
+
+
+@dataclass(frozen=True, eq=False)
+class HardWeights(Normaliser):
+    """All weight on the largest score, with the gradient of softmax. Paper: https://arxiv.org/abs/2410.01104"""
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        best = torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+        return _straight_through(best, torch.softmax(scores, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class GumbelWeights(Normaliser):
+    """Softmax of scores with Gumbel noise, in evaluation too: P = softmax((S + G) / temperature).
+
+    Args:
+        temperature: of the softmax.
+        hard: all weight on the largest one, with the gradient of the soft weights.
+
+    Paper: https://arxiv.org/abs/1611.01144
+    """
+
+    temperature: float = 1.0
+    hard: bool = True
+
+    @property
+    def is_random(self) -> bool:
+        return True
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        return functional.gumbel_softmax(scores, self.temperature, self.hard, dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class SignedWeights(Normaliser):
+    """Negative weights (cog attention): P = sign(S) softmax(|S|). Source: https://openreview.net/forum?id=ezRrwwbxd0"""
+
+    inner: Normaliser | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.inner is None or self.inner.is_local
+
+    @property
+    def is_random(self) -> bool:
+        return self.inner is not None and self.inner.is_random
+
+    def before(self, scores: Tensor) -> Tensor:
+        return scores.abs()
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        inner = None if self.inner is None else self.inner.magnitude()
+        return softmax_or(inner, scores, bare) * bare.sign()
+
+    def check(self, heads: int) -> None:
+        if self.inner is not None:
+            self.inner.check(heads)
+
+
+@dataclass(frozen=True, eq=False)
+class SinkWeights(Normaliser):
+    """One more score a head that takes weight and has no value: P = softmax([s_h, S]) without its first column.
+
+    Shapes: sink `[H]`. Source: gpt-oss, https://arxiv.org/abs/2508.10925
+    """
+
+    sink: Tensor
+    inner: Normaliser | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.inner is None or self.inner.is_local
+
+    @property
+    def is_random(self) -> bool:
+        return self.inner is not None and self.inner.is_random
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        sink = self.sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return softmax_or(self.inner, torch.cat((sink, scores), -1), bare)[..., 1:]
+
+    def magnitude(self) -> Normaliser:
+        return replace(self, sink=self.sink.abs())
+
+    def check(self, heads: int) -> None:
+        if tuple(self.sink.shape) != (heads,):
+            raise ShapeError(f"SinkWeights(sink): [{heads}] expected, one a head; got {list(self.sink.shape)}")
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedWeights(Normaliser):
+    """Keys choose among queries: softmax over the queries of each key, then every query's weights sum to one.
+
+    Args:
+        queries: bool `[B, Lq]`, queries that are chosen among; None for all.
+
+    Source: https://openreview.net/forum?id=WgQZNoQ5AB
+    """
+
+    queries: Tensor | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        hidden = scores == -torch.inf
+        chosen = bare if self.queries is None else bare.masked_fill(~self.queries[:, None, :, None], -torch.inf)
+        none = (chosen == -torch.inf).all(-2, keepdim=True)
+        shares = torch.softmax(chosen.masked_fill(none, 0.0), -2).masked_fill(hidden | none, 0.0)
+        return shares / shares.sum(-1, keepdim=True).clamp(min=1e-8)
+
+
+@dataclass(frozen=True, eq=False)
+class CustomWeights(Normaliser):
+    """Any function of scores `[B, H, Lq, Lk]`; hidden pairs get no weight whatever it answers."""
+
+    function: Callable[[Tensor], Tensor]
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        hidden = scores == -torch.inf
+        found = self.function(scores.masked_fill(hidden, torch.finfo(scores.dtype).min))
+        if found.shape != scores.shape:
+            raise ShapeError(f"the attention function gave {list(found.shape)} for scores {list(scores.shape)}")
+        return found.masked_fill(hidden, 0.0)
+
+
+class _Around(Normaliser):
+    """A change of the weights of another normaliser."""
+
+    inner: Normaliser | None
+
+    @property
+    def is_local(self) -> bool:
+        return self.inner is None or self.inner.is_local
+
+    @property
+    def is_random(self) -> bool:
+        return self.inner is not None and self.inner.is_random
+
+    def before(self, scores: Tensor) -> Tensor:
+        return scores if self.inner is None else self.inner.before(scores)
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        return softmax_or(self.inner, scores, bare)
+
+    def after(self, weights: Tensor, products: Tensor) -> Tensor:
+        return weights if self.inner is None else self.inner.after(weights, products)
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        inner = 0 if self.inner is None else self.inner.flops(batch, heads, q_len, k_len)
+        return inner + 2 * batch * heads * heads * q_len * k_len
+
+
+@dataclass(frozen=True, eq=False)
+class TalkingWeights(_Around):
+    """Heads mix their weights (talking heads): P_h = sum_g weight[h, g] P_g.
+
+    Shapes: weight `[H, H]`. Paper: https://arxiv.org/abs/2003.02436
+    """
+
+    weight: Tensor
+    inner: Normaliser | None = None
+
+    def after(self, weights: Tensor, products: Tensor) -> Tensor:
+        return mixed_heads(super().after(weights, products), self.weight)
+
+    def check(self, heads: int) -> None:
+        _square("TalkingWeights(weight)", self.weight, heads, self.inner)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledWeights(_Around):
+    """Weights are scaled by what heads mix of the products of queries and keys: P_h *= sum_g weight[h, g] (q k)_g.
+
+    Shapes: weight `[H, H]`.
+    """
+
+    weight: Tensor
+    inner: Normaliser | None = None
+
+    def after(self, weights: Tensor, products: Tensor) -> Tensor:
+        return super().after(weights, products) * mixed_heads(products, self.weight)
+
+    def check(self, heads: int) -> None:
+        _square("ScaledWeights(weight)", self.weight, heads, self.inner)
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The first's values with the second's gradients."""
+    return hard.detach() + (soft - soft.detach())
+
+
+def _square(name: str, weight: Tensor, heads: int, inner: Normaliser | None) -> None:
+    if tuple(weight.shape) != (heads, heads):
+        raise ShapeError(f"{name}: [{heads}, {heads}] expected, got {list(weight.shape)}")
+    if inner is not None:
+        inner.check(heads)

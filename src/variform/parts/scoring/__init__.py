@@ -1,0 +1,1 @@
+"""Changes of attention scores that depend on queries, keys and tokens."""

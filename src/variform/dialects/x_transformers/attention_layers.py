@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from variform.core.spec import Spec
 from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.read import read_layers
+from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
 from variform.dialects.x_transformers.table import REQUIRED
 from variform.parts.kinds import Stack
 
@@ -47,6 +49,7 @@ class AttentionLayers(nn.Module):
         self.disable_abs_pos_emb = draft.without_positions
         self.unit_offset = draft.norm_add_unit_offset
         self.dim_condition = draft.condition
+        self.block_size = block_size(draft)
         self.native: Stack = build(spec)
 
     @property
@@ -54,6 +57,11 @@ class AttentionLayers(nn.Module):
         """The full description of the stack."""
         return self.native.spec
 
+    def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> AttentionLayers:
+        """A view of these layers, of the same modules, in which the sublayers run in another order."""
+        return layers_in_order(self, order, repeat_blocks)
+
+    @takes_orders
     def forward(
         self,
         x: Tensor,
@@ -106,6 +114,13 @@ class Decoder(AttentionLayers):
     def __init__(self, **keywords: Any) -> None:
         _refuse_causal("Decoder", keywords)
         super().__init__(causal=True, **keywords)
+
+
+class TransformerBlock(AttentionLayers):
+    """One block, or several, without a final norm."""
+
+    def __init__(self, dim: int = REQUIRED, **keywords: Any) -> None:
+        super().__init__(dim, **{"depth": 1, "pre_norm_has_final_norm": False, **keywords})
 
 
 class CrossAttender(AttentionLayers):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
 
 HONOURED = (
+    *("layers_execute_order", "repeat_blocks"),
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
     "attn_bias",
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
@@ -44,8 +45,6 @@ STACK_CALL: dict[str, Any] = {
     "additional_kv_mask": None,
     "detach_additional_kv": False,
     "route_additional_kv_to_top": True,
-    "layers_execute_order": None,
-    "repeat_blocks": None,
     "self_attn_kv_residuals": None,
     "cross_attn_kv_residuals": None,
     "flash_pack_seq_kwargs": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,6 +28,7 @@ from variform.dialects.x_transformers.intermediates import LayerIntermediates, r
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
+from variform.dialects.x_transformers.reorder import Repeats, model_in_order, takes_orders
 from variform.errors import ConfigError
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.model import Transformer
@@ -108,6 +109,11 @@ class TransformerWrapper(nn.Module):
         """Whether nothing but the caller bounds the length: there are no absolute positions."""
         return self.native.max_seq_len is None
 
+    def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> TransformerWrapper:
+        """A view of this model, of the same modules, in which the sublayers run in another order."""
+        return model_in_order(self, order, repeat_blocks)
+
+    @takes_orders
     def forward(
         self,
         x: Tensor,

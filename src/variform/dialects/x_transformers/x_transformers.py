@@ -1,6 +1,12 @@
 """The names of upstream's module `x_transformers.x_transformers`."""
 
-from variform.dialects.x_transformers.attention_layers import AttentionLayers, CrossAttender, Decoder, Encoder
+from variform.dialects.x_transformers.attention_layers import (
+    AttentionLayers,
+    CrossAttender,
+    Decoder,
+    Encoder,
+    TransformerBlock,
+)
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.feedforward_module import FeedForward, layer_schedule
 from variform.dialects.x_transformers.seq2seq import XTransformer
@@ -14,6 +20,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FeedForward",
+    "TransformerBlock",
     "TransformerWrapper",
     "ViTransformerWrapper",
     "XTransformer",

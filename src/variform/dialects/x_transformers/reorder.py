@@ -1,0 +1,136 @@
+"""Orders of execution that a call asks for: a view of a stack, of the same modules, in which they run otherwise."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from variform.dialects.x_transformers.errors import InputError
+from variform.parts.entry.layers import LayerMixture
+from variform.parts.stream_ops.history import BeginHistory, JoinSkip
+from variform.parts.stream_ops.inject import InjectInput
+from variform.stack.execute import ModuleList
+from variform.stack.stack import LayerStack
+from variform.weights.x_transformers.stack import steps_of
+
+if TYPE_CHECKING:
+    from variform.dialects.x_transformers.attention_layers import AttentionLayers
+    from variform.dialects.x_transformers.wrapper import TransformerWrapper
+
+Repeats = Sequence[Any]
+"""((block or (first, last)), times), or several such pairs; blocks count from 0."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def takes_orders(forward: F) -> F:
+    """A forward that takes `layers_execute_order` and `repeat_blocks` too: they hold for this call.
+
+    `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run.
+    """
+
+    @functools.wraps(forward)
+    def ordered(
+        self: Any,
+        *args: Any,
+        layers_execute_order: Sequence[int] | None = None,
+        repeat_blocks: Repeats | None = None,
+        **keywords: Any,
+    ) -> Any:
+        if layers_execute_order is not None or repeat_blocks is not None:
+            self = self.reordered(layers_execute_order, repeat_blocks)
+        return forward(self, *args, **keywords)
+
+    return ordered  # type: ignore[return-value]
+
+
+def layers_in_order(
+    layers: AttentionLayers, order: Sequence[int] | None, repeat_blocks: Repeats | None
+) -> AttentionLayers:
+    """A view of a stack of this dialect, whose sublayers run in another order.
+
+    Raises:
+        InputError: an order that cannot be, or layers that are made for one order.
+    """
+    stack = next(module for module in layers.native.modules() if isinstance(module, LayerStack))
+    steps = list(dict.fromkeys(steps_of(stack)))
+    if order is not None and repeat_blocks is not None:
+        raise InputError("layers_execute_order and repeat_blocks exclude one another: both say what runs when")
+    if repeat_blocks is not None:
+        order = _repeated(repeat_blocks, layers.block_size, len(steps))
+    assert order is not None
+    if not order or not all(0 <= index < len(steps) for index in order):
+        raise InputError(f"layers_execute_order holds indices 0..{len(steps) - 1}, not {tuple(order)}")
+    fixed = {"integrate_layers": LayerMixture, "unet_skips": JoinSkip}
+    for keyword, part in fixed.items():
+        if any(isinstance(module, part) for module in stack.modules()):
+            raise InputError(f"layers built with {keyword} are made for one order, and cannot run in another")
+    begin = [module for module in stack.modules() if isinstance(module, (BeginHistory, InjectInput))]
+    changed = _changed(stack, layers=ModuleList([*begin, *(steps[index] for index in order)]))
+    return _changed(layers, native=_replaced(layers.native, stack, changed))
+
+
+def model_in_order(
+    model: TransformerWrapper, order: Sequence[int] | None, repeat_blocks: Repeats | None
+) -> TransformerWrapper:
+    """The same of a model around such a stack."""
+    own: AttentionLayers = model.__dict__["attn_layers"]
+    layers = layers_in_order(own, order, repeat_blocks)
+    view = _changed(model, native=_replaced(model.native, own.native, layers.native))
+    view.__dict__["attn_layers"] = layers
+    return view
+
+
+def _repeated(repeats: Repeats, size: int, steps: int) -> tuple[int, ...]:
+    """The order of sublayers when some blocks run several times."""
+    if size == 0:
+        raise InputError("repeat_blocks counts blocks of one make, and these layers have an order of their own")
+    pairs = [repeats] if len(repeats) == 2 and isinstance(repeats[1], int) else list(repeats)
+    count, often = steps // size, {}
+    for span, times in pairs:
+        first, last = span if isinstance(span, (tuple, list)) else (span, span)
+        if not 0 <= first <= last < count or times < 1:
+            raise InputError(f"repeat_blocks: blocks are 0..{count - 1} and run at least once, not {(span, times)}")
+        often[first] = (last, times)
+    order: list[int] = []
+    block = 0
+    while block < count:
+        last, times = often.get(block, (block, 1))
+        order += [*range(block * size, (last + 1) * size)] * times
+        block = last + 1
+    return tuple(order)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _changed(module: M, **children: nn.Module) -> M:
+    """A view of a module, with all that it has but these children."""
+    view = copy.copy(module)
+    view.__dict__["_modules"] = {**module._modules, **children}
+    view.__dict__.pop("_signature", None)  # decode states of one order are not those of another
+    return view
+
+
+def _replaced(module: Any, old: nn.Module, new: nn.Module) -> Any:
+    """A view of a module in which one of those below it is another."""
+    if module is old:
+        return new
+    children = {name: _replaced(child, old, new) for name, child in module._modules.items() if child is not None}
+    changed = {name: child for name, child in children.items() if child is not module._modules[name]}
+    return _changed(module, **changed) if changed else module
+
+
+def block_size(draft: Any) -> int:
+    """How many sublayers a block has; 0 where they have an order of their own."""
+    if draft.ordered:
+        return 0
+    mixers = 1 if draft.only_cross or not draft.cross_attend else 2
+    return mixers + (0 if draft.only_attn else 1) + (1 if draft.macaron and not draft.only_attn else 0)
+
+
+__all__ = ["block_size", "layers_in_order", "model_in_order", "takes_orders"]

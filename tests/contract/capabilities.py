@@ -38,7 +38,20 @@ ROWS = (
     #                                                                              causal, padding, mask, packed, cross,
     #                                                                              decode, bfloat16
     Row("scaled_dot_product (MHA, GQA, MQA)", ("attention/softmax", "mixer/multi_head"), "yyyyyyy"),
-    Row("cross attention", ("mixer/cross_attention", "mixer/cross_compositional"), "yyyyyyy"),
+    Row(
+        "cross attention",
+        ("mixer/cross_attention", "mixer/projected_cross_attention", "mixer/cross_compositional"),
+        "yyyyyyy",
+    ),
+    Row(
+        "around softmax attention",
+        (
+            *("attention/gated", "attention/head_scale", "attention/value_norm", "attention/laser"),
+            "attention/l2_distance",
+        ),
+        "yyyyyyy",
+    ),
+    Row("the same, with the value of a query's own token", ("attention/orthogonal_values",), "yyyyryy"),
     Row("local / sliding window", ("attention/local",), "yyyyryy"),
     Row(
         "global tokens, Longformer/BigBird patterns",
@@ -78,7 +91,7 @@ ROWS = (
     Row("long convolution (Hyena-like)", ("mixer/hyena", "mixer/long_convolution"), "yyroryo"),
     Row("diagonal state space (S4D)", ("mixer/s4d",), "yyroryy"),
     Row("selective state space (Mamba-style)", ("mixer/mamba", "mixer/selective_state_space"), "yyryryy"),
-    Row("latent attention (MLA)", ("mixer/latent_attention", "mixer/multi_head_latent"), "yyyyoyy"),
+    Row("latent attention (MLA)", ("mixer/projected_attention", "key_values/latent"), "yyyyoyy"),
     Row("token shift", ("layer/token_shift", "mixer/token_shift"), "yy-y-yy"),
     Row("all position schemes", ("position/*", "rotation/*", "bias/*"), "yy-y-yy"),
     Row(

@@ -198,6 +198,11 @@ class Attention(Part):
         """How many features a value has to have; None where any will do."""
         return None
 
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Whether it needs no state of its own where its caller joins new keys and values to those before them."""
+        return False
+
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend."""
@@ -387,6 +392,33 @@ class Memory(Part):
     @abstractmethod
     def forward(self) -> tuple[Tensor, Tensor]:
         """The keys and values."""
+
+
+class KeyValues(Part):
+    """How keys and values are made of tokens: `forward(of_k, of_v) -> (first, second)`, then `expand` to k and v.
+
+    Decoding keeps `first` and `second` of each token, [B, heads, L, features] each. Where they are the keys and values
+    themselves, the attention keeps them; where they are smaller (`compressed`), the mixer does.
+
+    Shapes:
+        of_k, of_v: [B, L, inputs]
+    """
+
+    kind: ClassVar[str] = "key_values"
+    follows: ClassVar[frozenset[str]] = frozenset({"inputs", "kv_heads", "dim_head", "dim_value"})
+    compressed: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, of_k: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of each token; of_k and of_v are one tensor but where they are views of their own."""
+
+    def expand(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, Hk, L, dim_head] and values [B, Hk, L, dim_value]."""
+        return first, second
+
+    if TYPE_CHECKING:
+
+        def __call__(self, of_k: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Projection(Part):

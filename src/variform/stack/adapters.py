@@ -226,6 +226,7 @@ REFUSED = {
     "gate": "a gate belongs to a gated feedforward: put it into the field 'before' of a 'glu'",
     "entry": "an entry says what the branch of a sublayer reads: put it into the sublayer's field 'entry'",
     "memory": "a memory gives an attention more keys and values: put it into the attention's field 'memory'",
+    "key_values": "keys and values are made within a mixer: a step takes the mixer, or the op 'linear'",
     "projection": "a projection maps features within other parts: a step takes the op 'linear'",
     "scoring": "a scoring changes the scores of an attention: put it into the attention's field 'scores'",
     "weighting": "a weighting makes weights of scores: put it into the attention's field 'weights'",

@@ -8,7 +8,11 @@ from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
+from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
+from variform.parts.mixer.projected_cross import ProjectedCrossAttention
+from variform.parts.position.rotary import RotaryRotation
 from variform.parts.projection.maps import GatedProjection, LinearProjection, LowRankProjection
 from variform.stack.sublayer import Sublayer
 from variform.testing.hosts import Setting, in_layers
@@ -55,3 +59,37 @@ def _by_distance(memory: Spec, setting: Setting) -> Spec:
 @samples_for(GatedProjection)
 def _gated_projection() -> list[Sample]:
     return [Sample(GatedProjection.spec(bias=True))]
+
+
+@samples_for(ProjectedAttention)
+def _projected() -> list[Sample]:
+    own = LatentKeyValues.spec(dim_latent=5, own_heads=1)
+    shared = LatentKeyValues.spec(dim_latent=5, own_features=2, norm="rms_norm")
+    gated = GatedAttention.spec(attention=HeadScaleAttention.spec())
+    query, output = LowRankProjection.spec(rank=5), GatedProjection.spec()
+    return [
+        Sample(ProjectedAttention.spec(query=query, output=output, kv_heads=2, dim_value=3, attention=gated), "maps"),
+        Sample(ProjectedAttention.spec(keys=LatentKeyValues.spec(dim_latent=5), kv_heads=2), "latent"),
+        Sample(ProjectedAttention.spec(keys=own, dim_value=3, rotation=RotaryRotation.spec()), "latent, own heads"),
+        Sample(ProjectedAttention.spec(keys=shared, rotation=RotaryRotation.spec()), "latent, own features"),
+        Sample(
+            ProjectedAttention.spec(
+                keys=LatentKeyValues.spec(dim_latent=5), rotation=RotaryRotation.spec(), k_norm="rms_norm"
+            ),
+            "latent, all rotated",
+        ),
+        Sample(ProjectedAttention.spec(keys=shared, attention=OrthogonalValues.spec()), "latent, without decoding"),
+    ]
+
+
+@samples_for(ProjectedCrossAttention)
+def _projected_cross() -> list[Sample]:
+    return [
+        Sample(ProjectedCrossAttention.spec(kv_heads=2, dim_value=3, output=GatedProjection.spec())),
+        Sample(ProjectedCrossAttention.spec(keys=LatentKeyValues.spec(dim_latent=5, own_heads=2)), "latent"),
+    ]
+
+
+@samples_for(LatentKeyValues)
+def _latent() -> list[Sample]:
+    return [Sample(LatentKeyValues.spec(dim_latent=5))]

@@ -34,6 +34,7 @@ FACTS: dict[str, Any] = {
     "residual_streams": 3,
     "inputs": 16,
     "outputs": 16,
+    "dim_value": 4,
 }
 """The sizes of the hosts, and what a part built alone inherits."""
 

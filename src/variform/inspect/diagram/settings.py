@@ -20,6 +20,7 @@ FAMILIES = {
     "attention": "attention",
     "rotation": "attention",
     "bias": "attention",
+    "key_values": "attention",
     "projection": "attention",
     "feedforward": "feedforward",
     "nonlinearity": "feedforward",

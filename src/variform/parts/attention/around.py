@@ -57,6 +57,13 @@ class AroundAttention(Attention):
         inner = cls.inner(args)
         return inner.part.value_size(inner.args) if inner is not None and issubclass(inner.part, Attention) else None
 
+    @classmethod
+    def joined_inside(cls, args: Facts) -> bool:
+        """Whether the inner attention takes keys that were joined outside: what `takes_joined` of parts is that treat
+        each key and value on its own."""
+        inner = cls.inner(args)
+        return inner is not None and issubclass(inner.part, Attention) and inner.part.takes_joined(inner.args)
+
     @property
     def able(self) -> Can:
         """What this part and the inner attention can both do."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from variform.core.part import use
+from variform.core.part import Facts, use
 from variform.core.registry import register
 from variform.parts.attention.around import AroundAttention
 from variform.parts.kinds import Attention, Memory, Sides, State
@@ -32,6 +32,11 @@ class DistanceAttention(AroundAttention):
         super().__init__()
         self.attention = attention
         self.own_scale = has_scale(attention)
+
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Each key and value is treated on its own."""
+        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend by distance."""

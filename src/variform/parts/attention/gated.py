@@ -83,6 +83,11 @@ class GatedAttention(AroundAttention):
             return [Problem("input_gate", "there is nothing to gate with: give input_gate or output_gate")]
         return []
 
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Each key and value is treated on its own."""
+        return cls.joined_inside(args)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and gate."""
         out = self.attention(q, k, v, sides)
@@ -119,6 +124,11 @@ class HeadScaleAttention(AroundAttention):
     def reset_parameters(self) -> None:
         """Factors of one."""
         nn.init.ones_(self.scale_of_heads)
+
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Each key and value is treated on its own."""
+        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and scale."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from variform.core.inherit import INHERIT
+from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.parts.kinds import Memory, Norm
@@ -22,7 +22,7 @@ class LearnedMemory(Memory):
     """Persistent memory (Sukhbaatar et al. 2019, arXiv:1907.01470): learned keys and values, the same for every input.
 
     Shapes:
-        returns: [kv_heads, count, dim_head], twice
+        returns: [kv_heads, count, dim_head] and [kv_heads, count, dim_value]
 
     Args:
         count: how many there are.
@@ -30,6 +30,7 @@ class LearnedMemory(Memory):
         dim_head: features of one head.
         norm: a norm on the keys, where the sequence's keys have one.
         std: standard deviation of the initial keys and values.
+        dim_value: features of a value; `dim_head` by default.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class LearnedMemory(Memory):
         dim_head: Size = INHERIT,
         norm: Norm | None = None,
         std: Annotated[float, Field(ge=0)] = 0.02,
+        dim_value: Size | None = inherit(None),
     ) -> None:
         super().__init__()
         self.keys = nn.Parameter(torch.empty(kv_heads, count, dim_head))
-        self.values = nn.Parameter(torch.empty(kv_heads, count, dim_head))
+        self.values = nn.Parameter(torch.empty(kv_heads, count, dim_value or dim_head))
         self.norm = norm
         self.std = std
         self.reset_parameters()

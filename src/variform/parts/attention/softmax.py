@@ -94,6 +94,11 @@ class SoftmaxAttention(Attention):
         return queries_mixed(args)
 
     @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Whatever is kept beside keys and values would be kept here."""
+        return True
+
+    @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """The backend exists, and the scorings work here."""
         return backend_problems(facts) + scoring_problems(facts, keeps_all=True)

@@ -47,6 +47,11 @@ class NormedValues(AroundAttention):
         """The norm sees the features of a value."""
         return {"dim": facts.get("dim_value") or facts["dim_head"]} if slot == "norm" else {}
 
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Each key and value is treated on its own."""
+        return cls.joined_inside(args)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Norm the values and attend."""
         return self.attention(q, k, self.norm(v), sides)
@@ -73,6 +78,11 @@ class LaserAttention(AroundAttention):
         super().__init__()
         self.attention = attention
         self.clamp = clamp
+
+    @classmethod
+    def takes_joined(cls, args: Facts) -> bool:
+        """Each key and value is treated on its own."""
+        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend to the exponentials and take the logarithm."""

@@ -13,7 +13,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
-from variform.ops.scores import DenseBias
+from variform.ops.scores import DenseBias, ScoreMod
 from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
 from variform.parts.linear import Linear
 
@@ -122,35 +122,13 @@ class MultiHead(Mixer):
         positions = streams.get("positions")
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
-        sides = self._sides(x, streams, positions)
+        sides = own_sides(self.attention, self.position_bias, x, streams)
         out = own["attention"](q, k, v, sides)
         joined, state = out if isinstance(out, tuple) else (out, None)
         y: Tensor = own["out"](join_heads(joined))
         if state is None:
             return (y, sides.published) if sides.published else y
         return y, {**sides.published, "state": state}
-
-    def _sides(self, x: Tensor, streams: Streams, positions: Tensor | None) -> Sides:
-        valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
-        if valid is not None or segments is not None or mask is not None:
-            refuse_streams(self.attention, valid, segments, mask)
-        scores = () if self.position_bias is None else (self.position_bias(),)
-        if streams.get("bias") is not None:
-            scores = (*scores, given_bias(self.attention, streams["bias"]))
-        return Sides(
-            q_positions=positions,
-            k_positions=positions,
-            q_segments=segments,
-            k_segments=segments,
-            q_valid=valid,
-            k_valid=valid,
-            mask=mask,
-            scores=scores,
-            cache=streams.get("cache"),
-            state=streams.get("state"),
-            x=x,
-            streams=streams,
-        )
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The attention's own state."""
@@ -172,6 +150,35 @@ def given_bias(attention: Attention, bias: Tensor) -> DenseBias:
         message = f"the attention {attention.name!r} has no scores that the stream 'bias' could change"
         raise ShapeError(f"{message}; leave it out, or take an attention with scores, such as 'softmax'")
     return DenseBias(bias, per="head" if bias.dim() == 3 else None)
+
+
+def own_sides(attention: Attention, bias: Bias | None, x: Tensor, streams: Streams) -> Sides:
+    """What an attention over the sequence itself knows beside q, k and v.
+
+    Raises:
+        ShapeError: it cannot honour one of the streams.
+    """
+    valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
+    if valid is not None or segments is not None or mask is not None:
+        refuse_streams(attention, valid, segments, mask)
+    positions = streams.get("positions")
+    scores: tuple[ScoreMod, ...] = () if bias is None else (bias(),)
+    if streams.get("bias") is not None:
+        scores = (*scores, given_bias(attention, streams["bias"]))
+    return Sides(
+        q_positions=positions,
+        k_positions=positions,
+        q_segments=segments,
+        k_segments=segments,
+        q_valid=valid,
+        k_valid=valid,
+        mask=mask,
+        scores=scores,
+        cache=streams.get("cache"),
+        state=streams.get("state"),
+        x=x,
+        streams=streams,
+    )
 
 
 def without_padding(x: Tensor, valid: Tensor | None) -> Tensor:

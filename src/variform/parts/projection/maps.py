@@ -100,6 +100,7 @@ class LowRankProjection(Projection):
     ) -> None:
         super().__init__()
         self.down = Linear(inputs, rank, False, std=init_std)
+        self.activation = activation
         self.act = ACTIVATIONS[activation]
         self.out = Linear(rank, outputs, False, std=0.0 if zero else init_std, writes=writes)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from variform.core.inherit import INHERIT
 from variform.core.registry import register
 from variform.errors import ConfigError
-from variform.parts.kinds import FeedForward, Layer, Mixer, Output, Streams, call
+from variform.parts.kinds import FeedForward, Layer, Mixer, Output, Projection, Streams, call
 from variform.parts.linear import Linear
 
 
@@ -108,8 +108,9 @@ def _last_map(body: nn.Module) -> Linear:
     part = body
     while isinstance(inner := getattr(part, "body", None), nn.Module):
         part = inner
-    for name in ("out", "down"):
+    for name in ("out", "down", "output"):
         found = getattr(part, name, None)
+        found = getattr(found, "out", None) if isinstance(found, Projection) else found
         if isinstance(found, Linear):
             return found
     raise ConfigError(f"{getattr(part, 'name', type(part).__name__)!r} has no last map whose start could be scaled")

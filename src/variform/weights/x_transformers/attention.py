@@ -8,22 +8,33 @@ from variform.parts.attention.distance import LengthMemory
 from variform.parts.attention.values import ExponentialMemory
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
+from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
 from variform.weights.entries import Entry, plain, reordered
 from variform.weights.x_transformers.around import Heads, around_entries, innermost
+from variform.weights.x_transformers.maps import map_entries
 from variform.weights.x_transformers.pieces import no_counterpart
 from variform.weights.x_transformers.scores import learned_memory, score_entries
 
+AnyMixer = MultiHead | CrossMultiHead | ProjectedAttention | ProjectedCrossAttention
+MIXERS = (MultiHead, CrossMultiHead, ProjectedAttention, ProjectedCrossAttention)
+"""The mixers that are upstream's `Attention`."""
 
-def attention_entries(mixer: MultiHead | CrossMultiHead, prefix: str) -> Iterator[Entry]:
+
+def attention_entries(mixer: AnyMixer, prefix: str) -> Iterator[Entry]:
     """The entries of a multi-head attention; query heads are tiled upstream."""
     heads, size = tiled_heads(mixer.heads, mixer.kv_heads), mixer.dim_head
-    yield reordered(f"{prefix}to_q.weight", mixer.q.weight, heads, 0, size)
-    yield plain(f"{prefix}to_k.weight", mixer.k.weight)
-    yield plain(f"{prefix}to_v.weight", mixer.v.weight)
-    yield reordered(f"{prefix}to_out.weight", mixer.out.weight, heads, 1, size)
-    yield from around_entries(mixer.attention, prefix, Heads(heads, mixer.kv_heads, size))
+    if isinstance(mixer, (MultiHead, CrossMultiHead)):
+        yield reordered(f"{prefix}to_q.weight", mixer.q.weight, heads, 0, size)
+        yield plain(f"{prefix}to_k.weight", mixer.k.weight)
+        yield plain(f"{prefix}to_v.weight", mixer.v.weight)
+        yield reordered(f"{prefix}to_out.weight", mixer.out.weight, heads, 1, size)
+        yield from around_entries(mixer.attention, prefix, Heads(heads, mixer.kv_heads, size))
+    else:
+        yield from map_entries(mixer, prefix, Heads(heads, mixer.kv_heads, mixer.dim_value))
+        yield from around_entries(mixer.attention, prefix, Heads(heads, mixer.kv_heads, mixer.dim_value))
     attention = innermost(mixer.attention)
     memory = getattr(attention, "memory", None)
     while isinstance(memory, (ExponentialMemory, LengthMemory)):

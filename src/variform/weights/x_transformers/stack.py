@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,8 +11,8 @@ from torch import nn
 from variform.ops.rotary import rotary_frequencies
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.kinds import Stack
-from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.position.bias import T5Bias
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
 from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
@@ -27,7 +27,7 @@ from variform.stack.pool import LayerPool
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.entries import Entry, affine, constant, plain, reordered
-from variform.weights.x_transformers.attention import attention_entries, tiled_heads
+from variform.weights.x_transformers.attention import MIXERS, attention_entries, tiled_heads
 from variform.weights.x_transformers.history import BESIDE, history_entries
 from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.residuals import branch_entries, residual_entries
@@ -49,7 +49,7 @@ def stack_entries(stack: Stack, prefix: str, offset: float) -> Iterator[Entry]:
     if not isinstance(stack, LayerStack):
         raise no_counterpart(stack)
     steps = list(dict.fromkeys(steps_of(stack)))
-    mixers = [body for step in steps if isinstance(body := body_of(step), MultiHead)]
+    mixers = [body for step in steps if isinstance(body := body_of(step), (MultiHead, ProjectedAttention))]
     yield from _positions(mixers, prefix)
     factors = [_factor(step) for step in steps if not isinstance(body_of(step), (MLP, GLU))]
     yield from history_entries(stack, steps, prefix)
@@ -85,7 +85,7 @@ def body_of(step: Sublayer) -> nn.Module:
     return body
 
 
-def _positions(mixers: list[MultiHead], prefix: str) -> Iterator[Entry]:
+def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) -> Iterator[Entry]:
     """What upstream keeps once for all layers: the angles of rotary positions, the table of a relative bias."""
     rotation = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
     if rotation is not None:
@@ -131,7 +131,7 @@ def _step(step: Sublayer, prefix: str, offset: float, common: float) -> Iterator
             inner += "fn."
         inner += "fn." * isinstance(body, TokenShift)
         body = body.body
-    if isinstance(body, (MultiHead, CrossMultiHead)):
+    if isinstance(body, MIXERS):
         yield from attention_entries(body, inner)
     elif isinstance(body, (MLP, GLU)):
         yield from feedforward_entries(body, f"{inner}ff.")

@@ -7,6 +7,7 @@ from typing import Any
 from tests.parity.x_transformers.option_set import OptionSet
 
 GATES: dict[str, Any] = {"attn_gate_values": True, "attn_output_gate": True}
+LATENT: dict[str, Any] = {"attn_use_latent_kv": True, "attn_dim_latent_kv": 7}
 
 
 SETS = [
@@ -119,5 +120,70 @@ SETS = [
         "qk-norm-groups-dim-scale",
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
     ),
+    OptionSet(
+        "on-attn",
+        {"attn_on_attn": True},
+        feature="attention on attention",
+        part="projection/glu",
+        paper="arXiv:1908.06954",
+    ),
+    OptionSet("on-attn-grouped", {"attn_on_attn": True, "attn_kv_heads": 2, "attn_value_dim_head": 5}),
+    OptionSet(
+        "value-dim-head",
+        {"attn_value_dim_head": 5},
+        feature="values of another size",
+        part="mixer/projected_attention.dim_value",
+    ),
+    OptionSet(
+        "value-dim-head-grouped-gated",
+        {"attn_value_dim_head": 5, "attn_kv_heads": 2, "attn_gate_values": True, "rotary_pos_emb": True},
+    ),
+    OptionSet(
+        "no-output-map",
+        {"attn_project_out": False, "attn_dim_head": 6},
+        feature="no output map",
+        part="projection/identity",
+    ),
+    OptionSet("one-head-without-map", {"heads": 1, "attn_dim_head": 24}),
+    OptionSet("output-map-of-one-head", {"heads": 1, "attn_project_out": True, "attn_on_attn": True}),
+    OptionSet("dim-out", {"attn_dim_out": 24}, same=True),
+    OptionSet(
+        "latent-q",
+        {"attn_use_latent_q": True, "attn_dim_latent_q": 7},
+        feature="queries through a latent",
+        part="projection/low_rank",
+        paper="arXiv:2405.04434",
+    ),
+    OptionSet(
+        "latent-kv",
+        {"attn_use_latent_kv": True, "attn_dim_latent_kv": 7},
+        feature="keys and values through a latent",
+        part="key_values/latent",
+        paper="arXiv:2405.04434",
+    ),
+    OptionSet("latent-kv-rotary", {**LATENT, "rotary_pos_emb": True}),
+    OptionSet(
+        "latent-rope-subheads",
+        {**LATENT, "attn_latent_rope_subheads": 1, "rotary_pos_emb": True},
+        feature="keys of the token itself beside latent ones (decoupled rotation)",
+        part="key_values/latent.own_heads",
+        paper="arXiv:2405.04434",
+    ),
+    OptionSet("latent-rope-most-heads", {**LATENT, "attn_latent_rope_subheads": 3, "rotary_pos_emb": True}),
+    OptionSet("latent-grouped-memory", {**LATENT, "attn_kv_heads": 2, "attn_num_mem_kv": 2}),
+    OptionSet("latent-qk-rmsnorm", {**LATENT, "attn_qk_rmsnorm": True, "rotary_pos_emb": True}),
+    OptionSet(
+        "latent-norms-own-heads",
+        {**LATENT, "attn_qk_norm": True, "attn_latent_rope_subheads": 2, "rotary_pos_emb": True},
+    ),
+    OptionSet(
+        "latent-everything",
+        {
+            **{**LATENT, "attn_use_latent_q": True, "attn_dim_latent_q": 6, "attn_latent_rope_subheads": 2},
+            **{"rotary_pos_emb": True, "attn_value_dim_head": 5, "attn_gate_values": True, "attn_flash": True},
+            **{"ff_glu": True, "use_rmsnorm": True},
+        },
+    ),
+    OptionSet("latent-alibi", {**LATENT, "alibi_pos_bias": True, "attn_kv_heads": 2}),
     OptionSet("qk-norm-groups-memory", {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_num_mem_kv": 2}),
 ]

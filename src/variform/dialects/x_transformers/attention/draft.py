@@ -63,11 +63,6 @@ class AttentionDraft:
         elif isinstance(self.kv_heads, int) and (self.kv_heads < 1 or self.heads % self.kv_heads):
             hint = nearest_divisors(self.heads, max(1, self.kv_heads))
             found.append(Problem(f"{at}kv_heads", f"must divide heads = {self.heads}", self.kv_heads, hint))
-        if self.heads == 1 and self.project_out is None:
-            message = "with one head upstream leaves the output map out, which is not supported yet"
-            found.append(Problem("heads", message, 1, f"give {at}project_out=True, which keeps the map"))
-        if self.project_out is False:
-            found.append(Problem(f"{at}project_out", "attention without an output map is not supported yet", False))
         if self.qk_rmsnorm + self.k_rmsnorm + self.qk_norm > 1:
             message = "only one norm of queries and keys can be on: qk_norm, qk_rmsnorm or k_rmsnorm"
             found.append(Problem(f"{at}qk_rmsnorm", message))

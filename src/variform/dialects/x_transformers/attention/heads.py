@@ -10,8 +10,13 @@ from variform.errors import Problem
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
+from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
+from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.norm.norms import RMSNorm
-from variform.parts.projection.maps import LinearProjection, LowRankProjection
+from variform.parts.projection.maps import GatedProjection, IdentityProjection, LinearProjection, LowRankProjection
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention.draft import AttentionDraft
@@ -36,19 +41,19 @@ ROUTES: Table = {
     **_flags("value_rmsnorm", "l2_distance", "laser"),
     "laser_softclamp_value": Route(15.0, keep("laser_softclamp_value"), needs="laser", types=(int, float)),
     **_flags("orthog_projected_values", "orthog_projected_values_per_head"),
+    "on_attn": Route(False, keep("on_attn")),
+    "value_dim_head": Route(None, keep("value_dim_head"), types=(int,)),
+    "dim_out": Route(None, keep("dim_out"), types=(int,)),
+    "use_latent_q": Route(False, keep("use_latent_q")),
+    "dim_latent_q": Route(None, keep("dim_latent_q"), needs="use_latent_q", types=(int,)),
+    "use_latent_kv": Route(False, keep("use_latent_kv")),
+    "dim_latent_kv": Route(None, keep("dim_latent_kv"), needs="use_latent_kv", types=(int,)),
+    "latent_rope_subheads": Route(None, keep("latent_rope_subheads"), needs="use_latent_kv", types=(int,)),
     **refused(
-        on_attn=False,
         hybrid_module=None,
         hybrid_mask_kwarg=None,
         hybrid_fold_axial_dim=None,
         hybrid_learned_mix=False,
-        value_dim_head=None,
-        dim_out=None,
-        use_latent_q=False,
-        dim_latent_q=None,
-        use_latent_kv=False,
-        dim_latent_kv=None,
-        latent_rope_subheads=None,
     ),
 }
 """Keyword (without `attn_`) -> what it does to an `AttentionDraft`."""
@@ -56,7 +61,7 @@ ROUTES: Table = {
 
 def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
     """The rules that concern several keywords."""
-    return [*_gate_problems(draft), *_value_problems(draft, cross)]
+    return [*_gate_problems(draft), *_value_problems(draft, cross), *_map_problems(draft)]
 
 
 def _gate_problems(draft: AttentionDraft) -> list[Problem]:
@@ -157,5 +162,70 @@ def _with_memory(spec: Spec, change: Any) -> Spec:
 
 
 def mixer(draft: AttentionDraft, spec: Spec) -> Spec:
-    """The mixer with what the keywords put around it or in its place."""
-    return spec
+    """The mixer, with slots for its maps where they are not the plain ones."""
+    fields = _maps(draft)
+    if not fields or spec.part not in (MultiHead, CrossMultiHead):
+        return spec
+    return Spec(ProjectedAttention if spec.part is MultiHead else ProjectedCrossAttention, {**spec.args, **fields})
+
+
+def _maps(draft: AttentionDraft) -> dict[str, Any]:
+    """Maps into and out of the heads, fields of a `ProjectedAttention`."""
+    given = draft.options
+    fields: dict[str, Any] = {}
+    if given.get("use_latent_q"):
+        fields["query"] = LowRankProjection.spec(rank=given["dim_latent_q"])
+    if given.get("use_latent_kv"):
+        own = given["latent_rope_subheads"] or 0
+        fields["keys"] = LatentKeyValues.spec(dim_latent=given["dim_latent_kv"], own_heads=own)
+    if given.get("on_attn"):
+        fields["output"] = GatedProjection.spec()
+    elif not _maps_out(draft):
+        fields["output"] = IdentityProjection.spec()
+    fields |= {"dim_value": given["value_dim_head"]} if given.get("value_dim_head") is not None else {}
+    return fields | ({"dim_out": given["dim_out"]} if given.get("dim_out") not in (None, draft.dim) else {})
+
+
+def _maps_out(draft: AttentionDraft) -> bool:
+    """Whether there is an output map; upstream leaves it out with one head, where it can."""
+    if draft.project_out is not None:
+        return draft.project_out
+    widens = draft.options.get("dim_out") not in (None, draft.dim)
+    return draft.heads != 1 or widens or bool(draft.options.get("on_attn"))
+
+
+def _map_problems(draft: AttentionDraft) -> list[Problem]:
+    at, given, found = draft.prefix, draft.options, []
+    for name in ("q", "kv"):
+        size = given.get(f"dim_latent_{name}")
+        if given.get(f"use_latent_{name}") and (size is None or size < 1):
+            message = f"use_latent_{name} needs the features of the latent: dim_latent_{name}"
+            found.append(Problem(f"{at}dim_latent_{name}", message, size))
+    own = given.get("latent_rope_subheads")
+    if own is not None and not 0 < own <= draft.key_heads:
+        message = f"must lie in 1..{draft.key_heads}, the heads of keys"
+        found.append(Problem(f"{at}latent_rope_subheads", message, own))
+    for name in ("value_dim_head", "dim_out"):
+        if given.get(name) is not None and given[name] < 1:
+            found.append(Problem(f"{at}{name}", "at least 1", given[name]))
+    dim_out = given.get("dim_out") or draft.dim
+    if dim_out != draft.dim and not given.get("alone"):
+        message = f"what joins a residual stream of {draft.dim} features must have as many"
+        found.append(Problem(f"{at}dim_out", message, dim_out, "an Attention by itself may have others"))
+    if not _maps_out(draft):
+        found += _mapless_problems(draft, draft.heads * (given.get("value_dim_head") or draft.dim_head), dim_out)
+    return found
+
+
+def _mapless_problems(draft: AttentionDraft, inner: int, dim_out: int) -> list[Problem]:
+    """What stands against leaving the output map out, from `inner` features to `dim_out`."""
+    name, hint = f"{draft.prefix}project_out", f"give {draft.prefix}project_out=True, which keeps the map"
+    if draft.options.get("on_attn"):
+        return [Problem(name, "the gate of on_attn is part of the output map", False, hint)]
+    if inner != dim_out:
+        message = f"without an output map the heads' {inner} features must be the {dim_out} that go out"
+        return [Problem(name, message, draft.project_out, hint)]
+    if draft.key_heads not in (1, draft.heads):
+        message = "without an output map the order of heads counts: as many key heads as heads are needed, or one"
+        return [Problem(name, message, draft.project_out, hint)]
+    return []

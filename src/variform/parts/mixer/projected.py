@@ -1,0 +1,210 @@
+"""Multi-head attention whose maps into and out of the heads are slots, over the sequence itself or over a context."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from variform.core.inherit import INHERIT
+from variform.core.part import Can, Facts, use
+from variform.core.registry import register
+from variform.core.spec import Spec, described
+from variform.errors import Problem
+from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.kinds import (
+    Attention,
+    Bias,
+    KeyValues,
+    Mixer,
+    Norm,
+    Output,
+    Projection,
+    Rotation,
+    State,
+    Streams,
+)
+from variform.parts.mixer.latents import attend_latents
+from variform.parts.mixer.multi_head import (
+    head_facts,
+    head_problems,
+    join_heads,
+    own_sides,
+    slot_abilities,
+    slot_problems,
+    split_heads,
+    takes_scores,
+    without_padding,
+)
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("projected_attention")
+class ProjectedAttention(Mixer):
+    """Multi-head self-attention with any maps into and out of the heads.
+
+    y = output(concat_h attention_h(query(x), keys(x))). With `keys: latent` it is multi-head latent attention
+    (DeepSeek-V2, arXiv:2405.04434): decoding keeps the latent, and few queries are multiplied with it as it is. With
+    the plain maps by default it is `multi_head`, which is faster to read.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]
+
+    Args:
+        dim: features in, and out.
+        heads: number of query heads.
+        dim_head: features of a query and key; dim / heads by default.
+        dim_value: features of a value; as many as `dim_head` by default.
+        kv_heads: number of key and value heads, a divisor of `heads`; as many as `heads` by default.
+        dim_out: features out, for a use outside of residual steps; `dim` by default.
+        keys: how keys and values are made, and what of them decoding keeps.
+        query: the map to the heads' queries.
+        output: the map from the heads' values.
+        attention: what happens between the heads' q, k and v.
+        rotation: position code that rotates q and k.
+        position_bias: position code that biases the scores.
+        q_norm: a norm on each head's q.
+        k_norm: a norm on each head's k.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias"})
+    takes_views: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        dim_head: Size | None = None,
+        dim_value: Size | None = None,
+        kv_heads: Size | None = None,
+        dim_out: Size | None = None,
+        keys: KeyValues = use("linear"),
+        query: Projection = use("linear"),
+        output: Projection = use("linear"),
+        attention: Attention = use("softmax"),
+        rotation: Rotation | None = None,
+        position_bias: Bias | None = None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads or heads
+        self.dim_head = dim_head or dim // heads
+        self.dim_value = dim_value or self.dim_head
+        self.keys = keys
+        self.query = query
+        self.output = output
+        self.attention = attention
+        self.rotation = rotation
+        self.position_bias = position_bias
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the sizes of a head."""
+        return projected_facts(facts)
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The sizes of the maps, and those of a head for all but a rotation, to which the keys say what is rotated."""
+        return {} if slot == "rotation" else slot_facts(slot, facts, facts["dim"])
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads must divide what they split, and a bias needs scores."""
+        found, attention = projected_problems(facts), facts["attention"]
+        if facts["position_bias"] is not None and not takes_scores(attention):
+            message = f"the attention {attention.name!r} has no scores that a bias could change"
+            found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
+        return found
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """What the attention can do; latents can be kept where it has nothing to keep itself."""
+        can = slot_abilities(args)
+        return can if kept_outside(args) is not False else replace(can, decode=False)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend over `x` itself."""
+        valid = streams.get("valid")
+        x = without_padding(x, valid)
+        of_k, of_v = streams.get("key_input"), streams.get("value_input")
+        of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
+        q = split_heads(self.query(x), self.heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        sides = own_sides(self.attention, self.position_bias, x, streams)
+        first, second = self.keys(of_k, of_v)
+        out: Tensor | tuple[Tensor, State]
+        if isinstance(self.keys, LatentKeyValues):
+            made = q, first, second
+            out = attend_latents(self.keys, self.attention, self.rotation, self.k_norm, made, sides)
+        else:
+            k = first if self.k_norm is None else self.k_norm(first)
+            if self.rotation is not None:
+                q, k = self.rotation(q, k, sides.q_positions, sides.k_positions)
+            out = self.attention(q, k, second, sides)
+        joined, state = out if isinstance(out, tuple) else (out, None)
+        y = self.output(join_heads(joined))
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """The attention's own state, or buffers for latents and own keys."""
+        keys = self.keys
+        if not isinstance(keys, LatentKeyValues):
+            like = next(keys.parameters())
+            return self.attention.init_state(batch, max_len, like, self.kv_heads, self.dim_head, self.dim_value)
+        return keys.init_state(batch, max_len)
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        """Whether the attention keeps state, or latents are kept for it."""
+        return self.attention.stateful
+
+
+def projected_facts(facts: Facts) -> dict[str, Any]:
+    """The sizes of a head, given or derived."""
+    sizes = head_facts(facts)
+    return {**sizes, "dim_value": facts["dim_value"] or sizes["dim_head"]}
+
+
+def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
+    """The sizes that the part in a slot of such a mixer sees.
+
+    Args:
+        slot: its name.
+        facts: of the mixer.
+        inputs: features that keys and values are made of.
+    """
+    sizes = projected_facts(facts)
+    dim, heads = facts["dim"], facts["heads"]
+    own: dict[str, Any] = {
+        "keys": {"inputs": inputs},
+        "query": {"inputs": dim, "outputs": heads * sizes["dim_head"], "writes": None},
+        "output": {"inputs": heads * sizes["dim_value"], "outputs": facts.get("dim_out") or dim},
+        "q_norm": {"dim": sizes["dim_head"]},
+        "k_norm": {"dim": sizes["dim_head"]},
+    }.get(slot, {})
+    return {**sizes, **own}
+
+
+def projected_problems(facts: Facts) -> list[Problem]:
+    """Heads must divide what they split, and the attention must be made for such heads."""
+    sizes = projected_facts(facts)
+    return head_problems(facts) + slot_problems(facts, facts["heads"], sizes["dim_head"], sizes["dim_value"])
+
+
+def kept_outside(args: Facts) -> bool | None:
+    """Whether the attention leaves it to its mixer to keep latents; None where there are none."""
+    keys, attention = described(args.get("keys")), described(args.get("attention"))
+    if not isinstance(keys, Spec) or not issubclass(keys.part, KeyValues) or not keys.part.compressed:
+        return None
+    if not isinstance(attention, Spec) or not issubclass(attention.part, Attention):
+        return None
+    return attention.part.takes_joined(attention.args)

@@ -1,0 +1,176 @@
+"""Multi-head attention over another sequence, whose maps into and out of the heads are slots."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from variform.core.dims import Shape, parse_shape
+from variform.core.inherit import INHERIT
+from variform.core.part import Can, Facts, use
+from variform.core.registry import register
+from variform.core.spec import Spec, described
+from variform.errors import Problem, ShapeError
+from variform.ops.masks import Mask
+from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, Sides, State, Streams
+from variform.parts.mixer.latents import absorbs, attend_absorbed
+from variform.parts.mixer.multi_head import (
+    context_without_padding,
+    join_heads,
+    refuse_streams,
+    slot_abilities,
+    split_heads,
+)
+from variform.parts.mixer.projected import projected_facts, projected_problems, slot_facts
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@register("projected_cross_attention")
+class ProjectedCrossAttention(Mixer):
+    """Multi-head attention from `x` to the stream `context`, with any maps into and out of the heads.
+
+    With the plain maps by default it is `cross_attention`. With `keys: latent`, decoding keeps the latents of the
+    context instead of its keys and values.
+
+    Shapes:
+        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]; context: [B, Lc, dim_context]; context_mask: [B, Lc] bool, or
+        a mask
+
+    Args:
+        dim: features in, and out.
+        heads: number of query heads.
+        dim_head: features of a query and key; dim / heads by default.
+        dim_value: features of a value; as many as `dim_head` by default.
+        kv_heads: number of key and value heads, a divisor of `heads`; as many as `heads` by default.
+        dim_context: features of the context; `dim` by default.
+        dim_out: features out, for a use outside of residual steps; `dim` by default.
+        keys: how keys and values are made, and what of them decoding keeps.
+        query: the map to the heads' queries.
+        output: the map from the heads' values.
+        attention: what happens between the heads' q, k and v.
+        q_norm: a norm on each head's q.
+        k_norm: a norm on each head's k.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
+    stateful: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        dim: Size = INHERIT,
+        heads: Size = INHERIT,
+        dim_head: Size | None = None,
+        dim_value: Size | None = None,
+        kv_heads: Size | None = None,
+        dim_context: Size | None = INHERIT,
+        dim_out: Size | None = None,
+        keys: KeyValues = use("linear"),
+        query: Projection = use("linear"),
+        output: Projection = use("linear"),
+        attention: Attention = use("softmax"),
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads or heads
+        self.dim_head = dim_head or dim // heads
+        self.dim_value = dim_value or self.dim_head
+        self.dim_context = dim_context or dim
+        self.keys = keys
+        self.query = query
+        self.output = output
+        self.attention = attention
+        self.placed = attention.takes_positions
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    @classmethod
+    def derive(cls, facts: Facts) -> Facts:
+        """The children see the sizes of a head."""
+        return projected_facts(facts)
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The sizes of the maps; the attention does not inherit `causal`: it reads another sequence."""
+        return {**slot_facts(slot, facts, facts.get("dim_context") or facts["dim"]), "causal": False}
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Heads must divide what they split, and the attention must accept another sequence, joined or not."""
+        found, attention = projected_problems(facts), facts["attention"]
+        if not attention.part.abilities(dict(attention.args)).cross:
+            found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
+        return found
+
+    @classmethod
+    def in_streams(cls, args: Facts) -> dict[str, Shape]:
+        """A context of any length."""
+        return {"context": parse_shape(("B", "L_context", args["dim_context"] or args["dim"]))}
+
+    @classmethod
+    def reads_streams(cls, args: Facts) -> frozenset[str]:
+        """The own positions too, where the attention goes by them."""
+        slot = described(args.get("attention"))
+        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
+        return cls.reads | {"positions"} if takes else cls.reads
+
+    @classmethod
+    def abilities(cls, args: Facts) -> Can:
+        """Causality towards the own sequence is kept: nothing of it is read."""
+        can = slot_abilities(args)
+        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        """Attend to the context."""
+        q = split_heads(self.query(x), self.heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        state = streams.get("state")
+        kept = self._of_context(streams) if state is None else (state["k"], state["v"])
+        if getattr(self.attention, "causal", False) and kept[0].shape[2] != x.shape[1]:
+            raise ShapeError(
+                f"causal cross attention needs equal lengths, not {x.shape[1]} queries and {kept[0].shape[2]} context "
+                "tokens"
+            )
+        sides = self._sides(x, streams)
+        keys, length = self.keys, x.shape[1]
+        if (
+            isinstance(keys, LatentKeyValues)
+            and state is not None
+            and absorbs(keys, self.attention, self.k_norm, length)
+        ):
+            out = attend_absorbed(keys, self.attention, (q, *kept), sides)
+        else:
+            k, v = keys.expand(*kept)
+            attended = self.attention(q, k if self.k_norm is None else self.k_norm(k), v, sides)
+            assert isinstance(attended, Tensor)
+            out = attended
+        y = self.output(join_heads(out))
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
+
+    def _of_context(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        context = streams.get("context")
+        if context is None:
+            raise ShapeError("cross attention needs the stream 'context': pass context=... to the model")
+        if context.shape[-1] != self.dim_context:
+            raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
+        context = context_without_padding(context, streams)
+        return self.keys(context, context)
+
+    def _sides(self, x: Tensor, streams: Streams) -> Sides:
+        given = streams.get("context_mask")
+        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
+        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        positions = streams.get("positions") if self.placed else None
+        return Sides(q_positions=positions, mask=mask, k_valid=valid, x=x, streams=streams)
+
+    def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
+        """What is kept of the context's tokens, computed once."""
+        first, second = self._of_context(streams)
+        return {"k": first, "v": second}

@@ -12,6 +12,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import Problem
+from variform.ops.gated import gated
 from variform.parts.activation import ACTIVATIONS, Activation
 from variform.parts.kinds import FeedForward, Gate, Nonlinearity, Norm, Streams
 from variform.parts.linear import Linear
@@ -166,7 +167,7 @@ class GLU(FeedForward):
         gate, up = self.gate(x), self.up(x)
         if self.before is not None:
             gate, up = self.before(gate, up)
-        x = self.act(gate) * up
+        x = gated(gate, up, self.act)
         if self.norm is not None:
             x = self.norm(x)
         if self.dropout and self.training:

@@ -34,7 +34,8 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(gate: Tensor, up: Tensor, act: Any, slope: Any) -> Tensor:
-        return act(gate).mul_(up) if gate.dtype is up.dtype else act(gate) * up
+        out: Tensor = act(gate).mul_(up) if gate.dtype is up.dtype else act(gate) * up
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -27,6 +27,7 @@ class OptionSet:
         layers: keywords of the stack, over `LAYERS`; None leaves one out.
         model: keywords of the wrapper, over `MODEL`.
         ours: further keywords of the stack that this library alone has.
+        ours_model: the same of the wrapper.
         stack: the class of the stack.
         feature: what the ledger and the gallery call it; "" leaves a combination or a variant out of them.
         about: what it does, for the gallery: a sentence or two, with the formula.
@@ -46,6 +47,7 @@ class OptionSet:
     layers: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     ours: Mapping[str, Any] = field(default_factory=dict)
+    ours_model: Mapping[str, Any] = field(default_factory=dict)
     stack: Literal["Decoder", "Encoder", "PrefixDecoder", "CrossAttender"] = "Decoder"
     feature: str = ""
     about: str = ""
@@ -64,4 +66,4 @@ class OptionSet:
         """All keywords of the stack and of the wrapper, those of this library alone left out for `upstream`."""
         chosen = {**LAYERS, **self.layers, **({} if upstream else self.ours)}
         layers = {name: value for name, value in chosen.items() if value is not None}
-        return layers, {**MODEL, **self.model}
+        return layers, {**MODEL, **self.model, **({} if upstream else self.ours_model)}

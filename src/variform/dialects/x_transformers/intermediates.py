@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,8 +137,7 @@ class Recorder:
         self.passes: list[Tensor] = []
         self.kind = "a"
         self.ends_with_norm = False
-        front = model.embedding
-        self.front = front.embedding if isinstance(front, FactorisedEmbedding) else front
+        self.front = front_of(model)
 
     def begin(self, stack: nn.Module, args: Any) -> None:
         """A pass begins anew."""
@@ -184,8 +183,21 @@ class Recorder:
 
     def embedded(self, embedding: nn.Module, args: Any, out: Any) -> None:
         """The tokens are embedded."""
-        assert isinstance(self.front, PrefixedEmbedding)
         self.found.initial_embeds = self.front.joined(features(out), args[1])
+
+
+def front_of(model: Transformer) -> PrefixedEmbedding:
+    """The part of the embedding that puts features in front."""
+    front = model.embedding
+    front = front.embedding if isinstance(front, FactorisedEmbedding) else front
+    assert isinstance(front, PrefixedEmbedding)
+    return front
+
+
+def initial_embeds(model: Transformer, ids: Tensor, streams: Mapping[str, Any]) -> Tensor:
+    """The embedded tokens with what stands before them, before dropout: [B, L] -> [B, P + L, emb_dim]."""
+    front = front_of(model)
+    return front.joined(features(front.embedding(ids, streams)), streams)
 
 
 def features(out: Any) -> Tensor:

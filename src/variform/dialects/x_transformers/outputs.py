@@ -82,6 +82,7 @@ def answered(
     ahead: int,
     recorder: Recorder | None,
     weight: float,
+    embedded: Tensor | None = None,
 ) -> Any:
     """What a call returns.
 
@@ -93,6 +94,7 @@ def answered(
         ahead: features in front that are left out of the result.
         recorder: of the way there, where it is asked for.
         weight: factor of the z-loss.
+        embedded: the embedded tokens with what stands before them, where they are to be returned.
     """
     found = LayerIntermediates() if recorder is None else recorder.found
     if found.last_layer_hiddens is None:
@@ -112,7 +114,7 @@ def answered(
         found.logits, out = logits, found.attn_pooled_tokens
     if asked.return_next_embed_pred:
         assert answers.next_embedding is not None
-        out = (out, (answers.next_embedding(x, {}), found.initial_embeds))
+        out = (out, (answers.next_embedding(x, {}), embedded))
     if asked.return_logit_entropies:
         found.logit_entropies = entropies(logits)
     if asked.return_attn_z_loss:

@@ -24,7 +24,7 @@ from variform.dialects.x_transformers.call import (
     refuse_call,
 )
 from variform.dialects.x_transformers.errors import InputError
-from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
+from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
@@ -202,7 +202,11 @@ class TransformerWrapper(nn.Module):
                 if recorder is not None:
                     recorder.found.cache = Cache(x, {k: v for k, v in streams.items() if k != "positions"}, positions)
                 valid = over_all(valid, prepend_embeds, prepend_mask, x)
+                embedded = initial_embeds(self.native, x, streams) if asked.return_next_embed_pred else None
+            elif asked.return_next_embed_pred:
+                raise InputError("return_next_embed_pred is for whole sequences: leave the cache out")
             else:
+                embedded = None
                 if input_not_include_cache is None:
                     input_not_include_cache = self.draft.input_not_include_cache
                 steps = Steps(x, _cache_of(cache), input_not_include_cache, cache_age, layers.causal)
@@ -211,7 +215,7 @@ class TransformerWrapper(nn.Module):
                     recorder.found.cache = after
         weight = self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight
         heads = Answers(self.native, self.draft, layers.causal)
-        return answered(heads, hidden, valid, asked, ahead, recorder, float(weight))
+        return answered(heads, hidden, valid, asked, ahead, recorder, float(weight), embedded)
 
     def _check(self, x: Tensor, mask: Tensor | None, prefix: Tensor | None, prefix_mask: Tensor | None) -> None:
         if x.dim() != 2 or x.is_floating_point():

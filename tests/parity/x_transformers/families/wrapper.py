@@ -10,12 +10,25 @@ from torch import Tensor
 
 from tests.parity.x_transformers.option_set import OptionSet
 
+OLD = ("2.26.4",)
 NEW = ("2.31.10",)
 
 
 def _set(name: str, feature: str = "", part: str = "", paper: str = "", **given: Any) -> OptionSet:
     """A set of wrapper keywords; those of `OptionSet` itself are taken as such."""
-    own = ("layers", "stack", "call", "versions", "wrong", "incompatible", "random", "same", "decodes", "why_not")
+    own = (
+        "ours_model",
+        "layers",
+        "stack",
+        "call",
+        "versions",
+        "wrong",
+        "incompatible",
+        "random",
+        "same",
+        "decodes",
+        "why_not",
+    )
     more = {key: given.pop(key) for key in own if key in given}
     return OptionSet(name, model=given, feature=feature, part=part, paper=paper, **more)
 
@@ -60,6 +73,7 @@ SETS = [
     ),
     _set(
         "embed-num-tokens-normed",
+        versions=NEW,
         embed_num_tokens={"kind": 3, "place": 4},
         post_emb_norm=True,
         tie_embedding=True,
@@ -78,10 +92,12 @@ SETS = [
     _set(
         "l2norm-embed", "FixNorm: vectors of length one", "embedding/tokens.unit", "arXiv:1910.05895", l2norm_embed=True
     ),
-    _set("l2norm-embed-tied", l2norm_embed=True, tie_embedding=True, layers={"rotary_pos_emb": True}),
-    _set("tie-embedding", "tied embedding", "head/tied_lm", "arXiv:1608.05859", tie_embedding=True),
+    _set("l2norm-embed-tied", versions=NEW, l2norm_embed=True, tie_embedding=True, layers={"rotary_pos_emb": True}),
+    _set("tie-embedding", "tied embedding", "head/tied_lm", "arXiv:1608.05859", tie_embedding=True, versions=NEW),
+    # Earlier logits of a tied head have no factor.
+    _set("tie-embedding-old", tie_embedding=True, versions=OLD, ours_model={"tie_embedding_scale": 1.0}),
     _set("tie-embedding-scale", tie_embedding=True, tie_embedding_scale=0.7, versions=NEW),
-    _set("tie-embedding-norm", tie_embedding=True, post_emb_norm=True, scaled_sinu_pos_emb=True),
+    _set("tie-embedding-norm", versions=NEW, tie_embedding=True, post_emb_norm=True, scaled_sinu_pos_emb=True),
     _set("no-abs-pos", "no absolute positions", "embedding/tokens.position", "arXiv:2203.16634", use_abs_pos_emb=False),
     _set("max-seq-len-0", max_seq_len=0),
     _set(
@@ -186,7 +202,7 @@ SETS = [
         mixture_of_softmax=True,
     ),
     _set("mixture-of-softmax-k", mixture_of_softmax=True, mixture_of_softmax_k=2, sigsoftmax_logits=True),
-    _set("mixture-tied", mixture_of_softmax=True, mixture_of_softmax_k=3, tie_embedding=True),
+    _set("mixture-tied", versions=NEW, mixture_of_softmax=True, mixture_of_softmax_k=3, tie_embedding=True),
     _set("sigsoftmax", "sigsoftmax", "head/sigsoftmax", "arXiv:1805.10829", sigsoftmax_logits=True),
     _set("sigsoftmax-pooled", sigsoftmax_logits=True, average_pool_embed=True, stack="Encoder"),
     _set(

@@ -58,7 +58,20 @@ def arrangements() -> dict[str, Any]:
     tokens = {"shared": "tokens", "of": {"part": "tokens", "position": "position/sinusoidal"}}
     normed = {"part": "multi_head", "q_norm": "rms_norm", "k_norm": {"part": "rms_norm", "per_head": 2}, "kv_heads": 2}
     memory = {"part": "softmax", "memory": {"part": "memory/learned", "count": 3}}
+    hyper = {"part": "stack", "layers": [sublayer(b, residual="hyper_connection") for b in (heads, "mlp")]}
+    several = {"part": "multi_stream", "stack": hyper, "residual_streams": 3, "norm": "rms_norm"}
     return {
+        "residuals": transformer(
+            [
+                layer(
+                    sublayer(heads, residual={"part": "mean_split", "learned": True}),
+                    sublayer("mlp", residual={"part": "gru", "scaled": True}),
+                    sublayer("mlp", residual="orthogonal"),
+                )
+            ],
+            causal=True,
+        ),
+        "several streams": transformer([], stacks=[several], causal=True),
         "shared layer": transformer([once, {"shared": "layer"}, once], causal=True),
         "shared attention": transformer(
             [layer(sublayer(attend), sublayer("mlp")), layer(sublayer({"shared": "attend"}), sublayer("glu"))]

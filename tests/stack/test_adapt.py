@@ -214,6 +214,17 @@ def test_a_layer_program_hands_its_streams_to_its_parts():
     torch.testing.assert_close(program(x, {"valid": valid}), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_residual_is_given_the_streams_that_it_reads():
+    """Padding has no part in a mean, whether a program declares it or a model gives it."""
+    join = step("residual/mean_split", ("before", "x", "valid"), alpha=0.5)
+    lines = [step("copy", ("x",), ("before",)), step("mlp"), join]
+    program = model(lines, {"x": ("B", "L", D), "valid": ("B", "L")})
+    x, valid = torch.randn(B, L, D, dtype=torch.float64), torch.arange(L).expand(B, L) < 4
+    whole, cut = program({"x": x, "valid": valid})["x"], program({"x": x[:, :4], "valid": valid[:, :4]})["x"]
+    torch.testing.assert_close(whole[:, :4], cut)
+    assert (program({"x": x, "valid": valid | True})["x"][:, :4] - cut).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize(("kind", "name"), [key for key in parts() if key[0] in ("embedding", "head")])
 def test_declared_output_shapes_are_those_of_runs(kind, name):
     inner = {"part": "tokens", "vocab_size": 11}

@@ -130,6 +130,8 @@ def _attention(
 
 def _call(step: Step, reads: list[str], own: Callable[[], str], shaken: Shaken, streams: Callable[[], str]) -> str:
     kind = step.op.kind
+    if kind == "residual" and len(reads) > 2:
+        raise Unsupported(f"it reads {', '.join(step.takes[2:])}: a residual with streams is left to the library")
     if isinstance(step.op, Op) or kind in ("norm", "residual"):
         return f"{own()}({', '.join(reads)})"
     count = {"rotation": 2, "attention": 3}.get(kind, 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from variform.core.spec import Spec
+from variform.core.spec import Spec, described
 from variform.errors import ConfigError
 from variform.lower.bodies import OPENERS
 from variform.lower.writer import Place, Writer
+from variform.parts.kinds import MultiResidual
 from variform.parts.op.drop_path import DropPathOp
 from variform.parts.op.merging import CopyOp, MergeOp
 from variform.parts.op.scale import DropoutOp
@@ -53,7 +54,7 @@ def write_layer(writer: Writer, layer: Spec, place: Place, deep: bool) -> None:
     if layer.part is TransformerLayer and writer.opens(place):
         for child, where in place.items("sublayers", layer["sublayers"]):
             write_layer(writer, child, where, deep)
-    elif layer.part is Sublayer and not layer["layer_drop"] and writer.opens(place):
+    elif layer.part is Sublayer and _is_plain(layer) and writer.opens(place):
         _sublayer(writer, layer, place, deep)
     elif layer.part is Publish:
         writer.step(CopyOp.spec(), into=(_published(writer, layer["stream"]),))
@@ -61,6 +62,13 @@ def write_layer(writer: Writer, layer: Spec, place: Place, deep: bool) -> None:
         writer.step(MergeOp.spec(how="add"), ("x", layer["stream"]))
     else:
         whole(writer, layer, place)
+
+
+def _is_plain(layer: Spec) -> bool:
+    """Whether all that a residual step does can be told in lines: what a branch reads and joins is one tensor each."""
+    residual: Any = described(layer["residual"])
+    opens = residual is not None and issubclass(residual.part, MultiResidual)
+    return not layer["layer_drop"] and layer["entry"] is None and not opens
 
 
 def _sublayer(writer: Writer, layer: Spec, place: Place, deep: bool) -> None:
@@ -83,7 +91,8 @@ def _sublayer(writer: Writer, layer: Spec, place: Place, deep: bool) -> None:
         writer.step(MergeOp.spec(how="add"), ("residual", "x"))
     else:
         joining, there = place.child("residual", layer["residual"])
-        writer.step(joining, ("residual", "x"), place=there)
+        streams = sorted(streams_of(joining) & writer.streams)
+        writer.step(joining, ("residual", "x", *streams), place=there)
     if layer["out_norm"] is not None:
         norm(writer, *place.child("out_norm", layer["out_norm"]))
 

@@ -14,7 +14,7 @@ from variform.core.part import Facts
 from variform.core.spec import Spec
 from variform.errors import ShapeError
 from variform.ops.scores import DenseBias
-from variform.parts.kinds import CONTENTS, Sides, State, Streams, call
+from variform.parts.kinds import CONTENTS, Sides, State, Streams, call, join
 from variform.parts.mixer.multi_head import refuse_streams
 
 Outputs = tuple[Any, ...]
@@ -130,6 +130,10 @@ def _run_stream_part(part: Any, mains: Sequence[Any], streams: Streams, slot: st
     return (call(part, mains[0], streams, slot, published),)
 
 
+def _run_residual(part: Any, mains: Sequence[Any], streams: Streams, slot: str, published: State) -> Outputs:
+    return (join(part, mains[0], mains[1], streams, slot, published),)
+
+
 def _run_embedding(part: Any, mains: Sequence[Any], streams: Streams, slot: str, published: State) -> Outputs:
     out = part(mains[0], streams)
     if isinstance(out, tuple):
@@ -193,9 +197,7 @@ ADAPTERS: dict[str, Adapter] = {
         1, (frozenset({"ids", "features"}),), ("features",), _run_embedding, _embedded, lambda shapes: {}
     ),
     "head": Adapter(1, (FEATURES,), ("features",), lambda p, xs, s, *_: (p(xs[0], s),), _answered),
-    "residual": Adapter(
-        2, (FEATURES, FEATURES), ("features",), lambda p, xs, *_: (p(*xs),), _joined, reads=frozenset()
-    ),
+    "residual": Adapter(2, (FEATURES, FEATURES), ("features",), _run_residual, _joined),
     "position": Adapter(1, (FEATURES,), ("features",), _run_position, _same, reads=_POSITIONS),
     "rotation": Adapter(
         2,

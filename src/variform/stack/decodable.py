@@ -8,7 +8,7 @@ from typing import Any
 from variform.core.part import Can, Part
 from variform.core.spec import Shared, Spec, described
 from variform.errors import ConfigError, Problem
-from variform.parts.kinds import Attention, Mixer, Op
+from variform.parts.kinds import Attention, Mixer, Op, Residual
 
 _HINT = "decoding needs causal parts with a decode state: set causal=True, or take other parts"
 
@@ -73,7 +73,7 @@ def _refusal(part: type[Part], can: Can, causal: Any) -> str | None:
         return f"cannot decode step by step: {part.kind} {part.name!r} has no decode state: it {how}"
     if not can.decode:
         return f"cannot decode step by step: {part.kind} {part.name!r} has no decode state"
-    if causal is False and issubclass(part, (Attention, Mixer)):
+    if causal is False and (issubclass(part, (Attention, Mixer)) or (issubclass(part, Residual) and part.stateful)):
         return f"cannot decode step by step: {part.kind} {part.name!r} is not causal"
     return None
 

@@ -17,7 +17,7 @@ from variform.core.dims import Shape
 from variform.core.part import Part
 from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.flows import FROM_END, Flow, each_token
-from variform.parts.kinds import Attention, Bias, Op, State, StreamPart, Streams, holds_state
+from variform.parts.kinds import Attention, Bias, Op, Residual, State, StreamPart, Streams, holds_state
 from variform.stack.adapt import output_shapes
 from variform.stack.decodable import undecodable
 from variform.stack.execute import ModuleList
@@ -98,7 +98,7 @@ class Lines:
                 return None
             (heads, dim), (dim_value,) = inputs[1].sizes(1, 3), inputs[2].sizes(3)
             return op.init_state(self.batch, self.max_len, self.like, heads, dim, dim_value)
-        if isinstance(op, StreamPart) and holds_state(op):
+        if isinstance(op, (StreamPart, Residual)) and holds_state(op):
             streams = {name: self.values[name] for name in step.takes[1:] if name in self.values}
             return op.init_state(self.batch, self.max_len, streams)
         return None
@@ -215,7 +215,7 @@ def _part_flow(step: Step, inputs: tuple[Flow, ...], outputs: tuple[Shape, ...])
     if isinstance(op, Bias):
         return (Flow(outputs[0], inputs[0].length, mask=inputs[0].mask),)
     keeps = isinstance(op, Attention) or holds_state(op)
-    mains = 3 if isinstance(op, Attention) else 1
+    mains = 3 if isinstance(op, Attention) else 2 if isinstance(op, Residual) else 1
     for name in step.takes[mains:]:
         if keeps and (name in _SIDES or name[2:] in _SIDES):
             raise ShapeError(

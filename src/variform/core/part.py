@@ -43,7 +43,10 @@ class Can:
     decode: bool = True
 
     def __and__(self, other: Can) -> Can:
-        return Can(**{f.name: getattr(self, f.name) and getattr(other, f.name) for f in fields(Can)})
+        return Can(*(getattr(self, flag) and getattr(other, flag) for flag in _FLAGS))
+
+
+_FLAGS = tuple(f.name for f in fields(Can))  # compiled code cannot ask for the fields of a dataclass
 
 
 @dataclass(frozen=True)

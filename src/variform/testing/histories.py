@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from variform.core.spec import Shared, Spec
-from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.softmax import LocalAttention
 from variform.parts.entry.layers import LayerAttention, LayerMixture
 from variform.parts.mixer.multi_head import MultiHead
@@ -121,3 +121,16 @@ def _values() -> list[Sample]:
 def _pool() -> list[Sample]:
     held = [Shared("second", Sublayer.spec(body=FEED)), Shared("first", Sublayer.spec(body=FEED))]
     return [Sample(LayerPool.spec(layers=held), host=in_stack(lambda spec: [spec, *reversed(held)]))]
+
+
+@samples_for(ScoreResidual)
+def _scores() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        steps = [Sublayer.spec(body=MultiHead.spec(attention=spec), norm=None) for _ in range(2)]
+        return [BeginHistory.spec(stream="scores"), *steps]
+
+    inner = LocalAttention.spec(window=5)
+    return [
+        Sample(ScoreResidual.spec(), host=in_stack(layers)),
+        Sample(ScoreResidual.spec(attention=inner), "in a window", host=in_stack(layers)),
+    ]

@@ -7,8 +7,8 @@ import torch
 
 import variform as vf
 from variform.core.spec import Spec
-from variform.errors import ShapeError
-from variform.parts.attention.across_layers import ValueResidual
+from variform.errors import ConfigError, ShapeError
+from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.kinds import Sides
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory
@@ -16,11 +16,11 @@ from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 
 
-def attention(spec: Spec) -> Any:
+def attention(spec: Spec, stream: str = "first_values") -> Any:
     """An attention as it stands in a stack: 4 heads, 2 key heads of 3 features."""
     step = Sublayer.spec(body=MultiHead.spec(attention=spec, kv_heads=2, dim_head=3))
     stack: Any = vf.build(
-        LayerStack.spec(layers=[BeginHistory.spec(stream="first_values"), step]), dim=6, heads=4, causal=True
+        LayerStack.spec(layers=[BeginHistory.spec(stream=stream), step]), dim=6, heads=4, causal=True
     ).double()
     return list(stack.layers)[1].body.attention
 
@@ -48,3 +48,22 @@ def test_values_of_other_heads_are_refused() -> None:
     q, k, v = (torch.randn(2, heads, 5, 3) for heads in (4, 2, 2))
     with pytest.raises(ShapeError, match="all attentions need as many key heads"):
         part(q, k, v, Sides(streams={"first_values": (v[:, :1],)}))
+
+
+def test_scores_are_those_before_and_its_own() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 3, dtype=torch.float64) for heads in (4, 2, 2))
+    before = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    part = attention(ScoreResidual.spec(), "scores")
+    own = q @ k.repeat_interleave(2, 1).mT / 3**0.5
+    future = torch.ones(5, 5).triu(1).bool()
+    for given, scores in (((), own), ((before,), own + before)):
+        sides = Sides(streams={"scores": given})
+        expected = scores.masked_fill(future, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+        torch.testing.assert_close(part(q, k, v, sides), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(sides.published["scores"][0], scores, rtol=0, atol=1e-12)
+
+
+def test_an_attention_without_scores_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'linear' has no scores that could be handed on"):
+        attention(ScoreResidual.spec(attention="linear"), "scores")

@@ -12,7 +12,7 @@ from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem, did_you_mean
 from variform.parts.activation import ACTIVATIONS
-from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.values import OrthogonalValues
 from variform.parts.entry.layers import LayerAttention, LayerMixture
 from variform.parts.kinds import MultiResidual
@@ -56,6 +56,8 @@ HISTORY: Table = {
     "learned_reinject_input_gate": Route(False, keep("learned_reinject_input_gate")),
     "add_value_residual": Route(False, keep("add_value_residual")),
     "learned_value_residual_mix": Route(True, keep("learned_value_residual_mix"), needs="add_value_residual"),
+    "residual_attn": Route(False, keep("residual_attn")),
+    "cross_residual_attn": Route(False, keep("cross_residual_attn"), needs="cross_attend"),
     "shift_tokens": Route(0, keep("shift_tokens"), types=(int, tuple)),
     "cross_attn_tokens_dropout": Route(
         0.0, keep("cross_attn_tokens_dropout"), needs="cross_attend", types=(int, float)
@@ -89,14 +91,21 @@ def check(draft: LayersDraft) -> list[Problem]:
     if not 0.0 <= on["cross_attn_tokens_dropout"] < 1.0:
         message = "a probability in [0, 1) is needed"
         found.append(Problem("cross_attn_tokens_dropout", message, on["cross_attn_tokens_dropout"]))
-    kv = draft.inner["attn_"]
-    if on["add_value_residual"] and any(
-        isinstance(kv.get(name), tuple) and len(set(kv[name])) > 1
-        for name in ("kv_heads", "one_kv_head", "dim_head", "value_dim_head")
-    ):
-        message = "the values of all layers need equal heads, so that they can be mixed"
-        found.append(Problem("add_value_residual", message, True))
+    unequal = [
+        name
+        for name in ("kv_heads", "one_kv_head", "dim_head", "value_dim_head", "max_attend_past")
+        if len(set(_each(draft.inner["attn_"].get(name)))) > 1
+    ]
+    for keyword, what in (("add_value_residual", "values"), ("residual_attn", "scores")):
+        if on[keyword] and unequal:
+            message = f"the {what} of all layers are put together, and attn_{unequal[0]} makes them unlike"
+            found.append(Problem(keyword, message, True))
     return found + _residual_options(draft)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    """The values of a keyword for the layers."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _residual_options(draft: LayersDraft) -> list[Problem]:
@@ -158,6 +167,10 @@ def _step(draft: LayersDraft, step: Spec, letter: str, place: int, first: bool, 
         learned = letter == "a" and not first and draft.options["learned_value_residual_mix"]
         stream = "first_values" if letter == "a" else "first_context_values"
         body = with_attention(body, lambda inner: _mixed_values(inner, learned, stream))
+    scores = "residual_attn" if letter == "a" else "cross_residual_attn"
+    if letter in "ac" and draft.options[scores]:
+        stream = "scores" if letter == "a" else "context_scores"
+        body = with_attention(body, lambda inner: _innermost(inner, stream))
     if letter == "c" and draft.options["cross_attn_tokens_dropout"]:
         body = ContextDropout.spec(body=body, rate=float(draft.options["cross_attn_tokens_dropout"]))
     if shift:
@@ -183,6 +196,14 @@ def with_attention(body: Spec, change: Callable[[Spec], Spec]) -> Spec:
         if isinstance(inner, Spec):
             return body.replace(**{slot: change(inner) if slot == "attention" else with_attention(inner, change)})
     return body
+
+
+def _innermost(attention: Spec, stream: str) -> Spec:
+    """Scores are handed on by the innermost attention, whose they are."""
+    inner = described(attention.args.get("attention"))
+    if isinstance(inner, Spec):
+        return attention.replace(attention=_innermost(inner, stream))
+    return ScoreResidual.spec(attention=attention, stream=stream)
 
 
 def _mixed_values(attention: Spec, learned: bool, stream: str) -> Spec:
@@ -221,6 +242,8 @@ def beginnings(draft: LayersDraft) -> list[Spec]:
     streams = {
         "history": on["integrate_layers"] or on["attn_aggregated_residuals"],
         "skips": on["unet_skips"],
+        "scores": on["residual_attn"] and not draft.only_cross,
+        "context_scores": on["cross_residual_attn"],
         "first_values": on["add_value_residual"] and not draft.only_cross,
         "first_context_values": on["add_value_residual"] and draft.cross_attend,
     }

@@ -91,8 +91,6 @@ LAYERS: Table = {
         rotate_num_heads=None,
         polar_pos_emb=False,
         polar_bias_uniform_init=False,
-        residual_attn=False,
-        cross_residual_attn=False,
         attn_residuals_last_output_as_query=False,
         rel_pos_kwargs={},
     ),

@@ -29,7 +29,7 @@ def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
         k=torch.cat((k.to(call.k.dtype).expand(batch, -1, -1, -1), call.k), 2),
         v=torch.cat((v.to(call.v.dtype).expand(batch, -1, -1, -1), call.v), 2),
         structure=None,
-        mask=_mask(call, count),
+        mask=_mask(replace(call, scores=()), count),  # some modifiers are of all keys, those in front included
         q_positions=None,
         k_positions=None,
         q_segments=None,

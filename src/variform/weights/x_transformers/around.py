@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
@@ -141,4 +141,5 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     DistanceAttention: _nothing,
     OrthogonalValues: _nothing,
     ValueResidual: _value_residual,
+    ScoreResidual: _nothing,
 }

@@ -53,7 +53,7 @@ def test_models_constructed_directly_are_checked_too() -> None:
         layer = TransformerLayer([step, up], dim=8, heads=2)
         stack = LayerStack([layer], dim=8, heads=2, causal=causal)
         head = LMHead(vocab_size=5, dim=8, init_std=None)
-        return Transformer(None, [stack], head, 8, 2, causal, 16, 5, None, None)
+        return Transformer(None, [stack], head, 8, 2, causal, 16, 5, None, None, None)
 
     assert model(causal=True).init_state(1)["parts"]
     with pytest.raises(vf.ConfigError, match=r"stacks\.0\.layers\.0\.sublayers\.0\.body\.attention.*not causal"):

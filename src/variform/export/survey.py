@@ -51,7 +51,7 @@ STANDINS: dict[Place, Place] = {
 STANDINS["variform.parts.op.common", "split"] = (SCORES, "split_heads")
 """The machinery, and what is written in its place."""
 
-SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid")
+SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefix_valid", "numbers")
 """What a standalone model takes beside its main input, where a part reads it."""
 
 _NEVER = frozenset(

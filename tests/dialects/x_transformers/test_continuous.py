@@ -42,6 +42,7 @@ def features(batch: int = 2, length: int = 7, width: int = 3) -> Tensor:
         ({"num_memory_tokens": -1}, "must not be negative"),
         ({"max_seq_len": -1}, "must be positive"),
         ({"post_emb_norm": 1}, "bool is needed"),
+        ({"scaled_sinu_pos_emb": True, "max_seq_len": None}, "no absolute positions"),
         ({"max_mem_len": -1}, "must not be negative"),
     ],
 )
@@ -57,7 +58,7 @@ def test_calls_are_checked() -> None:
         ({"mask": torch.ones(2, 7).bool(), "lens": torch.tensor([7, 7])}, "exclude one another"),
         ({"context": features(width=16)}, "cross_attend"),
         ({"prepend_mask": torch.ones(2, 1).bool()}, "without prepend_embeds"),
-        ({"return_attn": True}, "not supported yet"),
+        ({"cache": object()}, "not supported yet"),
     ):
         with pytest.raises((KeywordError, InputError), match=named):
             net(features(), **call)

@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no-absolute": {"use_abs_pos_emb": False},
     "no-output": {"dim_out": None},
     "norm": {"post_emb_norm": True},
+    "sines": {"scaled_sinu_pos_emb": True},
     "dropout": {"emb_dropout": 0.3},
     "memory": {"num_memory_tokens": 3},
     "pooled": {"average_pool_embed": True},
@@ -94,6 +95,20 @@ def test_modules_in_the_place_of_maps() -> None:
 
     theirs, mine = pair(build)
     agree(theirs, mine, lambda model: model(features()))
+
+
+def test_what_is_added_and_what_is_returned() -> None:
+    theirs, mine = pair(built(post_emb_norm=True, num_memory_tokens=2))
+    more = features(width=24)
+    agree(theirs, mine, lambda model: model(features(), sum_embeds=more))
+    (_, maps), (_, mine_maps) = (model(features(), return_attn=True) for model in (theirs, mine))
+    assert len(maps) == len(mine_maps) == 2
+    for expected, found in zip(maps, mine_maps, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    told = [model(features(), return_intermediates=True)[1] for model in (theirs, mine)]
+    torch.testing.assert_close(told[1].memory_tokens, told[0].memory_tokens, rtol=0, atol=1e-6)
+    for expected, found in zip(told[0].hiddens, told[1].hiddens, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"cross_attend": True}])

@@ -82,3 +82,14 @@ def test_generation(options: dict[str, Any], batch: int | None) -> None:
         torch.manual_seed(9)
         made.append(model.generate(batch_size=batch, start_temperature=0.8, filter_thres=0.5, noise_level_scale=0.7))
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("often", [0.0, 1.0])
+def test_its_own_states_as_a_condition(often: float) -> None:
+    theirs, mine = pair(built(self_cond=True, self_cond_train_prob=often))
+    agree(theirs, mine, loss)
+    made = []
+    for model in (theirs, mine):
+        torch.manual_seed(9)
+        made.append(model.generate(batch_size=2))
+    assert torch.equal(*made)

@@ -43,6 +43,7 @@ def both(answer: tuple[Tensor, Tensor]) -> Tensor:
         {"tie_embedding": True},
         {"use_abs_pos_emb": False},
         {"num_memory_tokens": 3},
+        {"scaled_sinu_pos_emb": True},
         {"emb_dropout": 0.2},
         {"layers": {"rotary_pos_emb": True, "use_rmsnorm": True}},
     ],

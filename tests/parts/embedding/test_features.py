@@ -82,3 +82,11 @@ def test_inputs_of_another_width_are_mapped_first() -> None:
         part(torch.randn(2, SEQ, DIM), {})
     with pytest.raises(vf.ConfigError, match="no offset"):
         vf.build(FeatureEmbedding.spec(dim=DIM, bias=True))
+
+
+def test_features_are_added_before_class_tokens_and_norm() -> None:
+    net = model(FeatureEmbedding.spec(class_tokens=1, dim_in=3))
+    x, more = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 5, DIM, dtype=torch.float64)
+    out = net.embedding(x, {"added": more})[0]
+    torch.testing.assert_close(out[:, 1:], net.embedding.project(x) + more)
+    assert net(x, added=more).shape == (2, 6, DIM)

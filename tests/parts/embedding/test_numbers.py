@@ -43,3 +43,8 @@ def test_numbers_have_the_shape_of_the_tokens() -> None:
     plain = vf.build(vf.models.gpt(vocab_size=5, dim=4, depth=1, heads=1, max_seq_len=5))
     with pytest.raises(vf.ShapeError, match="no part of this model reads it"):
         plain(IDS, numbers=NUMBERS.float())
+
+
+def test_what_is_added_is_not_multiplied() -> None:
+    net, more = model(), torch.randn(2, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(net(IDS, numbers=NUMBERS, added=more), net(IDS, numbers=NUMBERS) + more)

@@ -13,6 +13,7 @@ from variform.dialects.x_transformers.continuous import (
     ContinuousTransformerWrapper,
 )
 from variform.dialects.x_transformers.dpo import DPO
+from variform.dialects.x_transformers.multi_input import MultiInputTransformerWrapper
 from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
@@ -39,6 +40,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FeedForward",
+    "MultiInputTransformerWrapper",
     "NonAutoregressiveWrapper",
     "TransformerBlock",
     "TransformerWrapper",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
+from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.table import Route, Table, problems_of, put, raise_any, refused
+from variform.dialects.x_transformers.table import Route, Table, problems_of, put, raise_any
 from variform.errors import Problem, ShapeError, did_you_mean
 from variform.generate.readers import evaluating
 from variform.parts.embedding.features import FeatureEmbedding
@@ -59,9 +60,9 @@ class ContinuousDraft(AroundDraft):
     def _mapped(self, size: int | None, dim: int) -> int | None:
         return None if self.use_identity_if_same_dim and size == dim else size
 
-    def check(self, dim: int) -> list[Problem]:
+    def check(self, layers: AttentionLayers) -> list[Problem]:
         """A map is given as a size or as a module."""
-        found = super().check(dim)
+        found, dim = super().check(layers), layers.dim
         for end in ("in", "out"):
             size, module = getattr(self, f"dim_{end}"), getattr(self, f"project_{end}")
             if size is not None and module is not None:
@@ -85,7 +86,6 @@ CONTINUOUS: Table = {
     "average_pool_embed": Route(False, put("average_pool_embed")),
     "probabilistic": Route(False, put("probabilistic")),
     "use_identity_if_same_dim": Route(False, put("use_identity_if_same_dim")),
-    **refused(scaled_sinu_pos_emb=False),
 }
 """Keyword -> what it does to a `ContinuousDraft`."""
 
@@ -156,16 +156,14 @@ class ContinuousTransformerWrapper(AroundWrapper):
             lens: [B] real features of rows padded on the right.
             sum_embeds: [B, L, dim] features that are added behind the map.
             **streams: `pos, seq_start_pos, prepend_embeds, prepend_mask, context, context_mask, attn_mask,
-                self_attn_kv_mask, mems, mem_masks, return_mems` as `TransformerWrapper` takes them; upstream's other
-                arguments, at their defaults.
+                self_attn_kv_mask, attn_bias, condition, in_attn_cond, mems, mem_masks`, and `return_mems,
+                return_intermediates, return_attn`, see `AroundWrapper.hidden`; upstream's others, at their defaults.
         """
         if lens is not None:
             if mask is not None:
                 raise InputError("mask and lens exclude one another: both say which features are real")
             mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
-        if sum_embeds is not None:
-            raise KeywordError("sum_embeds is not supported yet in this dialect", path="sum_embeds")
-        found = self.hidden(self._mapped(x), mask=mask, **streams)
+        found = self.hidden(self._mapped(x), mask=mask, streams={"added": sum_embeds}, **streams)
         hidden = pool_tokens(found.hidden, found.valid, "mean") if self.average_pool_embed else found.hidden
         return found.answered(hidden if return_embeddings else self._answer(hidden))
 

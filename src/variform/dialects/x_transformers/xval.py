@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
+from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import filter_of, top_k
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, put, raise_any, refused
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, put, raise_any
 from variform.errors import Problem, did_you_mean
 from variform.generate.readers import evaluating
 from variform.parts.embedding.numbers import NumberEmbedding
@@ -69,9 +70,9 @@ class XValDraft(AroundDraft):
             "head": JoinedHead.spec(parts=[logits, LinearHead.spec(outputs=1, bias=True)]),
         }
 
-    def check(self, dim: int) -> list[Problem]:
+    def check(self, layers: AttentionLayers) -> list[Problem]:
         """Sizes, and what a tied head excludes."""
-        found = super().check(dim)
+        found, dim = super().check(layers), layers.dim
         for name in ("num_tokens", "logits_dim"):
             if (getattr(self, name) or (name == "logits_dim")) < 1:
                 found.append(Problem(name, "must be positive", getattr(self, name)))
@@ -94,7 +95,6 @@ XVAL: Table = {
     "emb_dim": Route(None, put("emb_dim"), types=(int,)),
     "logits_dim": Route(None, put("logits_dim"), types=(int,)),
     "tie_embedding": Route(False, put("tie_embedding")),
-    **refused(scaled_sinu_pos_emb=False),
 }
 """Keyword -> what it does to an `XValDraft`."""
 
@@ -146,8 +146,8 @@ class XValTransformerWrapper(AroundWrapper):
             x_num: the numbers; what stands at other tokens does not matter.
             return_embeddings: the hidden states in place of the answers.
             **streams: `mask, pos, seq_start_pos, prepend_embeds, prepend_mask, context, context_mask, attn_mask,
-                self_attn_kv_mask, mems, mem_masks, return_mems` as `TransformerWrapper` takes them; upstream's other
-                arguments, at their defaults.
+                self_attn_kv_mask, attn_bias, condition, in_attn_cond, mems, mem_masks`, and `return_mems,
+                return_intermediates, return_attn`, see `AroundWrapper.hidden`; upstream's others, at their defaults.
         """
         if x.dim() != 2 or x.shape != x_num.shape:
             raise InputError(

@@ -123,6 +123,7 @@ class Transformer(nn.Module):
         condition: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_valid: Tensor | None = None,
+        numbers: Tensor | None = None,
         hidden: bool = False,
     ) -> Tensor:
         if self.max_seq_len is not None and not inputs.dim() == 4 and inputs.shape[1] > self.max_seq_len:
@@ -136,6 +137,7 @@ class Transformer(nn.Module):
             "condition": condition,
             "prefix": prefix,
             "prefix_valid": prefix_valid,
+            "numbers": numbers,
         }
         x = inputs if self.embedding is None else self.embedding(inputs, streams)
         if prefix is not None:

@@ -15,6 +15,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError
+from variform.parts.embedding.tokens import fitting
 from variform.parts.kinds import Embedding, Norm, Output, Position, Streams
 from variform.parts.linear import Linear
 
@@ -23,11 +24,11 @@ Size = Annotated[int, Field(gt=0)]
 
 @register("features")
 class FeatureEmbedding(Embedding):
-    """Continuous inputs, with optional class tokens and positions: x = drop(norm([c; x] + P[positions])).
+    """Continuous inputs, with optional class tokens and positions: x = drop(norm([c; x + added] + P[positions])).
 
     Inputs of another width (`dim_in`) are mapped first: x = W inputs (+ b). Class tokens stand in front and take the
     first positions; with them the part republishes `positions` and `valid`, and neither packed documents nor cached
-    decoding are defined.
+    decoding are defined. The stream `added`, [B, L, dim], may be left out.
 
     Shapes:
         inputs: [B, L, dim] floats, or [B, L, dim_in] -> [B, class_tokens + L, dim]
@@ -42,7 +43,7 @@ class FeatureEmbedding(Embedding):
         bias: the map has an offset.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "added"})
 
     def __init__(
         self,
@@ -114,6 +115,8 @@ class FeatureEmbedding(Embedding):
                 f"features are floats of shape [batch, length, {self.width}], not {inputs.dtype} {list(inputs.shape)}"
             )
         x, published = inputs if self.project is None else self.project(inputs), {}
+        if streams.get("added") is not None:
+            x = x + fitting(streams["added"], x)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x), 1)
             published = behind_class_tokens(streams, self.class_token.shape[0])

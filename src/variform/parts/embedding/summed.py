@@ -67,12 +67,13 @@ class SummedEmbedding(AroundEmbedding):
                     raise ShapeError(f"there are no further ids {name!r} here; {did_you_mean(name, self.names)}")
             lacking = ", ".join(name for name in self.names if name not in given)
             raise ShapeError(f"further ids are needed in every call: {lacking}")
+        alone = {**streams, "added": None}  # which the tokens' own embedding has added
         for name, part in zip(self.names, self.further, strict=True):
             ids = given[name]
             if tuple(ids.shape) != tuple(inputs.shape[:2]):
                 wanted = list(inputs.shape[:2])
                 raise ShapeError(f"the further ids {name!r} have shape {list(ids.shape)}, and the tokens {wanted}")
-            x = x + part(ids, streams)
+            x = x + part(ids, alone)
         if self.norm is not None:
             x = self.norm(x)
         return (x, published) if published else x

@@ -119,12 +119,29 @@ class Recall(NamedTuple):
         positions = inner.get("positions")
         inner["valid"] = joined_valid(self.length, self.valid, length, valid)
         if positions is not None:
-            moved = positions + self.shift
-            ahead = torch.arange(-self.length, 0, device=x.device) + moved.amin(-1, keepdim=True)
-            inner["positions"] = torch.cat((ahead, moved), -1)
+            inner["positions"] = self._positions(positions, valid)
         elif self.valid is not None:  # what is not remembered takes no place
             inner["positions"] = torch.arange(self.length + length, device=x.device)
         return torch.cat((memory.to(x.dtype), x), 1), inner
+
+    def _positions(self, positions: Tensor, valid: Tensor | None) -> Tensor:
+        """Those of memories and tokens: what is remembered ends where the first token stands.
+
+        Shapes:
+            positions: [L] or [B, L]; valid: [B, L] -> [M + L] or [B, M + L]
+        """
+        count = torch.arange(self.length, device=positions.device)
+        if not self.shift:  # a decode state counts them all
+            ahead = count if self.valid is None else (self.valid.long().cumsum(1) - 1).clamp(min=0)
+        else:
+            positions = positions + self.shift
+            real = positions if valid is None else positions.masked_fill(~valid, torch.iinfo(positions.dtype).max)
+            first = real.amin(-1, keepdim=True).clamp(max=positions.amax(-1, keepdim=True))
+            ahead = first - self.length + count
+        if ahead.dim() != positions.dim():
+            rows = max(ahead.shape[:-1], positions.shape[:-1], key=len)
+            ahead, positions = ahead.expand(*rows, -1), positions.expand(*rows, -1)
+        return torch.cat((ahead, positions), -1)
 
     def after(self, x: Tensor) -> Recall:
         """What is left for the steps behind one whose input was `x`."""

@@ -158,8 +158,8 @@ class Transformer(Model):
         batch, length, tokens = inputs.shape[0], inputs.shape[1], inputs.dim() != 4
         if tokens:
             check_streams(streams, batch, length, inputs.device, self.max_seq_len)
-        recall = None if memories is None else recall_of(memories, self, streams, batch, state)
         streams.update(rare)
+        recall = None if memories is None else recall_of(memories, self, streams, batch, state)
         planned = None
         after: dict[str, Any] = {}
         if state is not None:
@@ -171,7 +171,8 @@ class Transformer(Model):
             else:
                 planned = plan_behind(state, recall, batch, length, streams)
                 # What is in front takes up no place of the embedding.
-                own, after = planned.positions - planned.state["ahead"], {"positions": planned.positions}
+                own = (planned.positions - planned.state["ahead"]).clamp(min=0)  # padding may stand before the first
+                after = {"positions": planned.positions}
             streams["positions"], streams["cache"] = own, planned.cache
         elif positions is None and tokens:
             streams["positions"] = count_positions(valid, segments)

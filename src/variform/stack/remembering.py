@@ -32,9 +32,12 @@ def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch
         raise ShapeError(f"memories are `Memories(limit=...)` or what the call before returned, not {type(memories)}")
     if memories.limit < 0 or memories.shift < 0:
         raise ShapeError(f"limit and shift are at least 0, not {memories.limit} and {memories.shift}")
-    for name in ("mask", "segments"):
+    for name in ("mask", "segments", "bias"):
         if streams.get(name) is not None:
             raise ShapeError(f"{name} cannot be combined with memories: it says nothing about them")
+    condition = streams.get("condition")
+    if memories.length and condition is not None and condition.dim() == 3:
+        raise ShapeError("a condition a token cannot be combined with memories: it says nothing about them")
     valid, length = memories.valid, memories.length
     if valid is not None and tuple(valid.shape) != (batch, length):
         raise ShapeError(f"the memories' valid is bool [{batch}, {length}], not {valid.dtype} {list(valid.shape)}")

@@ -228,10 +228,10 @@ class TestLoss:
         torch.testing.assert_close(model(marked), whole)
 
     def test_outputs(self) -> None:
-        loss, (logits, cache) = AutoregressiveWrapper(language())(ids(), return_outputs=True)
+        loss, (logits, found) = AutoregressiveWrapper(language())(ids(), return_outputs=True)
         assert loss.ndim == 0
         assert logits.shape == (2, 6, 11)
-        assert cache is None
+        assert len(found.hiddens) == 2
 
     def test_features_in_front_have_no_targets(self) -> None:
         model = AutoregressiveWrapper(language()).eval()
@@ -240,6 +240,8 @@ class TestLoss:
         logits = model.net(x, prepend_embeds=front)[:, 3:-1]
         expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x[:, 1:])
         torch.testing.assert_close(model(x, prepend_embeds=front), expected)
+        further = AutoregressiveWrapper(language(add_continuous_pred_head=True)).eval()
+        assert further(x, prepend_embeds=front).isfinite()
 
     def test_forgetting_hides_keys_but_never_the_first(self) -> None:
         model = AutoregressiveWrapper(language(), mask_prob=0.5)
@@ -248,6 +250,18 @@ class TestLoss:
         assert (kept.sum(-1) == 4).all()
         assert model(ids()).isfinite()
         assert model(ids(), prepend_embeds=torch.randn(2, 3, 16)).isfinite()
+
+    @pytest.mark.parametrize(
+        "keywords", [{"next_embed_loss_weight": 0.3}, {"looped_loss_slope": 3}, {"looped_exit_loss_weight": 0.5}]
+    )
+    def test_a_keyword_without_effect_is_refused(self, keywords: dict[str, Any]) -> None:
+        with pytest.raises(KeywordError, match="has no effect on a model without"):
+            AutoregressiveWrapper(language(), **keywords)
+
+    def test_several_heads_are_no_language_model(self) -> None:
+        for model in ({"num_output_heads": 2}, {"return_only_embed": True}):
+            with pytest.raises(KeywordError, match="one head of logits"):
+                AutoregressiveWrapper(language(**model))
 
     def test_a_row_of_one_token_has_nothing_to_learn(self) -> None:
         with pytest.raises(InputError, match="at least two tokens"):

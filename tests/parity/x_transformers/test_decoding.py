@@ -18,6 +18,7 @@ import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.families import all_sets
 from tests.parity.x_transformers.option_set import OptionSet
 from variform.errors import ConfigError
+from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 
 LENGTH = 11
@@ -30,9 +31,14 @@ EACH = (*HELD, "condition")
 CAUSAL = [one for one in all_sets() if one.stack == "Decoder" and not one.random]
 
 
-def sides(one: OptionSet, ids: Tensor) -> dict[str, Tensor]:
+def sides(one: OptionSet, ids: Tensor) -> dict[str, Any]:
     """The further arguments of a set, in float64; sets with arguments of whole sequences alone are not decoded."""
     given = {} if one.call is None else one.call(ids)
+    if "mems" in given:
+        sizes = one.keywords()[1]
+        masks = given.get("mem_masks", [None])
+        remembered = Memories(sizes["max_mem_len"], sizes.get("shift_mem_down", 0), tuple(given["mems"]), masks[0])
+        return {"memories": remembered}
     by_token = given.get("condition", ids).dim() == 3
     if by_token or any(name not in EACH for name in given):
         pytest.skip("the set is of an argument for whole sequences")
@@ -58,6 +64,8 @@ def ids_of(one: OptionSet, rows: int = 3) -> Tensor:
 
 def features(out: Any) -> Tensor:
     """What a model answers with, [B, L, ...]; several heads answer one after another."""
+    if isinstance(out, tuple) and isinstance(out[-1], Memories):
+        out = out[0]
     return torch.cat([*out], -1) if isinstance(out, list | tuple) else out
 
 
@@ -66,14 +74,29 @@ def told(what: str) -> Callable[[str], str]:
     return lambda message: f"{what}: {message}"
 
 
-def in_chunks(model: Transformer, ids: Tensor, given: dict[str, Tensor]) -> Tensor:
+def state_of(model: Transformer, rows: int, given: dict[str, Any]) -> Any:
+    """A state that has read nothing yet."""
+    held = {name: x for name, x in given.items() if name in HELD}
+    return model.init_state(rows, LENGTH, ahead=given["memories"].length if "memories" in given else 0, **held)
+
+
+def row_of(x: Any, row: int) -> Any:
+    """What was given with one row."""
+    if not isinstance(x, Memories):
+        return x[row : row + 1]
+    valid = None if x.valid is None else x.valid[row : row + 1]
+    return x._replace(features=tuple(one[row : row + 1] for one in x.features), valid=valid)
+
+
+def in_chunks(model: Transformer, ids: Tensor, given: dict[str, Any]) -> Tensor:
     """All rows alike, 1 to 4 tokens a call."""
     draw, start, outs = random.Random(1), 0, []
-    state = model.init_state(len(ids), LENGTH, **{name: x for name, x in given.items() if name in HELD})
+    state = state_of(model, len(ids), given)
     rest = {name: x for name, x in given.items() if name not in HELD}
     while start < LENGTH:
         end = min(LENGTH, start + draw.choice((1, 2, 4)))
         out, state = model(ids[:, start:end], state=state, **rest)
+        rest.pop("memories", None)  # the state has them
         outs.append(features(out))
         start = end
     return torch.cat(outs, 1)
@@ -89,9 +112,9 @@ def ragged(rows: int) -> Iterator[list[int]]:
             yield counts
 
 
-def in_ragged_chunks(model: Transformer, ids: Tensor, given: dict[str, Tensor]) -> Tensor:
+def in_ragged_chunks(model: Transformer, ids: Tensor, given: dict[str, Any]) -> Tensor:
     """Each row takes its own number of tokens; the rest of a chunk is padding, on the right and on the left in turn."""
-    state = model.init_state(len(ids), LENGTH, **{name: x for name, x in given.items() if name in HELD})
+    state = state_of(model, len(ids), given)
     rest = {name: x for name, x in given.items() if name not in HELD}
     seen, outs = [0] * len(ids), [[] for _ in ids]  # type: list[int], list[list[Tensor]]
     for turn, counts in enumerate(ragged(len(ids))):
@@ -102,13 +125,14 @@ def in_ragged_chunks(model: Transformer, ids: Tensor, given: dict[str, Tensor]) 
             chunk[row, place] = ids[row, seen[row] : seen[row] + count]
             valid[row, place] = True
         out, state = model(chunk, valid=valid, state=state, **rest)
+        rest.pop("memories", None)
         for row, (place, count) in enumerate(zip(places, counts, strict=True)):
             outs[row].append(features(out)[row, place])
             seen[row] += count
     return torch.stack([torch.cat(row) for row in outs])
 
 
-def padded(model: Transformer, ids: Tensor, given: dict[str, Tensor], side: str) -> tuple[Tensor, Tensor]:
+def padded(model: Transformer, ids: Tensor, given: dict[str, Any], side: str) -> tuple[Tensor, Tensor]:
     """Rows of different lengths in one batch, and the same rows alone; their real tokens, one after another."""
     lengths = [LENGTH, 6, 1][: len(ids)]
     places = [slice(0, n) if side == "right" else slice(LENGTH - n, LENGTH) for n in lengths]
@@ -117,7 +141,7 @@ def padded(model: Transformer, ids: Tensor, given: dict[str, Tensor], side: str)
         batch[row, place], valid[row, place] = ids[row, :count], True
     together = features(model(batch, valid=valid, **given))
     alone = [
-        features(model(ids[row : row + 1, :count], **{name: x[row : row + 1] for name, x in given.items()}))[0]
+        features(model(ids[row : row + 1, :count], **{name: row_of(x, row) for name, x in given.items()}))[0]
         for row, count in enumerate(lengths)
     ]
     return torch.cat([together[row, place] for row, place in enumerate(places)]), torch.cat(alone)
@@ -133,7 +157,7 @@ def test_decoding(one: OptionSet) -> None:
     if one.decodes is False:
         assert one.why_not, "a set that cannot decode says why"
         with pytest.raises(ConfigError):
-            model.init_state(len(ids), LENGTH, **{name: x for name, x in given.items() if name in HELD})
+            state_of(model, len(ids), given)
     else:
         whole = features(model(ids, **given))
         assert whole.isfinite().all()

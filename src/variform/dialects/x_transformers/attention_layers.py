@@ -11,10 +11,12 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of
 from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
 from variform.dialects.x_transformers.table import REQUIRED
 from variform.parts.kinds import Stack
+from variform.stack.remembering import check_taken, recall_of
 
 
 class AttentionLayers(nn.Module):
@@ -75,6 +77,8 @@ class AttentionLayers(nn.Module):
         seq_start_pos: Tensor | None = None,
         condition: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
+        mems: Sequence[Tensor] | None = None,
+        mem_masks: Sequence[Tensor | None] | None = None,
         **more: Any,
     ) -> Tensor:
         """Run the stack.
@@ -90,14 +94,23 @@ class AttentionLayers(nn.Module):
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             condition: [B, C] or [B, L, C] for adaptive parts.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads.
+            mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
+            mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
-        out = self.native(x, {**streams, "injected": injected(in_attn_cond)})
-        assert isinstance(out, Tensor)
-        return out
+        streams["injected"] = injected(in_attn_cond)
+        if mems is None and mem_masks is None:
+            out = self.native(x, streams)
+            assert isinstance(out, Tensor)
+            return out
+        memories = memories_of(mems, mem_masks, 0, 0)
+        recall = recall_of(memories, self.native, streams, x.shape[0], None)
+        y, published = self.native(x, {**streams, "memories": recall})
+        check_taken(published["memories"])
+        return y
 
 
 class Encoder(AttentionLayers):

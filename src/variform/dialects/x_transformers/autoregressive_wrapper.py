@@ -32,11 +32,13 @@ from variform.dialects.x_transformers.filters import (
     top_k,
     top_p,
 )
-from variform.dialects.x_transformers.table import Route, Table, problems_of, raise_any, refused
+from variform.dialects.x_transformers.intermediates import LayerIntermediates
+from variform.dialects.x_transformers.table import Route, Table, apply_all, is_default, problems_of, put, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.beam import beam_search
 from variform.generate.loop import generate
 from variform.stack.model import Transformer
+from variform.wrappers.looped import loss_of_passes
 
 __all__ = [
     "FILTER_LOGITS_FN",
@@ -50,18 +52,16 @@ __all__ = [
 ]
 
 KEYWORDS: Table = {
-    **{name: Route(default, lambda draft, value: None) for name, default in (("ignore_index", -100), ("pad_value", 0))},
-    "mask_prob": Route(0.0, lambda draft, value: None, types=(int, float)),
-    **refused(
-        add_attn_z_loss=False,
-        next_embed_loss_weight=0.1,
-        looped_loss_threshold_exit=0.05,
-        looped_loss_slope=50,
-        looped_exit_loss_weight=1.0,
-    ),
+    "ignore_index": Route(-100, put("ignore_index"), types=(int,)),
+    "pad_value": Route(0, put("pad_value"), types=(int,)),
+    "mask_prob": Route(0.0, put("mask_prob"), types=(int, float)),
+    "add_attn_z_loss": Route(False, put("add_attn_z_loss")),
+    "next_embed_loss_weight": Route(0.1, put("next_embed_loss_weight"), types=(int, float)),
+    "looped_loss_threshold_exit": Route(0.05, put("looped_loss_threshold_exit"), types=(int, float)),
+    "looped_loss_slope": Route(50, put("looped_loss_slope"), types=(int, float)),
+    "looped_exit_loss_weight": Route(1.0, put("looped_exit_loss_weight"), types=(int, float)),
 }
-
-
+"""Keyword -> the attribute of the wrapper."""
 _CONTRAST = MappingProxyType({"beta": 0.5, "alpha": 0.1})
 
 
@@ -77,17 +77,30 @@ class AutoregressiveWrapper(nn.Module):
         pad_value: what an ended row is filled up with, and what ignored inputs are replaced by.
         mask_prob: part of the keys that are hidden at random, never the first (forgetful causal mask, Liu et al. 2022,
             arXiv:2210.13432).
-        **keywords: upstream's others, at their defaults.
+        **keywords: `add_attn_z_loss`, the z-loss on attention scores (weighted as the model says);
+            `next_embed_loss_weight`, of the prediction of the next token's features, where the model has the head;
+            `looped_loss_threshold_exit`, `looped_loss_slope` and `looped_exit_loss_weight` of looped models, see
+            `variform.wrappers.looped`.
 
     Raises:
-        KeywordError: unknown or unsupported keywords.
+        KeywordError: unknown keywords, and values that do not fit.
     """
+
+    ignore_index: int
+    pad_value: int
+    mask_prob: float
+    add_attn_z_loss: bool
+    next_embed_loss_weight: float
+    looped_loss_threshold_exit: float
+    looped_loss_slope: float
+    looped_exit_loss_weight: float
 
     def __init__(
         self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0, **keywords: Any
     ) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, KEYWORDS, {"mask_prob": mask_prob, **keywords}, KEYWORDS))
+        given = {"ignore_index": ignore_index, "pad_value": pad_value, "mask_prob": mask_prob, **keywords}
+        raise_any(problems_of(type(self).__name__, KEYWORDS, given, KEYWORDS))
         if not isinstance(net, TransformerWrapper):
             raise KeywordError(f"net is a TransformerWrapper, not {type(net).__name__}", path="net")
         if not 0.0 <= mask_prob < 1.0:
@@ -95,10 +108,18 @@ class AutoregressiveWrapper(nn.Module):
         if not net.native.causal:
             hint = "build the wrapper around a Decoder"
             raise KeywordError("the next token cannot be learned by layers that see it", path="net", hint=hint)
+        heads = net.draft.heads
+        if heads.return_only_embed or heads.num_output_heads > 1:
+            raise KeywordError("one head of logits is needed: the next token is learned from it", path="net")
+        for keyword, has, wanted in (
+            ("next_embed_loss_weight", net.add_continuous_pred_head, "add_continuous_pred_head"),
+            *((name, net.looped, "looped") for name in KEYWORDS if name.startswith("looped_")),
+        ):
+            if not has and not is_default(given.get(keyword, KEYWORDS[keyword].default), KEYWORDS[keyword].default):
+                message = f"has no effect on a model without {wanted}"
+                raise KeywordError(message, path=keyword, value=given[keyword])
+        apply_all(self, KEYWORDS, given)
         self.net = net
-        self.ignore_index = ignore_index
-        self.pad_value = pad_value
-        self.mask_prob = mask_prob
         self.max_seq_len = net.max_seq_len
 
     @property
@@ -125,7 +146,7 @@ class AutoregressiveWrapper(nn.Module):
 
         Args:
             x: token ids.
-            return_outputs: return (loss, (logits, None)): there is no cache.
+            return_outputs: return (loss, (logits, intermediates)).
             prepend_embeds: features before the tokens; they have no targets.
             lens: [B] real tokens of rows padded on the right.
             **streams: arguments of the model (`mask`, `context`, `context_mask`, ...).
@@ -140,10 +161,46 @@ class AutoregressiveWrapper(nn.Module):
             kept = self._forget(inputs)
             ahead = 0 if prepend_embeds is None else prepend_embeds.shape[1]  # what stands in front is never hidden
             streams["self_attn_kv_mask"] = F.pad(kept, (ahead, 0), value=True)
-        logits = self.net(inputs, prepend_embeds=prepend_embeds, excise_prepend_embeds=True, **streams)
-        logits = logits[:, :-1]
-        loss: Tensor = F.cross_entropy(logits.transpose(1, 2), x[:, 1:], ignore_index=self.ignore_index)
-        return (loss, (logits, None)) if return_outputs else loss
+        net = self.net
+        assert isinstance(net, TransformerWrapper)
+        asks: dict[str, Any] = {"return_attn_z_loss": self.add_attn_z_loss, "excise_prepend_embeds": True}
+        if net.add_continuous_pred_head:
+            asks["return_next_embed_pred"] = True
+        if net.looped:
+            asks["looped_pred_all_logits"] = True
+        wants = return_outputs or net.looped or self.add_attn_z_loss
+        answer: Any = net(inputs, prepend_embeds=prepend_embeds, return_intermediates=wants, **asks, **streams)
+        found: Any = None
+        if wants:
+            answer, found = answer
+        logits, features = answer if net.add_continuous_pred_head else (answer, None)
+        logits, targets = logits[:, :-1], x[:, 1:]
+        counted = targets != self.ignore_index
+        if net.looped:
+            loss = self._loop_loss(found, targets, counted)
+        else:
+            loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=self.ignore_index)
+        if self.add_attn_z_loss:
+            assert found is not None
+            loss = loss + found.attn_z_loss
+        if features is not None:
+            loss = loss + self.next_embed_loss_weight * _next_features(features[0], features[1], counted)
+        return (loss, (logits, found)) if return_outputs else loss
+
+    def _loop_loss(self, found: LayerIntermediates, targets: Tensor, counted: Tensor) -> Tensor:
+        """The loss over the passes of a looped model."""
+        assert found.all_pred_logits is not None
+        assert found.exit_logits is not None
+        length = targets.shape[1]
+        each = [
+            F.cross_entropy(
+                one[:, -length - 1 : -1].transpose(1, 2), targets, ignore_index=self.ignore_index, reduction="none"
+            )
+            for one in found.all_pred_logits
+        ]
+        gates = torch.cat(found.exit_logits, -1)[:, -length - 1 : -1].transpose(1, 2)
+        exits = (self.looped_loss_threshold_exit, self.looped_loss_slope, self.looped_exit_loss_weight)
+        return loss_of_passes(torch.stack(each, 1), gates, counted, *exits)
 
     def _forget(self, inputs: Tensor) -> Tensor:
         length = inputs.shape[1]
@@ -269,3 +326,14 @@ class AutoregressiveWrapper(nn.Module):
             return found.tokens[..., 0, :]
         single = found.scores.dim() == 1
         return found if single else (found.tokens.transpose(0, 1), found.scores.T)
+
+
+def _next_features(predicted: Tensor, embedded: Tensor, counted: Tensor) -> Tensor:
+    """The mean absolute error of predictions of the features of the next tokens, where those count.
+
+    Shapes:
+        predicted: [B, L, D]; embedded: [B, P + L, D], what the tokens were embedded as; counted: [B, L - 1]
+    """
+    targets = embedded[:, -predicted.shape[1] :][:, 1:].detach()
+    errors = (predicted[:, :-1] - targets).abs().mean(-1)
+    return errors.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)

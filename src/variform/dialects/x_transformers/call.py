@@ -25,12 +25,11 @@ HONOURED = (
     *("return_next_embed_pred", "return_attn_z_loss", "attn_z_loss_weight", "cache", "input_not_include_cache"),
     *("cache_age", "recycle_steps", "looped_steps", "max_looped_steps", "looped_pred_all_logits", "looped_inference"),
     *("looped_exit_prob_threshold", "embed_ids", "sum_embeds", "to_logits_kwargs", "condition"),
+    *("mems", "mem_masks", "return_mems", "detach_mems"),
 )
 
 
 STACK_CALL: dict[str, Any] = {
-    "mems": None,
-    "mem_masks": None,
     "seq_pos_offset": None,
     "cache": None,
     "input_not_include_cache": False,
@@ -56,8 +55,6 @@ STACK_CALL: dict[str, Any] = {
 
 MODEL_CALL: dict[str, Any] = {
     **{name: default for name, default in STACK_CALL.items() if name not in HONOURED},
-    "return_mems": False,
-    "detach_mems": True,
     "transform_token_embeds": None,
     "token_emb_kwargs": {},
 }

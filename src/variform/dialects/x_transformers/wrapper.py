@@ -25,6 +25,7 @@ from variform.dialects.x_transformers.call import (
 )
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
+from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
@@ -135,6 +136,10 @@ class TransformerWrapper(nn.Module):
         sum_embeds: Tensor | None = None,
         condition: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
+        mems: Sequence[Tensor] | None = None,
+        mem_masks: Sequence[Tensor | None] | None = None,
+        return_mems: bool = False,
+        detach_mems: bool = True,
         cache: LayerIntermediates | None = None,
         input_not_include_cache: bool | None = None,
         cache_age: int = 1,
@@ -161,6 +166,11 @@ class TransformerWrapper(nn.Module):
             sum_embeds: [B, L, emb_dim] features that are added to the tokens'.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
+            mems: [B, M, dim] a self-attention, which read them besides: what an earlier call gave with `return_mems`.
+            mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
+            return_mems: (answer, `mems` for the next call), or among the intermediates: the last `max_mem_len` inputs
+                of each self-attention.
+            detach_mems: as constants.
             cache: what an earlier call gave with `return_intermediates=True`; the answers are those of what it has not
                 read.
             input_not_include_cache: whether x is the new tokens alone, and not all; by default as the model was built.
@@ -178,7 +188,7 @@ class TransformerWrapper(nn.Module):
         if cache is None:
             check_context(layers, context)
             self._check(x, mask, prepend_embeds, prepend_mask)
-        given = {
+        given: dict[str, Any] = {
             "mask": attention_mask(attn_mask, self_attn_kv_mask),
             "context": context,
             "context_mask": context_mask,
@@ -192,6 +202,12 @@ class TransformerWrapper(nn.Module):
             "passes": asked.passes,
             "exit": asked.exit,
         }
+        remembers = mems is not None or mem_masks is not None or return_mems
+        if remembers and cache is not None:
+            raise InputError("mems and a cache cannot be combined: XLAutoregressiveWrapper.generate goes on from mems")
+        if remembers:
+            memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
+            given["memories"] = memories._replace(compact=False)  # tokens stay where the caller's masks have them
         excises = excise_prepend_embeds and cache is None
         ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excises else 0
         with recording(self.native, layers.native) if asked.records else nullcontext() as recorder:
@@ -199,8 +215,13 @@ class TransformerWrapper(nn.Module):
                 positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
                 streams = {**given, "positions": positions, "valid": valid}
                 hidden = self.native(x, hidden=True, **streams)
+                if remembers:
+                    hidden, left = hidden
+                    kept = list((left.detached() if detach_mems else left).features)
                 if recorder is not None:
-                    recorder.found.cache = Cache(x, {k: v for k, v in streams.items() if k != "positions"}, positions)
+                    recorder.found.cache = Cache(
+                        x, {k: v for k, v in streams.items() if k not in ("positions", "memories")}, positions
+                    )
                 valid = over_all(valid, prepend_embeds, prepend_mask, x)
                 embedded = initial_embeds(self.native, x, streams) if asked.return_next_embed_pred else None
             elif asked.return_next_embed_pred:
@@ -215,7 +236,13 @@ class TransformerWrapper(nn.Module):
                     recorder.found.cache = after
         weight = self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight
         heads = Answers(self.native, self.draft, layers.causal)
-        return answered(heads, hidden, valid, asked, ahead, recorder, float(weight), embedded)
+        answer = answered(heads, hidden, valid, asked, ahead, recorder, float(weight), embedded)
+        if not return_mems:
+            return answer
+        if recorder is None or not asked.gives_intermediates:
+            return answer, kept
+        recorder.found.mems = kept
+        return answer
 
     def _check(self, x: Tensor, mask: Tensor | None, prefix: Tensor | None, prefix_mask: Tensor | None) -> None:
         if x.dim() != 2 or x.is_floating_point():

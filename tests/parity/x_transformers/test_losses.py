@@ -1,0 +1,80 @@
+"""What the autoregressive wrapper adds to its loss, and memories of calls, against the installed x-transformers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.parity.x_transformers.harness import compare_gradients, pair
+from tests.parity.x_transformers.test_layers import tokens, wrapped
+
+
+@pytest.mark.parametrize(
+    ("model", "keywords"),
+    [
+        ({}, {"add_attn_z_loss": True}),
+        ({"add_continuous_pred_head": True}, {}),
+        ({"add_continuous_pred_head": True}, {"next_embed_loss_weight": 0.7, "add_attn_z_loss": True}),
+        ({"looped": True, "max_looped_steps": 3}, {}),
+        (
+            {"looped": True, "max_looped_steps": 3},
+            {"looped_loss_threshold_exit": 0.3, "looped_loss_slope": 4.0, "looped_exit_loss_weight": 0.5},
+        ),
+        ({"mixture_of_softmax": True}, {}),
+        ({"recycling": True}, {}),
+    ],
+    ids=lambda given: "-".join(given) or "plain",
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_losses(model: dict[str, Any], keywords: dict[str, Any], padded: bool) -> None:
+    def build(package: Any) -> nn.Module:
+        net = wrapped("Decoder", {"pre_and_post_norm": "looped" in model}, **model)(package)
+        built: nn.Module = package.AutoregressiveWrapper(net, **keywords)
+        return built
+
+    theirs, mine = pair(build, prefix="net.")
+    given: dict[str, Any] = {"lens": torch.tensor([13, 6])} if padded else {}
+    given |= {"recycle_steps": 2} if "recycling" in model else {}
+    if padded and "add_attn_z_loss" in keywords:
+        pytest.skip("padding counts there")
+    expected, found = (one(tokens(), **given) for one in (theirs, mine))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    expected.backward()
+    found.backward()
+    compare_gradients(theirs, mine, "net.")
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"rel_pos_bias": True}])
+@pytest.mark.parametrize("stack", ["Decoder", "Encoder"])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_memories_of_calls(options: dict[str, Any], stack: str, shift: int) -> None:
+    theirs, mine = pair(wrapped(stack, {**options, "depth": 3}, max_mem_len=7, shift_mem_down=shift))
+    kept = torch.rand(2, 7, generator=torch.Generator().manual_seed(5)) < 0.6
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+
+    def run(model: nn.Module) -> Tensor:
+        x = tokens(2, 19)
+        _, mems = model(x[:, :7], return_mems=True)
+        assert [m.shape for m in mems] == [(2, 7, 24)] * 3
+        assert not mems[0].requires_grad
+        first, more = model(x[:, 7:13], mems=mems, return_mems=True, detach_mems=False)
+        assert more[0].shape == (2, 7, 24)
+        second, _ = model(x[:, 13:], mems=mems, mem_masks=[kept] * 3, mask=mask, return_mems=True)
+        if stack == "Encoder":
+            second = second * mask.unsqueeze(-1)
+        return torch.cat([t.flatten() for t in (first, second, *([] if shift else more))])
+
+    torch.testing.assert_close(run(mine), run(theirs), rtol=0, atol=1e-6)
+    expected, found = run(theirs), run(mine)
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    compare_gradients(theirs, mine)
+
+
+def test_memories_of_a_stack_alone() -> None:
+    theirs, mine = pair(wrapped("Decoder", {"rotary_pos_emb": True}))
+    x, mems = torch.randn(2, 5, 24, dtype=torch.float64), [torch.randn(2, 3, 24, dtype=torch.float64)] * 2
+    expected, found = (model.attn_layers(x, mems=list(mems)) for model in (theirs, mine))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

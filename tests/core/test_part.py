@@ -31,7 +31,7 @@ MISUSE: dict[str, tuple[Callable[[], Any], str]] = {
     "a fallback left open": (lambda: LayerStack([], dim=None, heads=None), "must be given: causal"),
     "an explicit INHERIT": (lambda: LayerNorm(dim=vf.INHERIT), "must be given: dim"),
     "an unknown keyword": (lambda: LayerNorm(dim=8, esp=1.0), "unexpected keyword argument 'esp'"),
-    "too many values": (lambda: LayerNorm(8, 1e-5, True, 3), "too many positional"),
+    "too many values": (lambda: LayerNorm(8, 1e-5, True, True, 3), "too many positional"),
     "a missing required field": (lambda: Sublayer(), "missing a required argument: 'body'"),
 }
 

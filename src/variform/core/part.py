@@ -192,7 +192,7 @@ class Part(nn.Module, metaclass=PartMeta):
             slot: the field the child sits in.
             index: its place when the slot is a list, else 0.
             count: how many children the slot has.
-            facts: the part's own facts and its surroundings'.
+            facts: the part's own facts and its surroundings'; the parts given to its slots as they are described.
         """
         return {}
 

@@ -180,6 +180,8 @@ class _Walk:
         values: dict[str, Any] = {}
         given: dict[str, Any] = {}
         sure = sure and own is not None
+        slots = [f.name for f in fields_of(spec.part) if f.is_slot]
+        beside = {name: self._meant(spec.args[name]) for name in slots if name in spec.args}
         for f in fields_of(spec.part):
             if not f.is_slot:
                 continue
@@ -200,7 +202,8 @@ class _Walk:
                 follower = None if own is None or not f.many else spec.part.follow(f.name, {**facts, **own})
                 for index, item in enumerate(items):
                     here = join_path(path, f"{f.name}.{index}" if f.many else f.name)
-                    provided = {} if own is None else spec.part.provides(f.name, index, len(items), {**facts, **own})
+                    seen = {**facts, **beside, **(own or {})}
+                    provided = {} if own is None else spec.part.provides(f.name, index, len(items), seen)
                     known = {} if follower is None else follower.before(index, item)
                     child: Spec | Shared | None = None
                     if known is not None and "resolved" in known:
@@ -236,6 +239,10 @@ class _Walk:
                 message = f"{_label(spec)} has {name} = {own}, and what reaches it has {reaching}"
                 self._report(here, name, message, hint="leave it out, so that it is inherited")
         return len(self.problems) == before
+
+    def _meant(self, value: Any) -> Any:
+        """What stands in a slot, described but not resolved."""
+        return self.shared.get(value.name) if isinstance(value, Shared) else value
 
     def _described(self, f: Field, value: Any, here: str) -> Spec | None:
         """The description of a child that fits the slot, or None after reporting why there is none."""

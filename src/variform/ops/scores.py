@@ -58,6 +58,10 @@ class ScoreMod(ABC):
     def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The bias, broadcastable to `[B, H, Lq, Lk]` (4-D), or None when the modifier is not additive."""
 
+    def aligned(self, q_len: int, k_len: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The bias between positions 0..q_len-1 and 0..k_len-1, for modifiers that are quicker when they know this."""
+        return self.additive(torch.arange(q_len, device=device), torch.arange(k_len, device=device), dtype)
+
     @abstractmethod
     def score_mod(self, q_pos: Tensor | None = None, k_pos: Tensor | None = None) -> ScoreFunction | None:
         """FlexAttention's `score_mod(score, b, h, q_idx, kv_idx)`, or None when it cannot be expressed.

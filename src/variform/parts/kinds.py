@@ -285,10 +285,13 @@ class Rotation(Part):
 
     Shapes:
         q: [B, H, Lq, D], k: [B, Hk, Lk, D]; positions: [L] or [B, L] integers, None means 0..L-1
+        returns: the same, or `widening` times as many features
     """
 
     kind: ClassVar[str] = "rotation"
     follows: ClassVar[frozenset[str]] = frozenset({"dim_head"})
+    widening: ClassVar[int] = 1
+    """How many features of a query or key come from each."""
 
     @abstractmethod
     def forward(

@@ -104,7 +104,8 @@ def _rotated(op: Spec, mains: tuple[Shape, ...], streams: Mapping[str, Shape]) -
     head = op.get("dim_head")
     if q[3] != k[3] or (isinstance(head, int) and q[3] != head):
         raise ShapeError(f"{op.kind} {op.name!r} works on {head} features of a head")
-    return (q, k)
+    wider = getattr(op.part, "widening", 1)
+    return ((*q[:3], q[3] * wider), (*k[:3], k[3] * wider))
 
 
 def _attended(op: Spec, mains: tuple[Shape, ...], streams: Mapping[str, Shape]) -> tuple[Shape, ...]:

@@ -40,7 +40,10 @@ from variform.parts.nonlinearity.solu import SoLU
 from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition, SinusoidalPosition
+from variform.parts.position.dynamic import DynamicBias
+from variform.parts.position.polar import PolarRotation
 from variform.parts.position.rotary import RotaryRotation
+from variform.parts.position.some_heads import SomeHeads
 from variform.parts.stream_ops.carry import AddStream, Publish
 from variform.stack.condition import ConditionedStack
 from variform.stack.model import EncoderDecoder, Transformer
@@ -238,9 +241,26 @@ def _favor() -> list[Sample]:
     ]
 
 
+@samples_for(PolarRotation)
+def _polar() -> list[Sample]:
+    return [Sample(PolarRotation.spec()), Sample(PolarRotation.spec(uniform_start=True, scale=0.5), "with phases")]
+
+
+@samples_for(SomeHeads)
+def _some_heads() -> list[Sample]:
+    rotary = RotaryRotation.spec(xpos=50.0, max_seq_len=None)
+    return [Sample(SomeHeads.spec(rotation=rotary, q_heads=(3, 1), k_heads=(1, 3)))]
+
+
+@samples_for(DynamicBias)
+def _dynamic() -> list[Sample]:
+    return [Sample(DynamicBias.spec(hidden=6)), Sample(DynamicBias.spec(hidden=6, log=True, norm=True), "log, normed")]
+
+
 @samples_for(RotaryRotation)
 def _rotary() -> list[Sample]:
     return [
+        Sample(RotaryRotation.spec(xpos=50.0), "fading"),
         Sample(RotaryRotation.spec()),
         Sample(RotaryRotation.spec(layout="half", rotary_dim=2, max_seq_len=None), "half, without tables"),
         Sample(RotaryRotation.spec(interpolation=2.0, ntk=4.0), "interpolated"),

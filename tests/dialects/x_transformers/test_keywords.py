@@ -127,7 +127,7 @@ SIDES: dict[str, Any] = {
         ({"layers_execute_order": ()}, "at least one sublayer has to run"),
         ({"rotary_pos_emb": True, "rotary_emb_dim": 3}, "an even number is needed"),
         ({"rotary_pos_emb": True, "rotary_emb_dim": 8}, "cannot rotate more than the 4 features"),
-        ({"rel_pos_bias": True, "attn_kv_heads": (1, 2)}, "cannot share the bias table"),
+        ({"rel_pos_bias": True, "attn_kv_heads": (1, 2)}, "cannot share the bias"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -31,6 +31,7 @@ def pair(build: Build, prefix: str = "", dtype: torch.dtype = torch.float64) -> 
     theirs = build(upstream).to(dtype).eval()
     for name, param in theirs.named_parameters():
         param.data += torch.randn_like(param) * (0.02 if "token_emb" in name else 0.1)
+    in_its_dtype(theirs)
     for module in theirs.modules():
         if type(module).__name__ == "RotaryEmbedding":
             exact_angles(module)
@@ -40,6 +41,14 @@ def pair(build: Build, prefix: str = "", dtype: torch.dtype = torch.float64) -> 
     mine = build(ours).to(dtype).eval()
     load_x_transformers(mine, theirs.state_dict(), prefix=prefix)
     return theirs, mine
+
+
+def in_its_dtype(model: nn.Module) -> None:
+    """Hand distances to upstream's network in the dtype of its weights: it makes them in float32."""
+    for module in model.modules():
+        if type(module).__name__ == "DynamicPositionBias":
+            first: Any = module.mlp[0]  # type: ignore[index, union-attr]
+            first.register_forward_pre_hook(lambda part, given: (given[0].to(part[0].weight.dtype),))
 
 
 def exact_angles(rotary: Any) -> None:

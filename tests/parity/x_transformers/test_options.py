@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.families import all_sets
-from tests.parity.x_transformers.harness import agree, pair, upstream
+from tests.parity.x_transformers.harness import agree, in_its_dtype, pair, upstream
 from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
 from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of, plain_builder
 from variform.weights.x_transformers import load_x_transformers, to_x_transformers
@@ -63,6 +63,7 @@ def perturbed(model: nn.Module) -> nn.Module:
     """A model in float64 whose zeros and ones count."""
     torch.manual_seed(0)
     model = model.double().eval()
+    in_its_dtype(model)
     for param in model.parameters():
         param.data += 0.1 * torch.randn_like(param)
     return model

@@ -6,26 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from variform.core.spec import Shared, Spec
-from variform.dialects.x_transformers.attention.draft import AttentionDraft, score_scale
+from variform.core.spec import Spec
+from variform.dialects.x_transformers.attention.draft import AttentionDraft
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
 from variform.dialects.x_transformers.history import with_history
 from variform.dialects.x_transformers.order import arranged, layer_types
+from variform.dialects.x_transformers.positions import PositionDraft
 from variform.dialects.x_transformers.residuals import ResidualDraft
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import Table, apply_all, problems_of
 from variform.errors import Problem
-from variform.ops.scores import alibi_slopes
 from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.norm.pointwise import DynamicTanh
-from variform.parts.position.bias import AlibiBias, T5Bias
-from variform.parts.position.rotary import RotaryRotation
 from variform.stack.condition import ConditionedStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
-from variform.weights.x_transformers import tiled_heads
 
 
 @dataclass
@@ -45,13 +42,7 @@ class LayersDraft:
     dim_condition: int | None = None
     adaptive_condition_mlp: bool = False
     adaptive_condition_mlp_expansion: int = 4
-    alibi_pos_bias: bool = False
-    alibi_num_heads: int | None = None
-    rel_pos_bias: bool = False
-    rel_pos_num_buckets: int = 32
-    rel_pos_max_distance: int = 128
-    rotary: dict[str, Any] = field(default_factory=dict)
-    rotary_pos_emb: bool = False
+    positions: PositionDraft = field(default_factory=PositionDraft)
     weight_tie_layers: bool = False
     custom_layers: tuple[str, ...] | None = None
     layers_execute_order: tuple[int, ...] | None = None
@@ -72,8 +63,8 @@ class LayersDraft:
     @property
     def without_positions(self) -> bool:
         """Whether a model around the stack has no absolute positions."""
-        relative = self.rel_pos_bias or self.rotary_pos_emb
-        return relative if self.disable_abs_pos_emb is None else self.disable_abs_pos_emb
+        replaced = self.positions.replaces_absolute
+        return replaced if self.disable_abs_pos_emb is None else self.disable_abs_pos_emb
 
     @property
     def dim_head(self) -> int:
@@ -163,11 +154,13 @@ class LayersDraft:
         self._read(draft, prefix, ATTENTION, given)
         if len(self.problems) == wrong:
             self.problems += draft.check(cross=letter == "c")
+        if len(self.problems) == wrong and letter == "a":
+            self.problems += self.positions.check_heads(draft)
         if len(self.problems) > wrong:
             return Sublayer.spec()
         if letter == "c":
             return self._sublayer(draft.cross_body(), letter, index, drop, draft.sublayer_dropout)
-        body = draft.body(self._rotation(draft), self._bias(draft))
+        body = draft.body(self.positions.rotation(draft), self.positions.bias(draft))
         return self._sublayer(body, letter, index, drop, draft.sublayer_dropout)
 
     def _read(self, draft: Any, prefix: str, table: Table, given: Mapping[str, Any]) -> None:
@@ -190,30 +183,6 @@ class LayersDraft:
             out_norm=self.norm if not pre or self.pre_and_post_norm else None,
             layer_drop=drop,
         )
-
-    def _rotation(self, draft: AttentionDraft) -> Spec | None:
-        if not self.rotary_pos_emb:
-            return None
-        options = {"rotary_dim": draft.dim_head // 2, **{k: v for k, v in self.rotary.items() if v is not None}}
-        return RotaryRotation.spec(layout="interleaved", max_seq_len=None, **options)
-
-    def _bias(self, draft: AttentionDraft) -> Spec | Shared | None:
-        if self.rel_pos_bias:
-            table = T5Bias.spec(
-                buckets=self.rel_pos_num_buckets,
-                max_distance=self.rel_pos_max_distance,
-                std=1.0,
-                scale=score_scale(draft.dim_head),
-            )
-            return Shared("rel_pos", table)
-        if not self.alibi_pos_bias:
-            return None
-        biased = self.alibi_num_heads or self.heads
-        if biased == draft.heads == draft.key_heads:
-            return AlibiBias.spec()
-        slopes = [*alibi_slopes(biased).tolist(), *[0.0] * (self.heads - biased)]
-        # Upstream's query head i reads key head i mod kv_heads, the core's i // group: the slopes move along.
-        return AlibiBias.spec(slopes=[slopes[head] for head in tiled_heads(self.heads, draft.key_heads)])
 
 
 def _is_list(value: Any, count: int) -> bool:

@@ -73,10 +73,7 @@ def _contradictions(draft: LayersDraft) -> list[Problem]:
     for name in ("dim_condition", "adaptive_condition_mlp_expansion"):
         if (value := getattr(draft, name)) is not None and value < 1:
             found.append(Problem(name, "must be positive", value))
-    if draft.rel_pos_bias and draft.alibi_pos_bias:
-        found.append(Problem("rel_pos_bias", "only one bias can be chosen: rel_pos_bias or alibi_pos_bias"))
-    if draft.alibi_num_heads is not None and not 0 < draft.alibi_num_heads <= draft.heads:
-        found.append(Problem("alibi_num_heads", f"must lie in 1..heads = {draft.heads}", draft.alibi_num_heads))
+    found += draft.positions.check(draft.heads, draft.causal)
     if draft.sandwich_norm and not draft.pre_norm:
         found.append(Problem("sandwich_norm", "needs pre_norm=True"))
     if draft.sandwich_norm and draft.residuals.normed_when_read:
@@ -104,9 +101,8 @@ def _without_effect(draft: LayersDraft) -> list[Problem]:
 def _shared_bias(draft: LayersDraft) -> list[Problem]:
     """One bias table serves all layers, so their heads must be in one order."""
     given = draft.inner["attn_"]
-    if draft.rel_pos_bias and any(
-        isinstance(given.get(name), tuple) for name in ("kv_heads", "one_kv_head", "dim_head")
-    ):
-        message = "layers of different heads cannot share the bias table: not supported yet with rel_pos_bias"
+    learned = next((name for name in ("rel_pos_bias", "dynamic_pos_bias") if getattr(draft.positions, name)), None)
+    if learned and any(isinstance(given.get(name), tuple) for name in ("kv_heads", "one_kv_head", "dim_head")):
+        message = f"layers of different heads cannot share the bias: not supported yet with {learned}"
         return [Problem("attn_kv_heads", message, given.get("kv_heads"))]
     return []

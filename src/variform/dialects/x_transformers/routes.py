@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers import residuals
+from variform.dialects.x_transformers import positions, residuals
 from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
@@ -24,13 +24,6 @@ def _norm(spec: Spec) -> Callable[[Any, Any], None]:
     def apply(draft: Any, value: Any) -> None:
         if value:
             draft.norms.append(spec)
-
-    return apply
-
-
-def _rotary(name: str) -> Callable[[Any, Any], None]:
-    def apply(draft: Any, value: Any) -> None:
-        draft.rotary[name] = None if value is None else value if name == "rotary_dim" else float(value)
 
     return apply
 
@@ -57,15 +50,7 @@ LAYERS: Table = {
     ),
     "use_simple_rmsnorm": Route(False, _norm(RMSNorm.spec(eps=TINY, gain=False))),
     "norm_add_unit_offset": Route(True, put("norm_add_unit_offset")),  # how checkpoints store gains, not what they do
-    "alibi_pos_bias": Route(False, put("alibi_pos_bias")),
-    "alibi_num_heads": Route(None, put("alibi_num_heads"), needs="alibi_pos_bias", types=(int,)),
-    "rel_pos_bias": Route(False, put("rel_pos_bias")),
-    "rel_pos_num_buckets": Route(32, put("rel_pos_num_buckets"), needs="rel_pos_bias", types=(int,)),
-    "rel_pos_max_distance": Route(128, put("rel_pos_max_distance"), needs="rel_pos_bias", types=(int,)),
-    "rotary_pos_emb": Route(False, put("rotary_pos_emb")),
-    "rotary_emb_dim": Route(None, _rotary("rotary_dim"), needs="rotary_pos_emb", types=(int,)),
-    "rotary_interpolation_factor": Route(1.0, _rotary("interpolation"), needs="rotary_pos_emb", types=(int, float)),
-    "rotary_base_rescale_factor": Route(1.0, _rotary("ntk"), needs="rotary_pos_emb", types=(int, float)),
+    **positions.ROUTES,
     "weight_tie_layers": Route(False, put("weight_tie_layers")),
     "custom_layers": Route(None, put("custom_layers"), types=(tuple, list)),
     "layers_execute_order": Route(None, put("layers_execute_order"), types=(tuple, list)),
@@ -82,17 +67,7 @@ LAYERS: Table = {
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
     "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
     **refused(
-        dynamic_pos_bias=False,
-        dynamic_pos_bias_log_distance=False,
-        dynamic_pos_bias_mlp_depth=2,
-        dynamic_pos_bias_norm=False,
-        rotary_xpos=False,
-        rotary_xpos_scale_base=512,
-        rotate_num_heads=None,
-        polar_pos_emb=False,
-        polar_bias_uniform_init=False,
         attn_residuals_last_output_as_query=False,
-        rel_pos_kwargs={},
     ),
 }
 """Keyword -> what it does to a `LayersDraft`."""

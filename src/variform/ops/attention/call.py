@@ -128,6 +128,12 @@ class Call:
             k = torch.arange(self.k.shape[2], device=self.k.device)
         return q, k
 
+    def bias_of(self, modifier: ScoreMod, dtype: torch.dtype) -> Tensor | None:
+        """What a modifier adds to the scores of this call, 4-D; None where it is no added bias."""
+        if self.aligned:
+            return modifier.aligned(self.q.shape[2], self.k.shape[2], dtype, self.q.device)
+        return modifier.additive(*self.positions(), dtype)
+
     def expanded(self) -> tuple[Tensor, Tensor]:
         """Keys and values with one head per query head."""
         if not self.is_grouped:

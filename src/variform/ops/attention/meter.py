@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from variform.ops.attention.call import Call
 
-__all__ = ["Sink", "inside_attention", "is_metered", "metering", "standing_in"]
+__all__ = ["Sink", "apart_from_attention", "inside_attention", "is_metered", "metering", "standing_in"]
 
 Sink = Callable[[Call, str], None]
 """Told of each attention: the call, and the backend asked for."""
@@ -51,6 +51,17 @@ def is_metered() -> bool:
 def inside_attention() -> bool:
     """Whether a metered attention is running, whose operations `sink` has accounted for."""
     return _depth > 0
+
+
+@contextmanager
+def apart_from_attention() -> Iterator[None]:
+    """Within the context operations count for themselves, though a metered attention asks for them."""
+    global _depth
+    before, _depth = _depth, 0
+    try:
+        yield
+    finally:
+        _depth = before
 
 
 @contextmanager

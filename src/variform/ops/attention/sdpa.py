@@ -116,12 +116,11 @@ def _mask(call: Call) -> Tensor | None:
 
 def _bias(call: Call) -> Tensor | None:
     """The sum of the modifiers; float32 where the kernel takes it, as bfloat16 drops the fraction of large biases."""
-    q_pos, k_pos = call.positions()
     half = call.q.element_size() < 4 and call.q.device.type == "cpu"
     dtype = torch.float32 if half else call.q.dtype
     total: Tensor | None = None
     for modifier in call.scores:
-        bias = modifier.additive(q_pos, k_pos, dtype)
+        bias = call.bias_of(modifier, dtype)
         assert bias is not None, "refuses() lets additive modifiers through only"
         total = bias if total is None else total + bias
     return total

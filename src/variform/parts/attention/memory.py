@@ -27,7 +27,7 @@ class LearnedMemory(Memory):
     Args:
         count: how many there are.
         kv_heads: number of key and value heads.
-        dim_head: features of one head.
+        dim_head: features of a key.
         norm: a norm on the keys, where the sequence's keys have one.
         std: standard deviation of the initial keys and values.
         dim_value: features of a value; `dim_head` by default.

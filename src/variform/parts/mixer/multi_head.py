@@ -87,15 +87,18 @@ class MultiHead(Mixer):
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
-        """A norm on queries or keys works on one head's features."""
-        return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else {}
+        """A norm on queries or keys works on one head's features; the attention sees those that a rotation gives."""
+        size = head_facts(facts)["dim_head"]
+        if slot == "attention" and key_size(facts) != size:
+            return {"dim_head": key_size(facts), "dim_value": size}
+        return {"dim": size} if slot in ("q_norm", "k_norm") else {}
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and a bias needs scores."""
         found, attention = head_problems(facts), facts["attention"]
         size = head_facts(facts)["dim_head"]
-        found += slot_problems(facts, facts["heads"], size, size)
+        found += slot_problems(facts, facts["heads"], key_size(facts), size)
         if facts["position_bias"] is not None and not takes_scores(attention):
             message = f"the attention {attention.name!r} has no scores that a bias could change"
             found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
@@ -132,7 +135,8 @@ class MultiHead(Mixer):
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The attention's own state."""
-        return self.attention.init_state(batch, max_len, self.k.weight, self.kv_heads, self.dim_head, self.dim_head)
+        size = self.dim_head if self.rotation is None else self.dim_head * self.rotation.widening
+        return self.attention.init_state(batch, max_len, self.k.weight, self.kv_heads, size, self.dim_head)
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -223,6 +227,13 @@ def head_facts(facts: Facts) -> dict[str, Any]:
         "dim_head": facts["dim_head"] or max(1, facts["dim"] // facts["heads"]),
         "kv_heads": facts["kv_heads"] or facts["heads"],
     }
+
+
+def key_size(facts: Facts) -> int:
+    """Features of a query or key behind the rotation in the slot `rotation`, if there is one."""
+    rotation = described(facts.get("rotation"))
+    size: int = head_facts(facts)["dim_head"]
+    return size * rotation.part.widening if isinstance(rotation, Spec) else size
 
 
 def head_problems(facts: Facts) -> list[Problem]:

@@ -31,6 +31,7 @@ from variform.parts.mixer.multi_head import (
     head_facts,
     head_problems,
     join_heads,
+    key_size,
     own_sides,
     slot_abilities,
     slot_problems,
@@ -159,7 +160,8 @@ class ProjectedAttention(Mixer):
         keys = self.keys
         if not isinstance(keys, LatentKeyValues):
             like = next(keys.parameters())
-            return self.attention.init_state(batch, max_len, like, self.kv_heads, self.dim_head, self.dim_value)
+            size = self.dim_head if self.rotation is None else self.dim_head * self.rotation.widening
+            return self.attention.init_state(batch, max_len, like, self.kv_heads, size, self.dim_value)
         return keys.init_state(batch, max_len)
 
     @property
@@ -190,6 +192,7 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
         "output": {"inputs": heads * sizes["dim_value"], "outputs": facts.get("dim_out") or dim},
         "q_norm": {"dim": sizes["dim_head"]},
         "k_norm": {"dim": sizes["dim_head"]},
+        "attention": {"dim_head": key_size(facts)},
     }.get(slot, {})
     return {**sizes, **own}
 
@@ -197,7 +200,11 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
 def projected_problems(facts: Facts) -> list[Problem]:
     """Heads must divide what they split, and the attention must be made for such heads."""
     sizes = projected_facts(facts)
-    return head_problems(facts) + slot_problems(facts, facts["heads"], sizes["dim_head"], sizes["dim_value"])
+    found = head_problems(facts) + slot_problems(facts, facts["heads"], key_size(facts), sizes["dim_value"])
+    if key_size(facts) != sizes["dim_head"] and kept_outside(facts) is not None:
+        message = "latents are multiplied as they are kept, and this rotation changes what features mean"
+        found.append(Problem("rotation", message, hint="take a rotary one"))
+    return found
 
 
 def kept_outside(args: Facts) -> bool | None:

@@ -27,6 +27,8 @@ class RotaryRotation(Rotation):
 
     Pair i of the first d = `rotary_dim` features turns by (p / s) (base r^(d/(d-2)))^(-2i/d), with
     s = `interpolation` (Chen et al. 2023, arXiv:2306.15595) and r = `ntk`, the NTK-aware rescaling of the base.
+    With `xpos` (Sun et al. 2022, arXiv:2212.10554) pair i of a query is multiplied by z^(p / xpos) and that of a key
+    divided by it, z = (2i + 0.4 d) / (1.4 d), so that products fade with the distance to past keys: for causal layers.
 
     Shapes:
         q, k: [B, H, L, dim_head] -> the same
@@ -40,6 +42,8 @@ class RotaryRotation(Rotation):
         layout: "interleaved" pairs features (2i, 2i + 1); "half" pairs (i, i + d / 2), as Llama checkpoints do.
         interpolation: positions are divided by it, to stretch a trained range.
         ntk: length ratio of the NTK-aware rescaling.
+        xpos: over how many positions pairs fade by z; None for no fading. The factors leave the range of float32 some
+            thirty thousand positions away from `max_seq_len` / 2, or from 0 without one.
     """
 
     cos: Tensor
@@ -54,8 +58,10 @@ class RotaryRotation(Rotation):
         layout: Literal["interleaved", "half"] = "interleaved",
         interpolation: Positive = 1.0,
         ntk: Positive = 1.0,
+        xpos: Positive | None = None,
     ) -> None:
         super().__init__()
+        self.xpos = xpos
         self.dim = rotary_dim or dim_head
         self.max_seq_len = max_seq_len
         self.base = base
@@ -113,6 +119,11 @@ class RotaryRotation(Rotation):
         rows = self._at(q_positions, q)
         same = k_positions is q_positions and k.shape[2] == q.shape[2]
         k_rows = rows if same else self._at(k_positions, k)
+        if self.xpos is not None:
+            faded = self._fading(q_positions, q)
+            k_faded = faded if same else self._fading(k_positions, k)
+            k_rows = (k_rows[0] / k_faded, k_rows[1] / k_faded)
+            rows = (rows[0] * faded, rows[1] * faded)
         return rotate(q, rows, interleaved=self.interleaved), rotate(k, k_rows, interleaved=self.interleaved)
 
     def _at(self, positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +134,17 @@ class RotaryRotation(Rotation):
             return self.cos[:length], self.sin[:length]
         cos, sin = look_up(positions, self.cos), look_up(positions, self.sin)
         return (cos.unsqueeze(1), sin.unsqueeze(1)) if positions.dim() == 2 else (cos, sin)
+
+    def _fading(self, positions: Tensor | None, x: Tensor) -> Tensor:
+        """The factors of a query at each position, in the form of `rotary_rows`; a key's are their inverses."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if positions is None:
+            positions = torch.arange(x.shape[2], device=x.device)
+        pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=x.device)
+        power = (positions.to(torch.float64) - (self.max_seq_len or 0) // 2) / (self.xpos or 1.0)
+        factors = (((pairs + 0.4 * self.dim) / (1.4 * self.dim)) ** power.unsqueeze(-1)).to(wide)
+        factors = factors if self.interleaved else torch.cat((factors, factors), -1)
+        return factors.unsqueeze(1) if positions.dim() == 2 else factors
 
     def _computed(self, positions: Tensor | None, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from variform.errors import ConfigError
 from variform.ops.rotary import rotary_frequencies
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.kinds import Stack
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.position.bias import T5Bias
+from variform.parts.position.dynamic import DynamicBias
+from variform.parts.position.polar import PolarRotation
+from variform.parts.position.rotary import RotaryRotation
+from variform.parts.position.some_heads import SomeHeads
 from variform.parts.residual.scaled import LayerScaleResidual, ScaledResidual, ScaledStreamResidual
 from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import BranchStart, ScaledBranch
@@ -29,7 +35,7 @@ from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.weights.entries import Entry, affine, constant, plain, reordered
 from variform.weights.x_transformers.attention import MIXERS, attention_entries, tiled_heads
 from variform.weights.x_transformers.history import BESIDE, history_entries
-from variform.weights.x_transformers.pieces import feedforward_entries, no_counterpart, norm_entries
+from variform.weights.x_transformers.pieces import feedforward_entries, linear_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.residuals import branch_entries, residual_entries
 
 UPSTREAM_STACKS = (LayerStack, MultiStreamStack, ConditionedStack)
@@ -87,13 +93,23 @@ def body_of(step: Sublayer) -> nn.Module:
 
 def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) -> Iterator[Entry]:
     """What upstream keeps once for all layers: the angles of rotary positions, the table of a relative bias."""
-    rotation = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
-    if rotation is not None:
+    rotation: nn.Module | None = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
+    rotation = rotation.rotation if isinstance(rotation, SomeHeads) else rotation
+    if isinstance(rotation, PolarRotation):
+        yield from _polar(rotation, mixers[0].heads, f"{prefix}polar_pos_emb.")
+    elif isinstance(rotation, RotaryRotation):
         spec: Any = rotation.spec
         if spec["layout"] != "interleaved":
             raise no_counterpart(rotation)
         angles = rotary_frequencies(spec["rotary_dim"] or spec["dim_head"], spec["base"], spec["ntk"])
         yield constant(f"{prefix}rotary_pos_emb.inv_freq", angles.float(), "rotary angles")
+        if rotation.xpos is not None:
+            dim = rotation.dim
+            fading = (torch.arange(0, dim, 2) + 0.4 * dim) / (1.4 * dim)
+            yield constant(f"{prefix}rotary_pos_emb.scale", fading, "the fading of pairs")
+    elif rotation is not None:
+        raise no_counterpart(rotation)
+    yield from _dynamic(next((mixer for mixer in mixers if isinstance(mixer.position_bias, DynamicBias)), None), prefix)
     biased = next((mixer for mixer in mixers if isinstance(mixer.position_bias, T5Bias)), None)
     if biased is not None:
         assert isinstance(biased.position_bias, T5Bias)
@@ -101,6 +117,33 @@ def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) ->
         factor = math.sqrt(biased.dim_head) / biased.position_bias.scale
         key = f"{prefix}rel_pos.relative_attention_bias.weight"
         yield reordered(key, biased.position_bias.table, heads, 1, factor=factor)
+
+
+def _polar(rotation: PolarRotation, heads: int, prefix: str) -> Iterator[Entry]:
+    if rotation.phase.shape[0] != heads:
+        raise ConfigError("x-transformers has a phase for each query head, and these are of fewer key heads")
+    yield plain(f"{prefix}learned_bias", rotation.phase)
+    dim = rotation.phase.shape[2]
+    angles = rotation.base ** -(torch.arange(dim, dtype=torch.float64) / dim)
+    yield constant(f"{prefix}inv_freq", angles.float(), "polar angles")
+
+
+def _dynamic(mixer: MultiHead | ProjectedAttention | None, prefix: str) -> Iterator[Entry]:
+    """The network of a bias by distance; its outputs are in upstream's order of heads."""
+    bias = None if mixer is None else mixer.position_bias
+    if mixer is None or not isinstance(bias, DynamicBias):
+        return
+    for place, layer in enumerate(bias.maps):
+        assert isinstance(layer, nn.Linear)
+        yield from linear_entries(f"{prefix}rel_pos.mlp.{place}.0", layer)
+    for place, norm in enumerate(bias.norms):
+        key = f"{prefix}rel_pos.mlp.{place}.1."
+        for name, tensor in norm.named_parameters():
+            yield plain(key + (name if place else "gamma"), tensor)
+    heads = tiled_heads(mixer.heads, mixer.kv_heads)
+    out = f"{prefix}rel_pos.mlp.{len(bias.maps)}."
+    yield reordered(f"{out}weight", bias.out.weight, heads, 0)
+    yield reordered(f"{out}bias", bias.out.bias, heads, 0)
 
 
 def _factor(step: Sublayer) -> float:

@@ -53,7 +53,6 @@ SETS = [
         "layer/branch_start.scale",
         "",
         ff_output_proj_depth=3,
-        same=True,
         versions=NEW,
         incompatible="a stack passes the keyword on twice and fails",
     ),

@@ -100,7 +100,7 @@ class AttentionDraft:
             if value and spec.name != "softmax"
         ]
 
-    def body(self, rotation: Spec | None, bias: Spec | Shared | None) -> Spec:
+    def body(self, rotation: Spec | Shared | None, bias: Spec | Shared | None) -> Spec:
         """Self-attention as a part; rows that the mask leaves out hold zeros, as upstream's."""
         if self.part is not None and mixing_spec(self.part).kind == "mixer":
             return ZeroPadding.spec(body=mixing_spec(self.part))

@@ -26,6 +26,7 @@ MODEL_STREAMS = frozenset(
         "context_positions",
         "condition",
         "injected",
+        "token_gains",
         "prefix",
         "prefix_valid",
         "numbers",
@@ -297,7 +298,7 @@ class _Walk:
         self.problems.append(Problem(join_path(path, name), message, **more))
 
 
-REPUBLISHED = frozenset({"positions", "valid", "segments", "injected"})
+REPUBLISHED = frozenset({"positions", "valid", "segments", "injected", "token_gains"})
 """Streams of the model that a part which changes the length publishes anew, or begins."""
 
 

@@ -81,7 +81,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
         absent.add("k_valid")
     if not any(issubclass(found.part, Bias) for found in specs):
         absent.add("scores")
-    absent |= {"injected"} - {name for found in specs for name in found.part.publishes(found.args)}
+    absent |= {"injected", "token_gains"} - {name for found in specs for name in found.part.publishes(found.args)}
     if not any(found.part.views(found.args) > 1 for found in specs if issubclass(found.part, (Entry, MultiResidual))):
         absent |= {"key_input", "value_input"}
     absent |= {name for name, has in _asked(model, specs).items() if not has}

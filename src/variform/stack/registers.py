@@ -161,7 +161,7 @@ def refuse_pairs(streams: Streams) -> None:
     Raises:
         ShapeError: naming the stream.
     """
-    for name in ("segments", "mask", "bias"):
+    for name in ("segments", "mask", "bias", "token_gains"):
         if streams.get(name) is not None:
             raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")
     condition = streams.get("condition")

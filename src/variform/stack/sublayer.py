@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
@@ -64,6 +64,13 @@ class Twin:
         return self.other, x.to(self.dtype), inner
 
 
+def innermost(body: nn.Module) -> nn.Module:
+    """What does the work in a step, without the parts around it."""
+    while isinstance(inner := getattr(body, "body", None), nn.Module):
+        body = inner
+    return body
+
+
 @register("sublayer")
 class Sublayer(Layer):
     """One residual step: x <- out_norm(residual(x, drop(branch_norm(body(norm(x)))))).
@@ -74,6 +81,8 @@ class Sublayer(Layer):
 
     The stream `injected`, where there is one, is added to what the branch reads, before the norm (in-attention
     conditioning, arXiv:2105.04090; input injection, arXiv:1909.01377): the residual stream itself does not get it.
+    Of the stream `token_gains`, where an embedding `deep` tells it, a step with a feedforward takes the first, and
+    multiplies its branch by it.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]; injected: [B, L, dim] or [B, 1, dim]
@@ -93,7 +102,7 @@ class Sublayer(Layer):
     """
 
     residual_writes: ClassVar[int] = 1
-    reads: ClassVar[frozenset[str]] = frozenset({"injected"})
+    reads: ClassVar[frozenset[str]] = frozenset({"injected", "token_gains"})
 
     def __init__(
         self,
@@ -117,6 +126,7 @@ class Sublayer(Layer):
         self.drop_path = drop_path
         self.layer_drop = layer_drop
         self.entry = entry
+        self.feeds = isinstance(innermost(body), FeedForward)
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
@@ -162,6 +172,9 @@ class Sublayer(Layer):
         if others:
             streams = _apart(norm, others, condition, streams)
         branch = call(own["body"], x if norm is None else norm(x, condition), streams, "body", published)
+        factors = streams.get("token_gains") if self.feeds else None
+        if factors:
+            branch, published["token_gains"] = branch * factors[0], factors[1:]
         if self.branch_norm is not None:
             branch = self.branch_norm(branch, condition)
         if self.training and (self.dropout or self.drop_path):

@@ -8,6 +8,8 @@ from typing import Any
 from variform.core.spec import Shared, Spec
 from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.softmax import LocalAttention
+from variform.parts.embedding.deep import DeepEmbedding
+from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.entry.layers import LayerAttention, LayerMixture
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
@@ -134,3 +136,12 @@ def _scores() -> list[Sample]:
         Sample(ScoreResidual.spec(), host=in_stack(layers)),
         Sample(ScoreResidual.spec(attention=inner), "in a window", host=in_stack(layers)),
     ]
+
+
+@samples_for(DeepEmbedding)
+def _deep() -> list[Sample]:
+    def host(spec: Spec, setting: Setting) -> Spec:
+        layers = [Sublayer.spec(body=FEED), *([COMPANION] if setting.companion else []), Sublayer.spec(body=FEED)]
+        return model_around(setting, [LayerStack.spec(layers=layers, executor=setting.executor)], embedding=spec)
+
+    return [Sample(DeepEmbedding.spec(embedding=TokenEmbedding.spec(), depth=2), host=host)]

@@ -52,6 +52,7 @@ class AttentionLayers(nn.Module):
         self.unit_offset = draft.norm_add_unit_offset
         self.dim_condition = draft.condition
         self.block_size = block_size(draft)
+        self.gain_count = 0 if draft.only_attn else draft.runs
         self.native: Stack = build(spec)
 
     @property

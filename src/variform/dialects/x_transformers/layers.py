@@ -96,6 +96,13 @@ class LayersDraft:
         return None if size is None else size * mapped
 
     @property
+    def runs(self) -> int:
+        """What upstream calls the depth: blocks, or sublayers where they have an order of their own."""
+        if self.weight_tie_layers:
+            return 1
+        return self.depth if self.depth is not None else len(self.layers_execute_order or self.custom_layers or ())
+
+    @property
     def ordered(self) -> bool:
         """Whether the sublayers stand in an order of their own, not in equal blocks."""
         return self.custom_layers is not None or self.sandwich_coef is not None or self.par_ratio is not None

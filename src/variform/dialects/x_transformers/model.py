@@ -20,9 +20,9 @@ from variform.dialects.x_transformers.table import (
     problems_of,
     put,
     raise_any,
-    refused,
 )
 from variform.errors import Problem
+from variform.parts.embedding.deep import DeepEmbedding
 from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.module import ModuleEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
@@ -68,6 +68,7 @@ class ModelDraft:
     max_looped_steps: int = 4
     attn_z_loss_weight: float = 1e-4
     input_not_include_cache: bool = False
+    ff_deep_embed: bool = False
     share_tokens: bool = False
     heads: HeadDraft = field(default_factory=HeadDraft)
     problems: list[Problem] = field(default_factory=list)
@@ -83,6 +84,8 @@ class ModelDraft:
         )
         if width != dim:
             front = FactorisedEmbedding.spec(embedding=front, dim_embedding=width)
+        if self.ff_deep_embed:
+            front = DeepEmbedding.spec(embedding=front, depth=layers.gain_count)
         tied = None
         if self.tie_embedding:
             scale = dim**-0.5 if self.tie_embedding_scale is None else float(self.tie_embedding_scale)
@@ -187,6 +190,11 @@ class ModelDraft:
         every = self.memory_tokens_interspersed_every
         yield every is not None and every < 1, "memory_tokens_interspersed_every", "must be positive"
         yield every is not None and not layers.causal, "memory_tokens_interspersed_every", "needs a Decoder"
+        message = "deep embeddings are of tokens, and added tokens have none"
+        added = bool(self.num_memory_tokens or self.use_cls_token)
+        yield self.ff_deep_embed and added, "ff_deep_embed", message
+        message = "has no effect on layers without feedforwards"
+        yield self.ff_deep_embed and layers.gain_count == 0, "ff_deep_embed", message
         message = "recycling and looped both say how often the layers run; choose one"
         yield self.recycling and self.looped, "looped", message
         message = "needs layers that normalise what they give: build them with pre_and_post_norm=True"
@@ -223,7 +231,7 @@ MODEL: Table = {
     "attn_z_loss_weight": Route(1e-4, put("attn_z_loss_weight"), types=(int, float)),
     "input_not_include_cache": Route(False, put("input_not_include_cache")),
     **HEADS,
-    **refused(ff_deep_embed=False),
+    "ff_deep_embed": Route(False, put("ff_deep_embed")),
 }
 """Keyword -> what it does to a `ModelDraft`."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from variform.parts.embedding.deep import DeepEmbedding
 from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.features import FeatureEmbedding
 from variform.parts.embedding.module import ModuleEmbedding
@@ -78,6 +79,10 @@ def _around(stack: nn.Module, prefix: str) -> Generator[Entry, None, Any]:
 
 
 def _embedding(part: nn.Module, prefix: str) -> Iterator[Entry]:
+    if isinstance(part, DeepEmbedding):
+        yield plain(f"{prefix}ff_deep_embed", part.gains)
+        yield from _embedding(part.embedding, prefix)
+        return
     if isinstance(part, (PrefixedEmbedding, NumberEmbedding)):
         yield from _embedding(part.embedding, prefix)
         return

@@ -167,6 +167,18 @@ SETS = [
         {"layers_execute_order": (3, 0, 0, 3), "depth": 3, "rotary_pos_emb": True, "shift_tokens": 1},
     ),
     OptionSet(
+        "deep-embed",
+        {"depth": 3},
+        {"ff_deep_embed": True},
+        feature="factors of each token on each feedforward (RWKV-8)",
+        part="embedding/deep",
+        paper="github.com/BlinkDL/RWKV-LM",
+    ),
+    OptionSet("deep-embed-macaron", {"macaron": True, "sandwich_norm": True}, {"ff_deep_embed": True}),
+    OptionSet("deep-embed-shift", {"shift_tokens": 1, "integrate_layers": True}, {"ff_deep_embed": True}),
+    OptionSet("deep-embed-tied", {"weight_tie_layers": True}, {"ff_deep_embed": True}),
+    OptionSet("deep-embed-order", {"custom_layers": ("f", "a", "f", "a"), "depth": None}, {"ff_deep_embed": True}),
+    OptionSet(
         "cross-attend",
         {"cross_attend": True},
         call=context,

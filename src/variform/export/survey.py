@@ -55,7 +55,20 @@ SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefi
 """What a standalone model takes beside its main input, where a part reads it."""
 
 _NEVER = frozenset(
-    {"state", "cache", "twin", "losses", "memories", "segments", "mask", "q_segments", "k_segments", "hidden"}
+    {
+        "bias",
+        "published",
+        "state",
+        "cache",
+        "twin",
+        "losses",
+        "memories",
+        "segments",
+        "mask",
+        "q_segments",
+        "k_segments",
+        "hidden",
+    }
 )
 
 

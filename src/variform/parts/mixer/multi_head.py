@@ -165,13 +165,12 @@ def own_sides(attention: Attention, bias: Bias | None, x: Tensor, streams: Strea
     valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
     if valid is not None or segments is not None or mask is not None:
         refuse_streams(attention, valid, segments, mask)
-    positions = streams.get("positions")
     scores: tuple[ScoreMod, ...] = () if bias is None else (bias(),)
     if streams.get("bias") is not None:
         scores = (*scores, given_bias(attention, streams["bias"]))
     return Sides(
-        q_positions=positions,
-        k_positions=positions,
+        q_positions=streams.get("positions"),
+        k_positions=streams.get("positions"),
         q_segments=segments,
         k_segments=segments,
         q_valid=valid,

@@ -79,7 +79,7 @@ def plan_prefixed(
         planned = plan(state, batch, length, positions, valid, streams["segments"])
         if ahead is None:
             return planned, planned.positions, {}
-        return planned, planned.positions - ahead, {"positions": planned.positions}
+        return planned, (planned.positions - ahead).clamp(min=0), {"positions": planned.positions}
     _check(prefix, prefix_valid, streams)
     ahead = prefix.shape[1]
     if state["count"]:
@@ -90,7 +90,8 @@ def plan_prefixed(
     planned = plan(state, batch, ahead + length, _positions(positions, ahead, prefix.device), valid, None)
     planned.state["ahead"] = ahead
     planned.state["skipped"] = None if prefix_valid is None else prefix_valid.logical_not().sum(1)
-    return planned, planned.positions[..., ahead:] - ahead, {"positions": planned.positions, "valid": valid}
+    own = (planned.positions[..., ahead:] - ahead).clamp(min=0)  # padding before a row counts from the prefix on
+    return planned, own, {"positions": planned.positions, "valid": valid}
 
 
 def _order(valid: Tensor | None, length: int, device: torch.device) -> Tensor:

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
 
 Prompts = Tensor | Sequence[Tensor]
 
-SIDE_STREAMS = ("context", "context_mask", "condition")
-"""Arguments of the model that mean the same for every token."""
+SIDE_STREAMS = ("context", "context_mask", "condition", "prepend_embeds", "prepend_mask")
+"""Arguments of the model that mean the same for every token, or stand before all of them."""
 
-UPSTREAM = {"max_new_tokens": "seq_len", "eos": "eos_token", "pad": "pad_value", "lengths": "prompt_lens"}
+NATIVE = {"prepend_embeds": "prefix", "prepend_mask": "prefix_valid"}
+"""What the core calls them, where it has another name."""
+
+UPSTREAM = {
+    "max_new_tokens": "seq_len",
+    "eos": "eos_token",
+    "pad": "pad_value",
+    "lengths": "prompt_lens",
+    **{native: name for name, native in NATIVE.items()},
+}
 """What upstream calls the options of the core."""
 
 
@@ -58,7 +67,8 @@ def decoding_options(
             hint = did_you_mean(name, SIDE_STREAMS)
             message = f"{owner} has no argument {name!r}; the model is given {', '.join(SIDE_STREAMS)}"
             raise KeywordError(message, path=name, hint=hint)
-    given = {**streams, "lengths": prompt_lens, "eos": eos_token}
+    own = {NATIVE.get(name, name): value for name, value in streams.items()}
+    given = {**own, "lengths": prompt_lens, "eos": eos_token}
     options = {name: value for name, value in given.items() if value is not None}
     longest, limit = wrapper.net.max_seq_len, wrapper.native.max_seq_len
     needed = length_of(prompts) + seq_len - 1

@@ -11,6 +11,7 @@ from variform.errors import BackendError, ConfigError, did_you_mean
 from variform.ops.attention import costs, meter
 from variform.ops.attention.block_sparse import BlockSparseBackend
 from variform.ops.attention.call import Call
+from variform.ops.attention.chunked import ChunkedBackend
 from variform.ops.attention.flex import FlexBackend
 from variform.ops.attention.pattern import pattern_of, split
 from variform.ops.attention.reference import ReferenceBackend
@@ -67,7 +68,13 @@ class Candidate:
 
 _sdpa = SdpaBackend()
 _reference = ReferenceBackend()
-_specialised: list[Backend] = [WindowsBackend(), BlockSparseBackend(), SparseBackend(), FlexBackend()]
+_specialised: list[Backend] = [
+    WindowsBackend(),
+    BlockSparseBackend(),
+    SparseBackend(),
+    FlexBackend(),
+    ChunkedBackend(),
+]
 
 
 def backends() -> dict[str, Backend]:

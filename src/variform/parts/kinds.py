@@ -299,6 +299,9 @@ class Rotation(Part):
     ) -> tuple[Tensor, Tensor]:
         """Rotate both sides to their positions."""
 
+    def reach(self, ahead: int) -> None:
+        """Be ready for so many positions beyond `max_seq_len`: what stands before the tokens does not count there."""
+
     if TYPE_CHECKING:
 
         def __call__(

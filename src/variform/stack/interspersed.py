@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from variform.core.inherit import INHERIT
-from variform.core.part import Can
+from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.parts.kinds import Output, Stack, State, Streams, call
 from variform.stack.registers import refuse_pairs
@@ -58,6 +58,16 @@ class InterspersedStack(Stack):
         self.std = std
         self.tokens = nn.Parameter(torch.empty(count, dim))
         self.reset_parameters()
+
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The stack's sequences are longer than the model's."""
+        longest = facts.get("max_seq_len")
+        return (
+            {}
+            if slot != "stack" or longest is None
+            else {"max_seq_len": longest + facts["count"] * -(-longest // facts["every"])}
+        )
 
     def reset_parameters(self) -> None:
         """Normal tokens."""

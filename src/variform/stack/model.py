@@ -15,7 +15,7 @@ from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
 from variform.ops.drop_tokens import drop_tokens
 from variform.ops.masks import Mask
-from variform.parts.kinds import Embedding, Head, Model, Stack, State, call, holds_state
+from variform.parts.kinds import Embedding, Head, Model, Rotation, Stack, State, call, holds_state
 from variform.parts.memories import Memories
 from variform.parts.mixer.multi_head import without_padding
 from variform.stack.decodable import refuse_undecodable
@@ -257,6 +257,9 @@ class Transformer(Model):
             raise ConfigError(f"max_len = {capacity} exceeds the model's max_seq_len = {self.max_seq_len}")
         capacity += ahead
         refuse_undecodable(self)
+        for part in self.modules() if ahead else ():
+            if isinstance(part, Rotation):
+                part.reach(ahead)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         check_kept(streams, batch, device)
         self._refuse_unread(streams)

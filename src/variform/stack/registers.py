@@ -89,6 +89,12 @@ class RegisterStack(Stack):
         """Kept tokens have positions of their own, and are all real."""
         return ("positions", "valid") if args.get("keep") == "added" else ()
 
+    @classmethod
+    def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
+        """The stack's sequences are longer than the model's."""
+        longest = facts.get("max_seq_len")
+        return {} if slot != "stack" or longest is None else {"max_seq_len": longest + facts["count"]}
+
     def reset_parameters(self) -> None:
         """Normal tokens."""
         nn.init.normal_(self.tokens, 0.0, self.std)

@@ -64,6 +64,7 @@ class RotaryRotation(Rotation):
         self.xpos = xpos
         self.dim = rotary_dim or dim_head
         self.max_seq_len = max_seq_len
+        self.ahead = 0
         self.base = base
         self.interleaved = layout == "interleaved"
         self.interpolation = interpolation
@@ -92,7 +93,13 @@ class RotaryRotation(Rotation):
         if self.max_seq_len is None or self.cos.is_meta:
             return
         wide = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
-        self.cos, self.sin = self._rows(self.max_seq_len, wide, self.cos.device)
+        self.cos, self.sin = self._rows(self.max_seq_len + self.ahead, wide, self.cos.device)
+
+    def reach(self, ahead: int) -> None:
+        """Longer tables, where there are any."""
+        if ahead > self.ahead:
+            self.ahead = ahead
+            self.reset_parameters()
 
     def _rows(self, length: int, dtype: torch.dtype, device: Any) -> tuple[Tensor, Tensor]:
         tables = rotary_tables(

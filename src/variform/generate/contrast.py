@@ -77,10 +77,23 @@ class Contrast(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         condition: Tensor | None = None,
+        prefix: Tensor | None = None,
+        prefix_valid: Tensor | None = None,
+        passes: int | None = None,
+        exit: float | None = None,
         state: State | None = None,
     ) -> Any:
         """The contrasted logits; the side inputs are those of every model."""
-        given = {"mask": mask, "context": context, "context_mask": context_mask, "condition": condition}
+        given = {
+            "mask": mask,
+            "context": context,
+            "context_mask": context_mask,
+            "condition": condition,
+            "prefix": prefix,
+            "prefix_valid": prefix_valid,
+            "passes": passes,
+            "exit": exit,
+        }
         streams = {name: value for name, value in given.items() if value is not None}
         models = (self.expert, *self.amateurs)
         states = (None,) * len(models) if state is None else state["models"]

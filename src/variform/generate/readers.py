@@ -23,7 +23,10 @@ KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
 FIRST_STREAMS = ("prefix", "prefix_valid")
 """Side inputs that are read with the prompt."""
 
-SIDE_STREAMS = (*KEPT_STREAMS, *FIRST_STREAMS, "condition")
+EACH_STREAMS = ("passes", "exit")
+"""Side inputs that say how the model runs."""
+
+SIDE_STREAMS = (*KEPT_STREAMS, *FIRST_STREAMS, *EACH_STREAMS, "condition")
 
 
 class Reader(Protocol):
@@ -273,7 +276,7 @@ def _new_state(
 
 def _check_streams(streams: Mapping[str, Any], encodes: bool, continues: bool) -> None:
     for name in streams:
-        if name not in FIRST_STREAMS and name.startswith("source") != encodes:
+        if name not in (*FIRST_STREAMS, *EACH_STREAMS) and name.startswith("source") != encodes:
             kind = "has an encoder: give it `source`" if encodes else "has no encoder: give it `context`"
             raise ConfigError(f"this model {kind}", path=name)
         if continues and name in KEPT_STREAMS:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from variform.core.part import Part
 from variform.errors import ShapeError
-from variform.parts.kinds import State, StreamPart
+from variform.parts.kinds import Stack, State, StreamPart
 from variform.parts.memories import Memories, Recall, joined_valid
 from variform.stack.stack import LayerStack
 from variform.stack.state import Plan, plan
@@ -96,17 +96,26 @@ def check_taken(recall: Recall) -> None:
         raise ShapeError(f"there are memories for {taken + len(recall.old)} steps, and {taken} mix tokens")
 
 
+def decodes_behind(model: nn.Module) -> str:
+    """What keeps memories from being read into a model's decode state; empty where nothing does.
+
+    They are read where attentions are; a part that keeps state elsewhere, or a stack that adds tokens, would miss them.
+    """
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    steps = [m for m in model.modules() if isinstance(m, StreamPart) and m.remembers]
+    within = {id(m) for step in steps for m in step.modules()}
+    outside = [m for m in model.modules() if isinstance(m, Part) and _keeps(m) and id(m) not in within]
+    if outside:
+        return ", ".join(sorted({part.name for part in outside}))
+    return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, LayerStack)}))
+
+
 def _check_state(state: State, model: nn.Module) -> None:
     if state["count"]:
         raise ShapeError("memories come before all tokens: give them in the first call with a decode state")
-    stacks = [module for module in model.modules() if type(module).__name__.endswith("Stack")]
-    within = {
-        id(m) for part in model.modules() if isinstance(part, StreamPart) and part.remembers for m in part.modules()
-    }
-    outside = [m for m in model.modules() if isinstance(m, Part) and _keeps(m) and id(m) not in within]
-    if outside or not all(isinstance(stack, LayerStack) for stack in stacks):
-        names = ", ".join(sorted({part.name for part in outside})) or "a stack that adds tokens"
-        raise ShapeError(f"memories cannot be read into this model's decode state, because of {names}")
+    reason = decodes_behind(model)
+    if reason:
+        raise ShapeError(f"memories cannot be read into this model's decode state, because of {reason}")
 
 
 def _keeps(part: Part) -> bool:

@@ -15,6 +15,7 @@ from variform.generate.readers import evaluating
 from variform.generate.samplers import Filter, draw
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
+from variform.stack.remembering import decodes_behind
 
 
 class Segments(nn.Module):
@@ -142,7 +143,8 @@ class Segments(nn.Module):
             filters: samplers, functions of logits [B, V].
             generator: draws from this generator.
             memories: of what came before the prompt.
-            use_cache: keep a decode state within each segment; else it is read again for each token.
+            use_cache: keep a decode state within each segment, where the model can; else it is read again for each
+                token.
             **streams: of the model, that mean the same for all tokens.
         """
         if not isinstance(prompt, Tensor):
@@ -155,6 +157,7 @@ class Segments(nn.Module):
         if text.dim() != 2 or not text.shape[1] or text.is_floating_point() or new_tokens < 1:
             raise ShapeError(f"at least one token id to begin with and one to add are needed, got {list(prompt.shape)}")
         memories = self.begin() if memories is None else memories
+        use_cache = use_cache and not decodes_behind(self.model)
         *read, rest = torch.split(text, self.length, 1)
         with evaluating(self.model):
             for segment in read:

@@ -246,7 +246,9 @@ class AutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values, where the model can; else everything is read again for each token. The
                 tokens are the same.
             return_intermediates: return (tokens, decode state), the state having read all of them; None without cache.
-            **streams: `context`, `context_mask`, `condition`, `prepend_embeds` and `prepend_mask` of the model.
+            **streams: arguments of the model that mean the same for every token: `context`, `context_mask`,
+                `condition`, `prepend_embeds`, `prepend_mask`; of models whose layers run several times
+                `recycle_steps`, `looped_steps`, `max_looped_steps` and `looped_exit_prob_threshold` (0.9).
         """
         filters = filters_of(identity if amateur_model is not None else filter_logits_fn, filter_kwargs, temperature)
         with in_upstream_terms():
@@ -301,7 +303,7 @@ class AutoregressiveWrapper(nn.Module):
             restrict_to_max_seq_len: as for `generate`.
             filter_kwargs: keywords for the filter.
             cache_kv: keep keys and values, where the model can.
-            **streams: `context`, `context_mask`, `condition`, `prepend_embeds` and `prepend_mask` of the model.
+            **streams: as for `generate`.
         """
         filters = filters_of(filter_logits_fn, filter_kwargs, temperature)
         drawn = stochastic and temperature != 0

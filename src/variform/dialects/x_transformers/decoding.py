@@ -18,18 +18,27 @@ if TYPE_CHECKING:
 
 Prompts = Tensor | Sequence[Tensor]
 
-SIDE_STREAMS = ("context", "context_mask", "condition", "prepend_embeds", "prepend_mask")
-"""Arguments of the model that mean the same for every token, or stand before all of them."""
-
-NATIVE = {"prepend_embeds": "prefix", "prepend_mask": "prefix_valid"}
-"""What the core calls them, where it has another name."""
+SIDE_STREAMS = {
+    "context": "context",
+    "context_mask": "context_mask",
+    "condition": "condition",
+    "prepend_embeds": "prefix",
+    "prepend_mask": "prefix_valid",
+    "recycle_steps": "passes",
+    "looped_steps": "passes",
+    "max_looped_steps": "passes",
+    "looped_exit_prob_threshold": "exit",
+}
+"""Arguments of the model that mean the same for every token -> what the core calls them."""
 
 UPSTREAM = {
     "max_new_tokens": "seq_len",
     "eos": "eos_token",
     "pad": "pad_value",
     "lengths": "prompt_lens",
-    **{native: name for name, native in NATIVE.items()},
+    "prefix": "prepend_embeds",
+    "prefix_valid": "prepend_mask",
+    "exit": "looped_exit_prob_threshold",
 }
 """What upstream calls the options of the core."""
 
@@ -67,12 +76,15 @@ def decoding_options(
             hint = did_you_mean(name, SIDE_STREAMS)
             message = f"{owner} has no argument {name!r}; the model is given {', '.join(SIDE_STREAMS)}"
             raise KeywordError(message, path=name, hint=hint)
-    own = {NATIVE.get(name, name): value for name, value in streams.items()}
+    own = {SIDE_STREAMS[name]: value for name, value in streams.items() if value is not None}
+    if wrapper.net.looped and streams.get("looped_steps") is None:  # a number of steps is kept by all tokens
+        own.setdefault("exit", 0.9)
     given = {**own, "lengths": prompt_lens, "eos": eos_token}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    cache_kv = cache_kv and "passes" not in own  # a decode state is of as many passes as the model was made for
     longest, limit = wrapper.net.max_seq_len, wrapper.native.max_seq_len
     needed = length_of(prompts) + seq_len - 1
-    if restricted and longest:
+    if restricted and longest and "prefix" not in own:
         options["window"] = longest
     elif limit is not None and needed > limit:
         message = f"{needed + 1} tokens do not fit the {limit} absolute positions"

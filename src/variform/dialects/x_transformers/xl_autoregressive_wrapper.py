@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.decoding import SIDE_STREAMS, in_upstream_terms
+from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.episodic import EpisodicMemories, EpisodicMemoryWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import Filter, filters_of, top_k, top_p
@@ -41,6 +41,9 @@ __all__ = [
     "top_k",
     "top_p",
 ]
+
+SIDE_STREAMS = ("context", "context_mask", "condition")
+"""Arguments of the model that mean the same for every token."""
 
 KEYWORDS: Table = {
     "ignore_index": Route(-100, put("ignore_index"), types=(int,)),

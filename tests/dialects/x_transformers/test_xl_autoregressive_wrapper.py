@@ -20,9 +20,11 @@ ROTARY = {"rotary_pos_emb": True}
 LEARNS: dict[str, Any] = {"tbptt_steps": 2, "ttt_module_paths": ("attn_layers.layers.1.1",), "ttt_lr": 0.5}
 
 
-def wrapper(options: dict[str, Any] | None = None, **keywords: Any) -> XLAutoregressiveWrapper:
+def wrapper(
+    options: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **keywords: Any
+) -> XLAutoregressiveWrapper:
     torch.manual_seed(0)
-    net = language(options=options, max_seq_len=4, max_mem_len=6)
+    net = language(options=options, max_seq_len=4, max_mem_len=6, **(model or {}))
     with torch.no_grad():
         for param in net.parameters():
             param += 0.3 * torch.randn_like(param)
@@ -43,6 +45,17 @@ def test_generation_over_the_ends_of_segments(length: int) -> None:
         mask = Dense(remembered(whole.shape[1]))
         whole = torch.cat((whole, model.native.eval()(whole, mask=mask)[:, -1:].argmax(-1)), 1)
     assert torch.equal(model.generate(prompt, 9, temperature=0.0), whole[:, length:])
+
+
+def test_memory_tokens_are_remembered_too() -> None:
+    model, prompt = wrapper(ROTARY, {"num_memory_tokens": 2}).eval(), ids(2, 3)
+    whole = prompt
+    for _ in range(9):
+        memories = Memories(6)
+        for segment in whole.split(4, 1):
+            logits, memories = model.native(segment, memories=memories)
+        whole = torch.cat((whole, logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(model.generate(prompt, 9, temperature=0.0), whole[:, 3:])
 
 
 def test_rows_of_unequal_length_give_what_each_gives_alone() -> None:

@@ -52,6 +52,8 @@ ROWS = (
         "yyyyyyy",
     ),
     Row("the same, with the value of a query's own token", ("attention/orthogonal_values",), "yyyyryy"),
+    Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
+    Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),
     Row("local / sliding window", ("attention/local",), "yyyyryy"),
     Row(
         "global tokens, Longformer/BigBird patterns",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from variform.core.spec import Spec
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
+from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.mixer.folded import FoldedMixer
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
@@ -93,3 +95,18 @@ def _projected_cross() -> list[Sample]:
 @samples_for(LatentKeyValues)
 def _latent() -> list[Sample]:
     return [Sample(LatentKeyValues.spec(dim_latent=5))]
+
+
+@samples_for(HybridAttention)
+def _hybrid() -> list[Sample]:
+    around = GatedAttention.spec(attention=LocalAttention.spec(window=5))
+    folded = FoldedMixer.spec(every=3)
+    order = (2, 0, 1, 3)
+    return [
+        Sample(HybridAttention.spec()),
+        Sample(
+            HybridAttention.spec(attention=around, mixer=folded, mix=LinearProjection.spec(), head_order=order),
+            "folded",
+        ),
+        Sample(HybridAttention.spec(mixer="mamba", norm=None), "state space"),
+    ]

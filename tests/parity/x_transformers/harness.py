@@ -31,6 +31,8 @@ def pair(build: Build, prefix: str = "", dtype: torch.dtype = torch.float64) -> 
     theirs = build(upstream).to(dtype).eval()
     for name, param in theirs.named_parameters():
         param.data += torch.randn_like(param) * (0.02 if "token_emb" in name else 0.1)
+        if name.endswith("to_v_head_gate.bias"):  # gates that begin wide open would hide what they do
+            param.data -= 9.0
     in_its_dtype(theirs)
     for module in theirs.modules():
         if type(module).__name__ == "RotaryEmbedding":

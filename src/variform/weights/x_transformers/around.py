@@ -12,11 +12,14 @@ from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
+from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.kinds import Attention, Projection
+from variform.parts.mixer.folded import FoldedMixer
+from variform.parts.mixer.gru import GatedRecurrentUnit
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.projection.maps import LinearProjection, LowRankProjection
-from variform.weights.entries import Entry, reordered
+from variform.weights.entries import Entry, plain, reordered
 from variform.weights.x_transformers.pieces import linear_entries, no_counterpart
 
 
@@ -129,6 +132,27 @@ def _value_residual(part: ValueResidual, prefix: str, heads: Heads) -> Iterator[
     yield from linear_entries(f"{prefix}to_value_residual_mix.0", part.mix)
 
 
+def _hybrid(part: HybridAttention, prefix: str, heads: Heads) -> Iterator[Entry]:
+    inner = part.mixer.mixer if isinstance(part.mixer, FoldedMixer) else part.mixer
+    if isinstance(inner, GatedRecurrentUnit):
+        tensors = {f"{name}_l0": param for name, param in inner.named_parameters()}
+    else:  # a module of the user's, under its own names
+        module = getattr(inner, "module", None)
+        if not isinstance(module, nn.Module):
+            raise no_counterpart(inner)
+        tensors = module.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        yield plain(f"{prefix}hybrid_module.fn.{name}", tensor)
+    for place, norm in enumerate((part.norm, part.mixer_norm)):
+        if not isinstance(norm, RMSNorm) or norm.weight is None or norm.weight.dim() != 3 or norm.eps > 1e-12:
+            raise no_counterpart(part)
+        yield reordered(f"{prefix}hybrid_norms.{place}.gamma", norm.weight, heads.order, 0, offset=1.0)
+    if isinstance(part.mix, LinearProjection) and part.mix.offset is None:
+        yield reordered(f"{prefix}hybrid_mix.weight", part.mix.out.weight, heads.order, 0)
+    elif part.mix is not None:
+        raise no_counterpart(part.mix)
+
+
 def _nothing(part: nn.Module, prefix: str, heads: Heads) -> Iterator[Entry]:
     return iter(())
 
@@ -137,6 +161,7 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     GatedAttention: _gated,
     HeadScaleAttention: _head_scale,
     NormedValues: _value_norm,
+    HybridAttention: _hybrid,
     LaserAttention: _nothing,
     DistanceAttention: _nothing,
     OrthogonalValues: _nothing,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from tests.parity.x_transformers.option_set import OptionSet
 
 GATES: dict[str, Any] = {"attn_gate_values": True, "attn_output_gate": True}
 LATENT: dict[str, Any] = {"attn_use_latent_kv": True, "attn_dim_latent_kv": 7}
-
+HYBRID: dict[str, Any] = {
+    "attn_hybrid_module": nn.GRU(24, 32, batch_first=True),
+    "attn_hybrid_fold_axial_dim": 1,
+}
 
 SETS = [
     OptionSet(
@@ -185,5 +190,38 @@ SETS = [
         },
     ),
     OptionSet("latent-alibi", {**LATENT, "alibi_pos_bias": True, "attn_kv_heads": 2}),
+    OptionSet(
+        "hybrid",
+        HYBRID,
+        feature="a recurrence beside attention (Hymba)",
+        part="attention/hybrid",
+        paper="arXiv:2411.13676",
+    ),
+    OptionSet(
+        "hybrid-learned-mix",
+        {**HYBRID, "attn_hybrid_learned_mix": True},
+        feature="learned weight of the recurrence for each head",
+        part="attention/hybrid.mix",
+        paper="arXiv:2411.13676",
+    ),
+    OptionSet(
+        "hybrid-folded",
+        {**HYBRID, "attn_hybrid_fold_axial_dim": 3},
+        feature="a recurrence over every n-th token",
+        part="mixer/folded",
+    ),
+    OptionSet("hybrid-grouped-gated", {**HYBRID, "attn_kv_heads": 2, "attn_gate_values": True, "rotary_pos_emb": True}),
+    OptionSet(
+        "hybrid-lstm",
+        {**HYBRID, "attn_hybrid_module": nn.LSTM(24, 32, num_layers=2, batch_first=True)},
+        decodes=False,
+        why_not="a module of torch other than a GRU of one layer keeps its state to itself",
+    ),
+    OptionSet(
+        "hybrid-without-fold",
+        {"attn_hybrid_module": nn.GRU(24, 32, batch_first=True)},
+        wrong="upstream fails without hybrid_fold_axial_dim",
+        incompatible="upstream has no norms of the two branches without hybrid_fold_axial_dim",
+    ),
     OptionSet("qk-norm-groups-memory", {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_num_mem_kv": 2}),
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from variform.core.spec import Spec, described
-from variform.dialects.x_transformers.table import Route, Table, keep, refused
+from variform.dialects.x_transformers.attention import hybrid
+from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
@@ -41,6 +42,7 @@ ROUTES: Table = {
     **_flags("value_rmsnorm", "l2_distance", "laser"),
     "laser_softclamp_value": Route(15.0, keep("laser_softclamp_value"), needs="laser", types=(int, float)),
     **_flags("orthog_projected_values", "orthog_projected_values_per_head"),
+    **hybrid.ROUTES,
     "on_attn": Route(False, keep("on_attn")),
     "value_dim_head": Route(None, keep("value_dim_head"), types=(int,)),
     "dim_out": Route(None, keep("dim_out"), types=(int,)),
@@ -49,19 +51,13 @@ ROUTES: Table = {
     "use_latent_kv": Route(False, keep("use_latent_kv")),
     "dim_latent_kv": Route(None, keep("dim_latent_kv"), needs="use_latent_kv", types=(int,)),
     "latent_rope_subheads": Route(None, keep("latent_rope_subheads"), needs="use_latent_kv", types=(int,)),
-    **refused(
-        hybrid_module=None,
-        hybrid_mask_kwarg=None,
-        hybrid_fold_axial_dim=None,
-        hybrid_learned_mix=False,
-    ),
 }
 """Keyword (without `attn_`) -> what it does to an `AttentionDraft`."""
 
 
 def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
     """The rules that concern several keywords."""
-    return [*_gate_problems(draft), *_value_problems(draft, cross), *_map_problems(draft)]
+    return [*_gate_problems(draft), *_value_problems(draft, cross), *_map_problems(draft), *hybrid.check(draft, cross)]
 
 
 def _gate_problems(draft: AttentionDraft) -> list[Problem]:
@@ -122,6 +118,7 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
     if given.get("gate_value_heads"):
         gate = LinearProjection.spec(zero=True, bias=True, offset=10.0)
         spec = GatedAttention.spec(attention=spec, input_gate=gate, input_per_head=True)
+    spec = hybrid.attention(draft, spec)
     if given.get("gate_values") or given.get("output_gate"):
         spec = GatedAttention.spec(attention=spec, **_gates(given))
     for name, over in (("orthog_projected_values", "token"), ("orthog_projected_values_per_head", "head")):

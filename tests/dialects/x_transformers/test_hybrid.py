@@ -1,0 +1,102 @@
+"""Modules beside attention: torch's recurrences, modules of the user's, mixers of this library."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from variform.dialects.x_transformers import Decoder, Encoder, TransformerWrapper
+from variform.dialects.x_transformers.errors import KeywordError
+from variform.parts.attention.hybrid import HybridAttention
+
+SMALL: dict[str, Any] = {"dim": 16, "depth": 1, "heads": 4, "attn_dim_head": 4}
+
+
+class Smooth(nn.Module):
+    """The mean of each token and the next, with a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        x = self.map(x)
+        x = x if keep is None else x * keep.unsqueeze(-1)
+        return 0.5 * (x + x.roll(-1, 1))
+
+
+def gru(**options: Any) -> nn.GRU:
+    return nn.GRU(16, 16, batch_first=True, **options)
+
+
+@pytest.mark.parametrize("module", [gru(), "mamba", {"part": "multi_head", "heads": 2}], ids=["gru", "mamba", "heads"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_modules_beside_attention(module: Any, mixed: bool) -> None:
+    x = torch.randn(2, 7, 16)
+    layers = Decoder(**SMALL, attn_hybrid_module=module, attn_hybrid_learned_mix=mixed)
+    part = next(m for m in layers.native.modules() if isinstance(m, HybridAttention))
+    assert (part.mix is not None) == mixed
+    out = layers(x)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad is not None for p in part.mixer.parameters())
+
+
+def test_a_module_begins_with_its_weights_and_each_layer_has_its_own() -> None:
+    module = gru()
+    layers = Decoder(**{**SMALL, "depth": 2}, attn_hybrid_module=module, attn_hybrid_fold_axial_dim=1)
+    first, second = (m.mixer for m in layers.native.modules() if isinstance(m, HybridAttention))
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(first(x, {}), module(x)[0])
+    with torch.no_grad():
+        first.weight_ih.zero_()
+    torch.testing.assert_close(second(x, {}), module(x)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fold", [None, 1, 3])
+def test_padding_and_decoding_of_folds(fold: int | None) -> None:
+    torch.manual_seed(0)
+    layers = Decoder(**SMALL, attn_hybrid_module=gru(), attn_hybrid_fold_axial_dim=fold, rotary_pos_emb=True)
+    model = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=layers).double().eval().native
+    ids = torch.randint(0, 20, (2, 11))
+    whole, state, found = model(ids), model.init_state(2, 11), []
+    for chunk in ids.split([2, 1, 1, 4, 3], 1):
+        out, state = model(chunk, state=state)
+        found.append(out)
+    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
+    valid = torch.arange(11).expand(2, 11) >= torch.tensor([[0], [4]])
+    moved = ids.clone()
+    moved[1, 4:] = ids[1, :7]
+    torch.testing.assert_close(model(moved, valid=valid)[1, 4:], whole[1, :7], rtol=0, atol=1e-10)
+
+
+def test_a_module_takes_the_mask_under_its_name() -> None:
+    layers = Encoder(**SMALL, attn_hybrid_module=Smooth(), attn_hybrid_mask_kwarg="keep").double()
+    x = torch.randn(1, 7, 16, dtype=torch.float64)
+    mask = torch.arange(7)[None] < 5
+    changed = x.clone()
+    changed[:, 5:] += 1.0
+    torch.testing.assert_close(layers(x, mask=mask)[:, :5], layers(changed, mask=mask)[:, :5])
+    copied = copy.deepcopy(layers)
+    torch.testing.assert_close(copied(x, mask=mask), layers(x, mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"attn_hybrid_module": Smooth()}, "may depend on later ones"),
+        ({"attn_hybrid_module": gru(bidirectional=True)}, "may depend on later ones"),
+        ({"attn_hybrid_module": nn.GRU(16, 16)}, "batch_first=True"),
+        ({"attn_hybrid_module": "softmax"}, "a mixer is needed"),
+        ({"attn_hybrid_module": "no_such"}, "attn_hybrid_module"),
+        ({"attn_hybrid_module": "fourier_mix"}, "causal"),
+        ({"attn_hybrid_learned_mix": True}, "no effect without attn_hybrid_module"),
+        ({"attn_hybrid_module": gru(), "attn_hybrid_fold_axial_dim": 0}, "at least 1"),
+    ],
+)
+def test_bad_modules(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeywordError, match=message):
+        Decoder(**SMALL, **keywords)

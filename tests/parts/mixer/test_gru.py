@@ -1,0 +1,35 @@
+"""The gated recurrence and folds against torch's and against loops, in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+import variform as vf
+from variform.errors import ConfigError
+from variform.parts.mixer.folded import FoldedMixer
+from variform.parts.mixer.gru import GatedRecurrentUnit
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_it_is_torchs_gru(bias: bool) -> None:
+    theirs = nn.GRU(5, 7, batch_first=True, bias=bias).double()
+    mine = vf.build(GatedRecurrentUnit.spec(dim_out=7, bias=bias), dim=5).double()
+    for name, param in mine.named_parameters():
+        param.data.copy_(dict(theirs.named_parameters())[f"{name}_l0"])
+    x = torch.randn(2, 9, 5, dtype=torch.float64)
+    torch.testing.assert_close(mine(x, {}), theirs(x)[0], rtol=0, atol=1e-12)
+    begun = vf.build(GatedRecurrentUnit.spec(dim_out=7, bias=bias, like=theirs), dim=5).double()
+    torch.testing.assert_close(begun(x, {}), theirs(x)[0], rtol=0, atol=1e-6)
+
+
+def test_it_begins_with_one_layer_in_one_direction() -> None:
+    with pytest.raises(ConfigError, match="one layer and one direction"):
+        vf.build(GatedRecurrentUnit.spec(dim_out=7, like=nn.GRU(5, 7, bidirectional=True)), dim=5)
+
+
+def test_folds_are_interleaved_sequences() -> None:
+    part = vf.build(FoldedMixer.spec(every=3), dim=5).double()
+    x = torch.randn(2, 10, 5, dtype=torch.float64)
+    y = part(x, {})
+    for place in range(3):
+        torch.testing.assert_close(y[:, place::3], part.mixer(x[:, place::3], {}), rtol=0, atol=1e-12)

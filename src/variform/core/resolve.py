@@ -27,6 +27,7 @@ MODEL_STREAMS = frozenset(
         "condition",
         "injected",
         "token_gains",
+        "two_way",
         "prefix",
         "prefix_valid",
         "numbers",

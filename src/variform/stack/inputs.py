@@ -162,6 +162,28 @@ def misfit(error: Exception, model: nn.Module, tensors: Iterable[tuple[str, Any]
     return None
 
 
+def check_two_way(counts: Any, batch: int, length: int, state: Mapping[str, Any] | None) -> None:
+    """Refuse a prefix that is none, or that a decode state would see in pieces.
+
+    Args:
+        counts: how many tokens of each row belong to it.
+        batch: rows.
+        length: tokens of the call, those in front included.
+        state: the decode state of the call.
+
+    Raises:
+        ShapeError: saying what is wrong.
+    """
+    counts = tensor_of("two_way", counts)
+    if not _is_integer(counts) or tuple(counts.shape) != (batch,):
+        raise ShapeError(f"two_way is integers [{batch}], the length of each row's prefix, not {about(counts)}")
+    if state is None or torch.compiler.is_compiling() or counts.device.type != "cpu":
+        return
+    seen = state["count"] if state["seen"] is None else state["seen"]
+    if bool(((counts > seen) & ((torch.as_tensor(seen) > 0) | (counts > length))).any()):
+        raise ShapeError("while decoding, the whole prefix of a row (two_way) lies in its first call")
+
+
 def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> None:
     """Refuse streams that a new decode state cannot keep.
 

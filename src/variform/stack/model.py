@@ -20,7 +20,15 @@ from variform.parts.memories import Memories
 from variform.parts.mixer.multi_head import without_padding
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.execute import ModuleList
-from variform.stack.inputs import as_mask, check_inputs, check_kept, check_state_sizes, check_streams, misfit
+from variform.stack.inputs import (
+    as_mask,
+    check_inputs,
+    check_kept,
+    check_state_sizes,
+    check_streams,
+    check_two_way,
+    misfit,
+)
 from variform.stack.prefix import behind_prefix, plan_prefixed
 from variform.stack.remembering import check_taken, plan_behind, recall_of, remembered
 from variform.stack.state import check_state, count_positions, new_state, signature, turned
@@ -97,6 +105,7 @@ class Transformer(Model):
         further_ids: Mapping[str, Tensor] | None = None,
         added: Tensor | None = None,
         bias: Tensor | None = None,
+        two_way: Tensor | None = None,
         passes: int | None = None,
         exit: float | None = None,
         state: State | None = None,
@@ -128,6 +137,8 @@ class Transformer(Model):
             added: [B, L, dim] features that such an embedding adds.
             bias: [L, L], [H, L, L] or [B, H, L, L] floats, added to the scores of self-attention; L counts what stands
                 in front, as with a mask. With a decode state [.., L, Lk], of the new tokens and all keys so far.
+            two_way: [B] integers, how many tokens at the beginning of each row see one another both ways, in attentions
+                `prefix`; what stands in front counts. With a decode state they lie in the first call.
             passes: how often stacks run that run several times (`recycled`, `looped`), for this call.
             exit: the probability at which a looped stack lets a token out, for this call.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
@@ -151,6 +162,7 @@ class Transformer(Model):
             "numbers": numbers,
         }
         rare = {"further_ids": further_ids, "added": added, "bias": bias, "passes": passes, "exit": exit}
+        rare["two_way"] = two_way
         rare = {name: value for name, value in rare.items() if value is not None}
         streams: dict[str, Any] = {"positions": positions, **given}
         self._refuse_unread({**streams, **rare})
@@ -159,6 +171,8 @@ class Transformer(Model):
         if tokens:
             check_streams(streams, batch, length, inputs.device, self.max_seq_len)
         streams.update(rare)
+        if two_way is not None:
+            check_two_way(two_way, batch, length if prefix is None else length + prefix.shape[1], state)
         recall = None if memories is None else recall_of(memories, self, streams, batch, state)
         planned = None
         after: dict[str, Any] = {}

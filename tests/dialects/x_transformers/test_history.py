@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from variform.dialects.x_transformers import Decoder, TransformerWrapper
+from variform.dialects.x_transformers import Decoder, PrefixDecoder, TransformerWrapper
+from variform.dialects.x_transformers.errors import InputError
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 4, "heads": 4, "attn_dim_head": 4}
 IDS = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -44,3 +45,13 @@ def test_a_condition_joins_the_injected_input() -> None:
     condition = torch.randn(2, 16, dtype=torch.float64)
     assert not torch.allclose(built(IDS, in_attn_cond=condition), built(IDS))
     torch.testing.assert_close(built(IDS, in_attn_cond=0 * condition), built(IDS), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_prefix_decoder_shifts_from_the_past_alone() -> None:
+    layers = PrefixDecoder(**SMALL, shift_tokens=1, rotary_pos_emb=True)
+    built = TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=layers).double().eval()
+    whole = built(IDS, prefix_attn_len=3)
+    torch.testing.assert_close(built(IDS[:, :5], prefix_attn_len=3), whole[:, :5], rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="around a PrefixDecoder"):
+        model()(IDS, prefix_attn_len=3)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of
+from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
@@ -37,10 +37,13 @@ class AttentionLayers(nn.Module):
         KeywordError: unknown or unsupported keywords, and values that do not fit; all at once.
     """
 
+    prefixed: ClassVar[bool] = False
+    """Whether some tokens at the beginning of a row may see one another both ways."""
+
     def __init__(self, dim: int = REQUIRED, depth: int | None = None, heads: int = 8, **keywords: Any) -> None:
         super().__init__()
         given = {"depth": depth, "heads": heads, **keywords, **({} if dim is REQUIRED else {"dim": dim})}
-        draft, spec = read_layers(type(self).__name__, given)
+        draft, spec = read_layers(type(self).__name__, given, self.prefixed)
         self.dim = draft.dim
         self.heads = self.attn_heads = draft.heads
         self.attn_dim_head = draft.dim_head
@@ -78,6 +81,7 @@ class AttentionLayers(nn.Module):
         seq_start_pos: Tensor | None = None,
         condition: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
         mem_masks: Sequence[Tensor | None] | None = None,
         **more: Any,
@@ -95,6 +99,7 @@ class AttentionLayers(nn.Module):
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             condition: [B, C] or [B, L, C] for adaptive parts.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads.
+            prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
             **more: upstream's other arguments, at their defaults.
@@ -103,6 +108,7 @@ class AttentionLayers(nn.Module):
         placed = (pos, seq_start_pos, condition)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
         streams["injected"] = injected(in_attn_cond)
+        streams["two_way"] = two_way(self, prefix_attn_len, x)
         if mems is None and mem_masks is None:
             out = self.native(x, streams)
             assert isinstance(out, Tensor)
@@ -127,6 +133,16 @@ class Decoder(AttentionLayers):
 
     def __init__(self, **keywords: Any) -> None:
         _refuse_causal("Decoder", keywords)
+        super().__init__(causal=True, **keywords)
+
+
+class PrefixDecoder(AttentionLayers):
+    """Layers in which a token sees itself and those before it, and a prefix is seen by all."""
+
+    prefixed: ClassVar[bool] = True
+
+    def __init__(self, **keywords: Any) -> None:
+        _refuse_causal("PrefixDecoder", keywords)
         super().__init__(causal=True, **keywords)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
 
 HONOURED = (
-    *("layers_execute_order", "repeat_blocks"),
+    *("prefix_attn_len", "layers_execute_order", "repeat_blocks"),
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
     "attn_bias",
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
@@ -112,6 +112,15 @@ def attention_mask(attn_mask: Tensor | None, kv_mask: Tensor | None) -> Mask | N
 def injected(condition: Tensor | None) -> Tensor | None:
     """What is added to every branch, [B, L, dim], or [B, dim] for all tokens of a row alike."""
     return condition.unsqueeze(1) if condition is not None and condition.dim() == 2 else condition
+
+
+def two_way(layers: AttentionLayers, length: int | Tensor | None, x: Tensor) -> Tensor | None:
+    """How many tokens of each row are seen by all, [B]."""
+    if length is None:
+        return None
+    if not layers.prefixed:
+        raise InputError("prefix_attn_len is an argument of models around a PrefixDecoder")
+    return torch.full((x.shape[0],), length, device=x.device) if isinstance(length, int) else length
 
 
 def placing(

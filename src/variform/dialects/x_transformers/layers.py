@@ -33,6 +33,7 @@ class LayersDraft:
     depth: int | None = None
     heads: int = 8
     causal: bool = False
+    prefixed: bool = False
     cross_attend: bool = False
     only_cross: bool = False
     only_attn: bool = False
@@ -156,7 +157,7 @@ class LayersDraft:
                 self.problems.append(Problem("ff_dim_out", message, feedforward.dim_out, "a FeedForward alone has it"))
             return self._sublayer(feedforward.body(), letter, index, drop, feedforward.sublayer_dropout)
         prefix = "attn_" if letter == "a" else "cross_attn_"
-        draft = AttentionDraft(self.dim, self.heads, self.causal, prefix)
+        draft = AttentionDraft(self.dim, self.heads, self.causal, prefix, self.prefixed)
         wrong = len(self.problems)
         self._read(draft, prefix, ATTENTION, given)
         if len(self.problems) == wrong:

@@ -152,6 +152,7 @@ class PositionDraft:
                 max_distance=self.rel_pos_max_distance,
                 std=1.0,
                 scale=score_scale(draft.dim_head),
+                **({"causal": False} if draft.prefixed else {}),  # a prefix is seen both ways
             )
             return Shared("rel_pos", table)
         if self.dynamic_pos_bias:

@@ -15,12 +15,13 @@ from variform.dialects.x_transformers.table import apply_all, is_default, proble
 from variform.errors import ConfigError, Problem
 
 
-def read_layers(owner: str, keywords: Mapping[str, Any]) -> tuple[LayersDraft, Spec]:
+def read_layers(owner: str, keywords: Mapping[str, Any], prefixed: bool = False) -> tuple[LayersDraft, Spec]:
     """The draft and the resolved stack that the keywords of `AttentionLayers` describe.
 
     Args:
         owner: the class, for messages.
         keywords: what it was given.
+        prefixed: whether tokens at the beginning may see one another both ways.
 
     Raises:
         KeywordError: every problem at once.
@@ -32,7 +33,7 @@ def read_layers(owner: str, keywords: Mapping[str, Any]) -> tuple[LayersDraft, S
         values = {name: value[0] if isinstance(value, tuple) and value else value for name, value in given.items()}
         problems += problems_of(owner, PREFIXES[prefix], values, KNOWN, prefix)
     raise_any(problems)
-    draft = LayersDraft(inner=inner)
+    draft = LayersDraft(inner=inner, prefixed=prefixed)
     apply_all(draft, LAYERS, own)
     draft.problems += _contradictions(draft)
     raise_any(draft.problems)

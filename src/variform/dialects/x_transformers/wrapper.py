@@ -22,6 +22,7 @@ from variform.dialects.x_transformers.call import (
     injected,
     placing,
     refuse_call,
+    two_way,
 )
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
@@ -136,6 +137,7 @@ class TransformerWrapper(nn.Module):
         sum_embeds: Tensor | None = None,
         condition: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
         mem_masks: Sequence[Tensor | None] | None = None,
         return_mems: bool = False,
@@ -166,6 +168,7 @@ class TransformerWrapper(nn.Module):
             sum_embeds: [B, L, emb_dim] features that are added to the tokens'.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
+            prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, which read them besides: what an earlier call gave with `return_mems`.
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
             return_mems: (answer, `mems` for the next call), or among the intermediates: the last `max_mem_len` inputs
@@ -199,6 +202,7 @@ class TransformerWrapper(nn.Module):
             "bias": attn_bias,
             "condition": condition,
             "injected": injected(in_attn_cond),
+            "two_way": two_way(layers, prefix_attn_len, x),
             "passes": asked.passes,
             "exit": asked.exit,
         }

@@ -5,6 +5,7 @@ from variform.dialects.x_transformers.attention_layers import (
     CrossAttender,
     Decoder,
     Encoder,
+    PrefixDecoder,
     TransformerBlock,
 )
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
@@ -20,6 +21,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FeedForward",
+    "PrefixDecoder",
     "TransformerBlock",
     "TransformerWrapper",
     "ViTransformerWrapper",

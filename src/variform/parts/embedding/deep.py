@@ -61,4 +61,4 @@ class DeepEmbedding(AroundEmbedding):
         if inputs.dim() != 2:
             raise ShapeError(f"deep embeddings are of ids [B, L], and the input has the shape {list(inputs.shape)}")
         gains = F.pad(F.embedding(inputs, self.gains.flatten(1)), (0, 0, x.shape[1] - inputs.shape[1], 0), value=1.0)
-        return x, {**published, "token_gains": gains.unflatten(-1, self.gains.shape[1:]).unbind(2)}
+        return x, {**published, "token_gains": gains.view(*gains.shape[:2], *self.gains.shape[1:]).unbind(2)}

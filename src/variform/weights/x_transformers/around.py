@@ -13,6 +13,7 @@ from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
+from variform.parts.attention.prefix import PrefixAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.kinds import Attention, Projection
 from variform.parts.mixer.folded import FoldedMixer
@@ -167,4 +168,5 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     OrthogonalValues: _nothing,
     ValueResidual: _value_residual,
     ScoreResidual: _nothing,
+    PrefixAttention: _nothing,
 }

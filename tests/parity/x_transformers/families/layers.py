@@ -179,6 +179,27 @@ SETS = [
     OptionSet("deep-embed-tied", {"weight_tie_layers": True}, {"ff_deep_embed": True}),
     OptionSet("deep-embed-order", {"custom_layers": ("f", "a", "f", "a"), "depth": None}, {"ff_deep_embed": True}),
     OptionSet(
+        "prefix-decoder",
+        stack="PrefixDecoder",
+        call=lambda ids: {"prefix_attn_len": torch.tensor([3, 6, 5][: len(ids)])},
+        feature="prefix seen both ways (prefix language model)",
+        part="attention/prefix",
+        paper="arXiv:1910.10683",
+    ),
+    OptionSet("prefix-decoder-of-none", stack="PrefixDecoder", same=True),
+    OptionSet(
+        "prefix-decoder-t5",
+        {"rel_pos_bias": True, "attn_kv_heads": 2, "attn_head_scale": True},
+        stack="PrefixDecoder",
+        call=lambda ids: {"prefix_attn_len": 4},
+    ),
+    OptionSet(
+        "prefix-decoder-rotary",
+        {"rotary_pos_emb": True, "residual_attn": True, "add_value_residual": True},
+        stack="PrefixDecoder",
+        call=lambda ids: {"prefix_attn_len": 4},
+    ),
+    OptionSet(
         "cross-attend",
         {"cross_attend": True},
         call=context,

@@ -11,6 +11,7 @@ from variform.dialects.x_transformers.attention.families import FAMILIES
 from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.memory import LearnedMemory
+from variform.parts.attention.prefix import PrefixAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
@@ -30,6 +31,7 @@ class AttentionDraft:
     heads: int
     causal: bool
     prefix: str
+    prefixed: bool = False
     dim_head: int = 64
     kv_heads: int | None = None
     one_kv_head: bool = False
@@ -130,6 +132,8 @@ class AttentionDraft:
                 attention = SoftmaxAttention.spec(**softmax, memory=memory)
             else:
                 attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax, memory=memory)
+        if self.prefixed and self.prefix == "attn_":
+            attention = PrefixAttention.spec(attention=attention)
         for family in FAMILIES:
             attention = family.attention(self, attention)
         return {

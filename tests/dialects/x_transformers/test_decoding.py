@@ -119,6 +119,33 @@ def test_the_state_that_has_read_everything() -> None:
     assert model.generate(prompt, 4, return_intermediates=True, cache_kv=False)[1] is None
 
 
+@pytest.mark.parametrize(
+    ("layers", "model"),
+    [
+        ({}, {"num_memory_tokens": 2}),
+        (ROTARY, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 2}),
+        ({"shift_tokens": 1}, {}),
+        ({"shift_tokens": (1, 0, 2, 0), **ROTARY}, {"num_memory_tokens": 2}),
+        ({}, {"scaled_sinu_pos_emb": True}),
+        ({"attn_data_dependent_alibi": True}, {"use_abs_pos_emb": False}),
+        ({"attn_num_mem_kv": 2, "attn_max_attend_past": 2}, {}),
+    ],
+    ids=lambda given: "-".join(given) or "plain",
+)
+def test_rows_of_unequal_length_with_added_and_shifted_tokens(layers: dict[str, Any], model: dict[str, Any]) -> None:
+    made, prompts = wrapper(layers, **model), [ids(1, 4)[0], ids(1, 1)[0], ids(1, 3)[0]]
+    together = made.generate(prompts, 5, temperature=0.0)
+    assert torch.equal(made.generate(prompts, 5, temperature=0.0, cache_kv=False), together)
+    beams = made.beam_search(prompts, 4, 3)
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(together[row], made.generate(prompt, 5, temperature=0.0))
+        assert torch.equal(beams[row], made.beam_search(prompt, 4, 3, cache_kv=False))
+        whole = prompt.unsqueeze(0)
+        for _ in range(5):
+            whole = torch.cat((whole, made.net(whole)[:, -1:].argmax(-1)), 1)
+        assert torch.equal(together[row], whole[0, len(prompt) :])
+
+
 def test_what_stands_in_front_of_the_prompts() -> None:
     model, prompts = wrapper(ROTARY), [ids(1, 4)[0], ids(1, 2)[0]]
     front = torch.randn(2, 3, 16, dtype=torch.float64)

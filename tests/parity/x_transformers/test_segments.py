@@ -45,6 +45,8 @@ POSITIONS: list[dict[str, Any]] = [
     {"rotary_pos_emb": True},
     {"alibi_pos_bias": True},
     {"rel_pos_bias": True, "attn_kv_heads": 2},
+    {"rotary_pos_emb": True, "rotary_xpos": True, "rotary_xpos_scale_base": 16},
+    {"rotary_pos_emb": True, "rotate_num_heads": 2},
 ]
 
 

@@ -19,7 +19,12 @@ from variform.stack.sublayer import Sublayer
 from variform.stack.trace import trace_lines
 from variform.stack.values import input_values
 
-_QUIET = frozenset({"positions", "valid", "segments", "mask", "state", "cache", "bias", "prefix_valid", "context_mask"})
+_QUIET = frozenset(
+    {
+        *("positions", "valid", "segments", "mask", "state", "cache", "bias", "prefix_valid", "context_mask"),
+        *("added", "passes", "exit"),
+    }
+)
 """Streams that tell where tokens stand; drawing them to every part would hide what the model computes."""
 
 

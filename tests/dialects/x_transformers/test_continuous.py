@@ -58,7 +58,8 @@ def test_calls_are_checked() -> None:
         ({"mask": torch.ones(2, 7).bool(), "lens": torch.tensor([7, 7])}, "exclude one another"),
         ({"context": features(width=16)}, "cross_attend"),
         ({"prepend_mask": torch.ones(2, 1).bool()}, "without prepend_embeds"),
-        ({"cache": object()}, "not supported yet"),
+        ({"cache": object()}, "return_intermediates=True"),
+        ({"rotary_pos_emb": features()}, "not supported yet"),
     ):
         with pytest.raises((KeywordError, InputError), match=named):
             net(features(), **call)
@@ -212,3 +213,41 @@ def test_memories_are_taken_as_they_are_returned() -> None:
     torch.testing.assert_close(net(x[:, 4:], mems=mems, mem_masks=[none, none]), net(x[:, 4:]))
     with pytest.raises(InputError, match="the same for all"):
         net(x[:, 4:], mems=mems, mem_masks=[one, none])
+
+
+@pytest.mark.parametrize("keywords", [{}, {"probabilistic": True}, {"num_memory_tokens": 2}])
+@pytest.mark.parametrize("alone", [False, True])
+def test_going_on_from_a_cache(keywords: dict[str, Any], alone: bool) -> None:
+    net = model(**keywords).double()
+    x, more = features().double(), features(width=16).double()
+    front = features(2, 2, 16).double()
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, 5:] = False
+    whole = net(x, sum_embeds=more, mask=mask, prepend_embeds=front)
+    first, told = net(
+        x[:, :4], sum_embeds=more[:, :4], mask=mask[:, :4], prepend_embeds=front, return_intermediates=True
+    )
+    new = x[:, 4:] if alone else x
+    parts = [first]
+    second, told = net(
+        new[:, :-1],
+        sum_embeds=more[:, 4:-1] if alone else more[:, :-1],
+        mask=mask[:, :-1],
+        cache=told,
+        input_not_include_cache=alone,
+        return_intermediates=True,
+    )
+    parts.append(second)
+    parts.append(
+        net(
+            new[:, -1:] if alone else x,
+            sum_embeds=more[:, -1:] if alone else more,
+            mask=mask,
+            cache=told,
+            input_not_include_cache=alone,
+        )
+    )
+    real = torch.nn.functional.pad(mask, (2, 0), value=True)
+    torch.testing.assert_close(torch.cat(parts, -2)[..., real, :], whole[..., real, :], rtol=0, atol=1e-10)
+    with pytest.raises(InputError, match="without memories"):
+        net(x, cache=told, return_mems=True)

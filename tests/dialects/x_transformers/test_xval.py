@@ -134,3 +134,16 @@ def test_weights_and_specs_go_both_ways() -> None:
         assert "to_numerical_output.0.bias" in to_x_transformers(other)
         assert ("to_logits.weight" in to_x_transformers(other)) == (not keywords)
         assert vf.from_yaml(vf.to_yaml(one.spec)) == one.spec
+
+
+def test_going_on_from_a_cache() -> None:
+    net = model().double()
+    ids, numbers = sample()
+    numbers = numbers.double()
+    whole = net(ids, numbers)
+    first, told = net(ids[:, :4], numbers[:, :4], return_intermediates=True)
+    second, told = net(ids[:, :6], numbers[:, :6], cache=told, return_intermediates=True)
+    third = net(ids, numbers, cache=told)
+    for place in range(2):
+        found = torch.cat((first[place], second[place], third[place]), 1)
+        torch.testing.assert_close(found, whole[place], rtol=0, atol=1e-10)

@@ -76,3 +76,14 @@ def test_what_a_call_takes_and_returns() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     losses = [model(ids(), return_attn_z_loss=True, attn_z_loss_weight=0.1)[1].attn_z_loss for model in (theirs, mine)]
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6)
+
+
+def test_segments() -> None:
+    theirs, mine = pair(built(max_mem_len=6, shift_mem_down=1, layers={"rotary_pos_emb": True}))
+
+    def run(model: nn.Module) -> Tensor:
+        first, mems = model(ids(), return_mems=True)
+        second, mems = model(ids(2, 7), mems=list(mems), return_mems=True)
+        return torch.cat((joined(first), joined(second), joined(model(ids(2, 7), mems=list(mems)))), 1)
+
+    agree(theirs, mine, run)

@@ -13,6 +13,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.around_call import AROUND_CALL, Found, Remembers
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
     attention_mask,
     check_condition,
@@ -23,7 +24,7 @@ from variform.dialects.x_transformers.call import (
     refuse_call,
 )
 from variform.dialects.x_transformers.errors import InputError
-from variform.dialects.x_transformers.intermediates import recording
+from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
 from variform.errors import Problem
@@ -32,7 +33,6 @@ from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPo
 from variform.stack.condition import condition_size
 from variform.stack.decodable import undecodable
 from variform.stack.model import Transformer
-from variform.stack.prefix import behind_prefix
 from variform.stack.registers import RegisterStack
 
 
@@ -179,6 +179,8 @@ class AroundWrapper(nn.Module):
         return_mems: bool = False,
         return_intermediates: bool = False,
         return_attn: bool = False,
+        cache: LayerIntermediates | None = None,
+        input_not_include_cache: bool = False,
         streams: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Found:
@@ -203,24 +205,18 @@ class AroundWrapper(nn.Module):
             return_mems: tell what each attention reads, of the last `max_mem_len` inputs.
             return_intermediates: tell what was made on the way, `LayerIntermediates`.
             return_attn: tell the weights of each attention.
+            cache: what an earlier call gave with `return_intermediates=True`; the answers are those of what it has not
+                read.
+            input_not_include_cache: the inputs are the new ones alone, and not all.
             streams: further streams of the embedding.
             **more: upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, AROUND_CALL, more)
         layers: AttentionLayers = self.__dict__["attn_layers"]
-        check_context(layers, context)
         check_condition(layers, condition)
-        length = inputs.shape[1]
-        check_mask("mask", mask, inputs.shape[0], length)
         if prepend_mask is not None and prepend_embeds is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
-        longest = self.native.max_seq_len
-        if longest is not None and length > longest:
-            raise InputError(f"the sequence has {length} inputs, and the absolute positions end at {longest}")
-        positions, valid = placing(layers.causal, length, inputs.device, mask, pos, seq_start_pos)
         given = {
-            "positions": positions,
-            "valid": valid,
             "mask": attention_mask(attn_mask, self_attn_kv_mask),
             "bias": attn_bias,
             "context": context,
@@ -235,8 +231,27 @@ class AroundWrapper(nn.Module):
         with (
             recording(self.native, layers.native) if return_intermediates or return_attn else nullcontext() as recorder
         ):
-            out, kept = remembers.run(self.native, inputs, given, self.num_memory_tokens)
-        if prepend_embeds is not None:
-            valid = behind_prefix(prepend_embeds, prepend_mask, {"positions": None, "valid": valid}, length)["valid"]
-        told = None if recorder is None else recorder.found
+            told = None if recorder is None else recorder.found
+            if cache is None:
+                check_context(layers, context)
+                self._check(inputs, mask)
+                positions, valid = placing(layers.causal, inputs.shape[1], inputs.device, mask, pos, seq_start_pos)
+                placed = {**given, "positions": positions, "valid": valid}
+                out, kept = remembers.run(self.native, inputs, placed, self.num_memory_tokens)
+                after = Cache(inputs, {**given, "valid": valid}, positions)
+                valid = over_all(valid, prepend_embeds, prepend_mask, inputs)
+            else:
+                if mems is not None or return_mems:
+                    raise InputError("a cache holds what was read: it goes without memories of earlier segments")
+                steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal)
+                out, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
+                kept = None
+            if told is not None:
+                told.cache = after
         return Found(out, valid, kept, told, return_intermediates)
+
+    def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
+        length, longest = inputs.shape[1], self.native.max_seq_len
+        check_mask("mask", mask, inputs.shape[0], length)
+        if longest is not None and length > longest:
+            raise InputError(f"the sequence has {length} inputs, and the absolute positions end at {longest}")

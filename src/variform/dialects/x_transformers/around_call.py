@@ -13,11 +13,7 @@ from variform.dialects.x_transformers.intermediates import LayerIntermediates
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 
-AROUND_CALL: dict[str, Any] = {
-    "cache": None,
-    "input_not_include_cache": False,
-    "rotary_pos_emb": None,
-}
+AROUND_CALL: dict[str, Any] = {"rotary_pos_emb": None}
 """Arguments of the forward methods that are known and not supported, with upstream's defaults."""
 
 

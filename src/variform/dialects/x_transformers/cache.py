@@ -17,7 +17,7 @@ from variform.stack.state import room
 
 KEPT = ("context", "context_mask")
 FIRST = ("prefix", "prefix_valid")
-BY_TOKEN = ("valid", "added")
+BY_TOKEN = ("valid", "added", "numbers")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Cache:
     full, what was read is read again.
 
     Args:
-        ids: [B, L], what was read.
+        ids: [B, L] or features [B, L, n], what was read.
         streams: what was given with it, over all tokens; `prefix`, `context` and their masks.
         positions: [L] or [B, L] of the tokens; None for 0, 1, ...
         state: that has read the tokens; None as long as there is none.
@@ -86,7 +86,8 @@ class Cache:
         for name in BY_TOKEN:
             before, now = self.streams.get(name), new.get(name)
             if name == "valid" and (before is None) != (now is None):
-                before = torch.ones_like(self.ids, dtype=torch.bool) if before is None else before
+                rows = self.ids.shape[:2]
+                before = self.ids.new_ones(rows, dtype=torch.bool) if before is None else before
                 now = before.new_ones(before.shape[0], count) if now is None else now
             elif (before is None) != (now is None):
                 raise InputError(f"{name} must be given with all tokens, or with none")
@@ -108,12 +109,24 @@ class Cache:
         return torch.cat((before, now), -1)
 
 
+def cache_of(given: Any) -> Cache:
+    """What an earlier call has read.
+
+    Raises:
+        InputError: it is not what a call gave.
+    """
+    found = getattr(given, "cache", None)
+    if not isinstance(found, Cache):
+        raise InputError("the cache is what this model gave with return_intermediates=True")
+    return found
+
+
 @dataclass(frozen=True)
 class Steps:
     """The next tokens of a call with a cache.
 
     Args:
-        x: [B, L] token ids: the new ones, or all.
+        x: [B, L] token ids or features [B, L, n]: the new ones, or all.
         cache: what was read before.
         alone: whether x is the new tokens alone.
         age: how many are said to be new; 1 is not checked.
@@ -134,7 +147,7 @@ class Steps:
         count, total = new.shape[1], self.cache.length + new.shape[1]
         if not self.causal:
             raise InputError("only causal layers can go on from a cache")
-        if self.x.dim() != 2 or self.x.shape[0] != self.cache.ids.shape[0] or not count:
+        if self.x.dim() != self.cache.ids.dim() or self.x.shape[0] != self.cache.ids.shape[0] or not count:
             held = f"[{self.cache.ids.shape[0]}, {self.cache.length}]"
             raise InputError(f"the cache holds {held} tokens, and {list(self.x.shape)} hold no new ones for it")
         if self.age not in (1, count):
@@ -150,9 +163,10 @@ class Steps:
             "positions": None if positions is None else positions[..., -count:],
             "valid": None if valid is None else valid[:, -count:],
         }
-        for name in ("added",):
-            streams[name] = None if given[name] is None else given[name][:, -count:]
-        if given["further_ids"] is not None:
+        for name in ("added", "numbers"):
+            if given.get(name) is not None:
+                streams[name] = given[name][:, -count:]
+        if given.get("further_ids") is not None:
             streams["further_ids"] = {name: ids[:, -count:] for name, ids in given["further_ids"].items()}
         hidden, after = self.cache.read(model, new, streams)
         return hidden, after, streams["valid"]
@@ -185,4 +199,4 @@ def over_all(valid: Tensor | None, prefix: Tensor | None, prefix_valid: Tensor |
     if prefix is None or (valid is None and prefix_valid is None):
         return valid
     ahead = torch.ones_like(prefix[..., 0], dtype=torch.bool) if prefix_valid is None else prefix_valid
-    return torch.cat((ahead, torch.ones_like(x, dtype=torch.bool) if valid is None else valid), 1)
+    return torch.cat((ahead, x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid), 1)

@@ -12,7 +12,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
-from variform.dialects.x_transformers.cache import Cache, Steps, over_all
+from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
     MODEL_CALL,
     attention_mask,
@@ -234,7 +234,7 @@ class TransformerWrapper(nn.Module):
                 embedded = None
                 if input_not_include_cache is None:
                     input_not_include_cache = self.draft.input_not_include_cache
-                steps = Steps(x, _cache_of(cache), input_not_include_cache, cache_age, layers.causal)
+                steps = Steps(x, cache_of(cache), input_not_include_cache, cache_age, layers.causal)
                 hidden, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
                 if recorder is not None:
                     recorder.found.cache = after
@@ -257,10 +257,3 @@ class TransformerWrapper(nn.Module):
         check_mask("mask", mask, x.shape[0], x.shape[1])
         if prefix_mask is not None and prefix is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
-
-
-def _cache_of(cache: Any) -> Cache:
-    found = getattr(cache, "cache", None)
-    if not isinstance(found, Cache):
-        raise InputError("the cache is what this model gave with return_intermediates=True")
-    return found

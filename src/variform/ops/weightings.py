@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from variform.errors import ShapeError
 from variform.ops.learned_scores import mixed_heads
@@ -127,19 +126,27 @@ class GumbelWeights(Normaliser):
     Args:
         temperature: of the softmax.
         hard: all weight on the largest one, with the gradient of the soft weights.
+        drawn: the noise of the call, so that its weights can be told again.
 
     Paper: https://arxiv.org/abs/1611.01144
     """
 
     temperature: float = 1.0
     hard: bool = True
+    drawn: list[Tensor] = field(default_factory=list)
 
     @property
     def is_random(self) -> bool:
         return True
 
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
-        return functional.gumbel_softmax(scores, self.temperature, self.hard, dim=-1)
+        if not self.drawn:
+            self.drawn.append(-torch.empty_like(scores).exponential_().log())
+        soft = torch.softmax((scores + self.drawn[0]) / self.temperature, -1)
+        if not self.hard:
+            return soft
+        best = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return _straight_through(best, soft)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import variform.dialects.x_transformers as xt
+from variform.dialects.x_transformers.errors import InputError
 from variform.errors import ConfigError
 
 
@@ -59,3 +60,73 @@ def test_flash_changes_nothing(keywords: dict[str, Any]) -> None:
             param += 0.1 * torch.randn_like(param)
         found.append(model(torch.arange(9)[None]))
     assert torch.equal(found[0], found[1])
+
+
+@torch.no_grad()
+def test_drawn_keys_are_told_with_their_probabilities() -> None:
+    model = build(attn_gumbel_softmax=True, attn_flash=True)
+    ids = torch.arange(9)[None]
+    _, found = model(ids, return_intermediates=True, return_gumbel_log_probs=True)
+    one = found.attn_intermediates[0]
+    weights = one.post_softmax_attn
+    assert torch.equal(weights, one.post_softmax_attn), "told again, they are the same draws"
+    assert bool(((weights == 0) | (weights == 1)).all())
+    expected = (one.pre_softmax_attn.softmax(-1) * weights).sum(-1).log()
+    torch.testing.assert_close(one.log_probs, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(model(ids), model(ids)), "keys are drawn in evaluation too"
+    with pytest.raises(InputError, match="return_intermediates"):
+        model(ids, return_gumbel_log_probs=True)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"attn_softclamp_logits": True}, {"attn_data_dependent_alibi": True}])
+@torch.no_grad()
+def test_packed_documents_do_not_see_one_another(keywords: dict[str, Any]) -> None:
+    model = build(attn_flash=True, attn_flash_pack_seq=True, rotary_pos_emb=True, **keywords)
+    ids = torch.randint(0, 11, (1, 12))
+    out = model(ids, flash_pack_seq_kwargs={"cu_seqlens_q": torch.tensor([0, 5, 12]), "max_seqlen_q": 7})
+    torch.testing.assert_close(out[:, :5], model(ids[:, :5]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(out[:, 5:], model(ids[:, 5:]), rtol=0, atol=1e-12)
+    stack = model.attn_layers
+    x = torch.randn(1, 12, 16, dtype=torch.float64)
+    out = stack(x, flash_pack_seq_kwargs={"cu_seqlens_q": torch.tensor([0, 5, 12])})
+    torch.testing.assert_close(out[:, 5:], stack(x[:, 5:]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 12])}, "these are known"),
+        ({"cu_seqlens_q": torch.tensor([0, 11])}, "grows from 0 to the 12"),
+        ({"max_seqlen_q": 3}, "needs cu_seqlens_q"),
+        ({"cu_seqlens_q": torch.tensor([0, 12]), "cu_seqlens_k": torch.tensor([0, 3, 12])}, "one row"),
+    ],
+)
+def test_documents_that_cut_no_row(packed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(attn_flash_pack_seq=True)(torch.zeros(1, 12, dtype=torch.long), flash_pack_seq_kwargs=packed)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+@torch.no_grad()
+def test_a_call_has_its_own_causality_with_flash_as_without(flash: bool) -> None:
+    model = build(attn_flash=flash)
+    ids = torch.arange(9)[None]
+    other = ids.clone()
+    other[:, -1] = 10
+    assert torch.equal(model(ids)[:, :-1], model(other)[:, :-1])
+    assert not torch.equal(model(ids, causal=False)[:, :-1], model(other, causal=False)[:, :-1])
+    assert torch.equal(model(ids, causal=True), model(ids))
+    assert model.attn_layers.causal
+    with pytest.raises(InputError, match="attn_selective"):
+        build(attn_selective=True)(ids, causal=False)
+    with pytest.raises(InputError, match="built for one causality"):
+        build(attn_part="linear")(ids, causal=False)
+
+
+@torch.no_grad()
+def test_a_bias_given_to_a_stack_is_added_to_those_of_the_data() -> None:
+    model = build(attn_data_dependent_alibi=True, rel_pos_bias=True, attn_num_mem_kv=1)
+    x, bias = torch.randn(2, 9, 16, dtype=torch.float64), torch.randn(4, 9, 9, dtype=torch.float64)
+    stack = model.attn_layers
+    assert not torch.allclose(stack(x, attn_bias=bias), stack(x))
+    torch.testing.assert_close(stack(x, attn_bias=0 * bias), stack(x), rtol=0, atol=1e-12)

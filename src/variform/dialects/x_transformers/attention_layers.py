@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.call import STACK_CALL, injected, refuse_call, streams_of, two_way
+from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
+from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
@@ -67,6 +69,10 @@ class AttentionLayers(nn.Module):
         """A view of these layers, of the same modules, in which the sublayers run in another order."""
         return layers_in_order(self, order, repeat_blocks)
 
+    def with_causality(self, causal: bool) -> AttentionLayers:
+        """A view of these layers, of the same modules, whose self-attention looks back alone, or not."""
+        return layers_with(self, causal)
+
     @takes_orders
     def forward(
         self,
@@ -102,13 +108,20 @@ class AttentionLayers(nn.Module):
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
-            **more: upstream's other arguments, at their defaults.
+            **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention;
+                `flash_pack_seq_kwargs`, the documents of one row; upstream's other arguments, at their defaults.
         """
+        bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
         streams["injected"] = injected(in_attn_cond)
         streams["two_way"] = two_way(self, prefix_attn_len, x)
+        if bias is not None:
+            streams["bias"] = bias
+        if packed is not None:
+            streams["segments"] = documents(packed, x, mask, attn_mask)
+            streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
         if mems is None and mem_masks is None:
             out = self.native(x, streams)
             assert isinstance(out, Tensor)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
 
 HONOURED = (
-    *("prefix_attn_len", "layers_execute_order", "repeat_blocks"),
+    *("prefix_attn_len", "layers_execute_order", "repeat_blocks", "causal"),
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
     "attn_bias",
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
@@ -48,7 +48,6 @@ STACK_CALL: dict[str, Any] = {
     "cross_attn_kv_residuals": None,
     "flash_pack_seq_kwargs": None,
     "flash_pack_seq_context_kwargs": None,
-    "causal": None,
     "transform_block_inputs": None,
 }
 """Arguments of a stack's forward that are known and not supported, with upstream's defaults."""
@@ -149,6 +148,38 @@ def placing(
     places = torch.arange(length, device=device)
     begun = places >= start.unsqueeze(1)
     return (places - start.unsqueeze(1)).clamp(min=0), begun if mask is None else begun & mask
+
+
+def documents(packed: Mapping[str, Any], x: Tensor, mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+    """Which document each token of one row belongs to, from upstream's `flash_pack_seq_kwargs`.
+
+    Args:
+        packed: `cu_seqlens_q`, the documents' first places and the end of the last; `cu_seqlens_k`, the same, and
+            `max_seqlen_q`, `max_seqlen_k` may be given and are not needed.
+        x: [1, L, ...].
+        mask, attn_mask: of the call, of which there must be none.
+
+    Shapes: -> [1, L]
+
+    Raises:
+        InputError: places that do not cut the row.
+    """
+    known = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    for name in packed:
+        if name not in known:
+            raise InputError(f"flash_pack_seq_kwargs has no {name!r}; these are known: {', '.join(known)}")
+    if mask is not None or attn_mask is not None:
+        raise InputError("flash_pack_seq_kwargs excludes mask and attn_mask: documents are all that is told apart")
+    ends = packed.get("cu_seqlens_q")
+    if not isinstance(ends, Tensor) or ends.dim() != 1 or ends.is_floating_point() or len(ends) < 2:
+        raise InputError("flash_pack_seq_kwargs needs cu_seqlens_q: integers [documents + 1], places in the row")
+    same = packed.get("cu_seqlens_k", ends)
+    if x.shape[0] != 1 or same.shape != ends.shape or not torch.equal(same, ends):
+        raise InputError("packed documents stand in one row (a batch of one), the same for queries and keys")
+    if int(ends[0]) != 0 or int(ends[-1]) != x.shape[1] or bool((ends.diff() < 0).any()):
+        raise InputError(f"cu_seqlens_q grows from 0 to the {x.shape[1]} tokens of the row, not {ends.tolist()}")
+    places = torch.arange(x.shape[1], device=x.device)
+    return torch.searchsorted(ends.to(x.device), places, right=True)[None] - 1
 
 
 def streams_of(

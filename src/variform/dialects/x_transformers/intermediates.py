@@ -48,6 +48,14 @@ class Intermediates:
         return reference_weights(self.call)
 
     @property
+    def log_probs(self) -> Tensor:
+        """The logarithm of the probability of the key with the largest weight, [B, H, Lq]: of drawn ones (Gumbel)."""
+        scores = self.pre_softmax_attn
+        scores = scores.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0)
+        chosen = self.post_softmax_attn.argmax(-1, keepdim=True)
+        return scores.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+
+    @property
     def qk_similarities(self) -> Tensor:
         """Scaled products of queries and keys, [B, H, Lq, Lk]."""
         return (self.call.q @ self.call.expanded()[0].transpose(-1, -2)) * self.call.softmax_scale

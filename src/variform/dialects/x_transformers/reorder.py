@@ -28,9 +28,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_orders(forward: F) -> F:
-    """A forward that takes `layers_execute_order` and `repeat_blocks` too: they hold for this call.
+    """A forward that takes `layers_execute_order`, `repeat_blocks` and `causal` too: they hold for this call.
 
-    `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run.
+    `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run;
+    `causal` whether self-attention looks back alone.
     """
 
     @functools.wraps(forward)
@@ -39,8 +40,13 @@ def takes_orders(forward: F) -> F:
         *args: Any,
         layers_execute_order: Sequence[int] | None = None,
         repeat_blocks: Repeats | None = None,
+        causal: bool | None = None,
         **keywords: Any,
     ) -> Any:
+        if causal is not None:
+            if keywords.get("cache") is not None:
+                raise InputError("causal=... of a call is for whole sequences: leave the cache out")
+            self = self.with_causality(causal)
         if layers_execute_order is not None or repeat_blocks is not None:
             self = self.reordered(layers_execute_order, repeat_blocks)
         return forward(self, *args, **keywords)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
@@ -19,11 +20,13 @@ from variform.dialects.x_transformers.call import (
     check_condition,
     check_context,
     check_mask,
+    documents,
     injected,
     placing,
     refuse_call,
     two_way,
 )
+from variform.dialects.x_transformers.causality import model_with
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
 from variform.dialects.x_transformers.memory import memories_of
@@ -115,6 +118,10 @@ class TransformerWrapper(nn.Module):
         """A view of this model, of the same modules, in which the sublayers run in another order."""
         return model_in_order(self, order, repeat_blocks)
 
+    def with_causality(self, causal: bool) -> TransformerWrapper:
+        """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
+        return model_with(self, causal)
+
     @takes_orders
     def forward(
         self,
@@ -184,8 +191,11 @@ class TransformerWrapper(nn.Module):
         asked = taken(
             more, return_embeddings=return_embeddings, return_logits_and_embeddings=return_logits_and_embeddings
         )
+        log_probs, packed = more.pop("return_gumbel_log_probs", False), more.pop("flash_pack_seq_kwargs", None)
         refuse_call(type(self).__name__, MODEL_CALL, more)
         asked.check(self.draft)
+        if log_probs and not asked.gives_intermediates:
+            raise InputError("return_gumbel_log_probs adds log_probs to the intermediates: return_intermediates=True")
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_condition(layers, condition)
         if cache is None:
@@ -218,6 +228,9 @@ class TransformerWrapper(nn.Module):
             if cache is None:
                 positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
                 streams = {**given, "positions": positions, "valid": valid}
+                if packed is not None:
+                    streams["segments"] = documents(packed, x, valid, attn_mask)
+                    streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
                 hidden = self.native(x, hidden=True, **streams)
                 if remembers:
                     hidden, left = hidden

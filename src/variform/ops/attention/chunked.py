@@ -261,7 +261,8 @@ def _reach(call: Call) -> tuple[int | None, int | None, int] | None:
     symbol: Mask | None = call.symbolic_mask()
     front = 0
     if isinstance(symbol, After):
-        symbol, front = symbol.part, symbol.count
+        front = symbol.count
+        symbol = symbol.part
     band = None if symbol is None else symbol.band()
     return None if band is None else (*band, front)
 

@@ -187,6 +187,12 @@ SETS = [
         {"attn_attend_sdp_kwargs": {"enable_flash": False, "enable_math": True, "enable_mem_efficient": False}},
         same=True,
     ),
+    OptionSet(
+        "flash-pack-seq",
+        {"attn_flash_pack_seq": True},
+        same=True,
+        incompatible="upstream packs documents with a library for GPUs alone",
+    ),
     # Combinations.
     OptionSet(
         "scores-grouped",

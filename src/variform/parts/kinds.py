@@ -172,6 +172,8 @@ class Attention(Part):
     """Whether it has scores that a position bias can change."""
     takes_positions: ClassVar[bool] = False
     """Whether its weights depend on where a query stands, also among the queries of another sequence."""
+    of_context: ClassVar[bool] = False
+    """Whether it serves cross attention alone."""
 
     @classmethod
     def scores_taken(cls, args: Facts) -> bool:

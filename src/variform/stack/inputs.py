@@ -89,6 +89,8 @@ def check_streams(given: Mapping[str, Any], batch: int, length: int, device: tor
             _check_positions(value, batch, length, longest)
         elif name == "context":
             _check_context(value, given["context_mask"], batch)
+        elif name == "context_positions":
+            _check_context_positions(value, given.get("context"), batch)
         elif name == "context_mask" and value.dtype != torch.bool:
             raise ShapeError(f"context_mask is bool, True at real tokens, not {value.dtype}")
         elif name == "injected":
@@ -133,6 +135,15 @@ def _check_positions(positions: Tensor, batch: int, length: int, longest: int | 
         raise ShapeError(f"positions count from 0, and the smallest given is {low}")
     if longest is not None and high >= longest:
         raise ShapeError(f"positions must be below max_seq_len = {longest}, and the largest given is {high}")
+
+
+def _check_context_positions(positions: Tensor, context: Any, batch: int) -> None:
+    if not isinstance(context, Tensor):
+        raise ShapeError("context_positions was given without a context, which is read once where there is a state")
+    length = context.shape[1]
+    if not _is_integer(positions) or tuple(positions.shape) not in ((length,), (batch, length)):
+        wanted = f"[{length}] or [{batch}, {length}]"
+        raise ShapeError(f"context_positions are integers of shape {wanted}, not {about(positions)}")
 
 
 def _check_context(context: Tensor, mask: Any, batch: int) -> None:
@@ -188,12 +199,13 @@ def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> 
     """Refuse streams that a new decode state cannot keep.
 
     Raises:
-        ConfigError: another stream than a context and its mask.
+        ConfigError: another stream than a context, its mask and its positions.
         ShapeError: one that does not fit.
     """
     for name in streams:
-        if name not in ("context", "context_mask"):
-            raise ConfigError(f"a decode state keeps no {name!r}", hint=did_you_mean(name, ("context", "context_mask")))
+        kept = ("context", "context_mask", "context_positions")
+        if name not in kept:
+            raise ConfigError(f"a decode state keeps no {name!r}", hint=did_you_mean(name, kept))
     check_streams({"context_mask": None, **streams}, batch, 0, device, None)
 
 

@@ -96,6 +96,7 @@ class Transformer(Model):
         mask: Mask | Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Mask | Tensor | None = None,
+        context_positions: Tensor | None = None,
         condition: Tensor | None = None,
         injected: Tensor | None = None,
         prefix: Tensor | None = None,
@@ -122,6 +123,7 @@ class Transformer(Model):
             mask: what may attend to what: a mask, or a bool tensor, True = may attend.
             context: [B, Lc, dim_context] for cross attention.
             context_mask: [B, Lc] bool, False at padding of the context.
+            context_positions: [Lc] or [B, Lc] integers, where the context's tokens stand, for attentions that go by it.
             condition: [B, dim_condition] for adaptive parts, or [B, L, dim_condition] for each token its own (L counts
                 the prefix).
             injected: [B, L, dim] or [B, 1, dim], added to what every branch reads; L counts a prefix.
@@ -155,6 +157,7 @@ class Transformer(Model):
             "mask": as_mask(mask),
             "context": context,
             "context_mask": context_mask,
+            "context_positions": context_positions,
             "condition": condition,
             "injected": injected,
             "prefix": prefix,
@@ -257,7 +260,8 @@ class Transformer(Model):
             bucket: round the attended length up to a multiple of it (for compiled steps); 0 is exact.
             ahead: how many tokens or features stand in front of those: the `memories` of the first call, or its
                 `prefix`; they do not count against `max_len`.
-            **streams: what stays the same while decoding: `context`, which is read here and not given again, and
+            **streams: what stays the same while decoding: `context`, which is read here and not given again (nor are
+                `context_positions`), and
                 `context_mask`, which is given here or in each call.
 
         Raises:

@@ -9,6 +9,7 @@ from variform.core.spec import Shared, Spec
 from variform.parts.attention.block_sparse import BlockSparseAttention
 from variform.parts.attention.favor import FavorAttention
 from variform.parts.attention.patterned import BigBirdAttention, GlobalAttention, LongformerAttention, RandomAttention
+from variform.parts.attention.rotated import RotatedAttention
 from variform.parts.attention.shifted_windows import ShiftedWindowAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.embedding.features import FeatureEmbedding
@@ -29,6 +30,7 @@ from variform.parts.head.joined import JoinedHead
 from variform.parts.head.pooled import AttentionPoolHead, PooledHead
 from variform.parts.head.readouts import Readouts
 from variform.parts.mixer.compositional import Compositional
+from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.fourier import FourierMix
 from variform.parts.mixer.hyena import Hyena
 from variform.parts.mixer.multi_head import MultiHead
@@ -52,7 +54,7 @@ from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 from variform.testing.filling import minimal
-from variform.testing.hosts import COMPANION, FACTS, FEED, Setting, model_around
+from variform.testing.hosts import COMPANION, FACTS, FEED, Setting, in_layers, model_around
 from variform.testing.samples import Sample, samples_for
 
 SIZES: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4}
@@ -239,6 +241,12 @@ def _favor() -> list[Sample]:
         ),
         Sample(FavorAttention.spec(feature_map="sm_hyp", epsilon=0.0), "hyperbolic"),
     ]
+
+
+@samples_for(RotatedAttention)
+def _rotated() -> list[Sample]:
+    spec = RotatedAttention.spec(rotation=RotaryRotation.spec(max_seq_len=None))
+    return [Sample(spec, host=in_layers(lambda one: Sublayer.spec(body=CrossMultiHead.spec(attention=one))))]
 
 
 @samples_for(PolarRotation)

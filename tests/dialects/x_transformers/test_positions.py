@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from variform.dialects.x_transformers import Decoder, Encoder
-from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.parts.position.bias import AlibiBias
 from variform.parts.position.polar import PolarRotation
 from variform.parts.position.some_heads import SomeHeads
@@ -52,6 +52,15 @@ def test_heads_are_rotated_with_the_keys_that_they_read() -> None:
     layers = Decoder(**SMALL, rotary_pos_emb=True, rotate_num_heads=2, attn_kv_heads=2)
     (part, _) = (part for part in layers.modules() if isinstance(part, SomeHeads))
     assert (part.q_heads, part.k_heads) == ([2, 3], [1])
+
+
+def test_positions_of_a_context_are_asked_for_by_name() -> None:
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    placed = Decoder(**SMALL, rotary_pos_emb=True, cross_attend=True)
+    assert placed(x, context=context, context_pos=torch.arange(4)).shape == (2, 5, 16)
+    for layers, given in ((Decoder(**SMALL, cross_attend=True), torch.arange(4)), (placed, torch.rand(4))):
+        with pytest.raises(InputError, match="context_pos"):
+            layers(x, context=context, context_pos=given)
 
 
 def test_learned_slopes_begin_as_told() -> None:

@@ -56,6 +56,7 @@ class AttentionLayers(nn.Module):
         self.disable_abs_pos_emb = draft.without_positions
         self.unit_offset = draft.norm_add_unit_offset
         self.dim_condition = draft.condition
+        self.rotates_context = draft.cross_attend and draft.positions.rotates
         self.block_size = block_size(draft)
         self.gain_count = 0 if draft.only_attn else draft.runs
         self.native: Stack = build(spec)
@@ -86,6 +87,7 @@ class AttentionLayers(nn.Module):
         pos: Tensor | None = None,
         seq_start_pos: Tensor | None = None,
         condition: Tensor | None = None,
+        context_pos: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
@@ -103,6 +105,7 @@ class AttentionLayers(nn.Module):
             self_attn_kv_mask: [B, L] bool, keys that may be attended.
             pos: [L] or [B, L] positions.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
+            context_pos: [Lc] or [B, Lc] positions of the context, by which rotary cross attention rotates.
             condition: [B, C] or [B, L, C] for adaptive parts.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads.
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
@@ -113,7 +116,7 @@ class AttentionLayers(nn.Module):
         """
         bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
         refuse_call(type(self).__name__, STACK_CALL, more)
-        placed = (pos, seq_start_pos, condition)
+        placed = (pos, seq_start_pos, condition, context_pos)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
         streams["injected"] = injected(in_attn_cond)
         streams["two_way"] = two_way(self, prefix_attn_len, x)

@@ -25,6 +25,7 @@ HONOURED = (
     *("return_next_embed_pred", "return_attn_z_loss", "attn_z_loss_weight", "cache", "input_not_include_cache"),
     *("cache_age", "recycle_steps", "looped_steps", "max_looped_steps", "looped_pred_all_logits", "looped_inference"),
     *("looped_exit_prob_threshold", "embed_ids", "sum_embeds", "to_logits_kwargs", "condition"),
+    "context_pos",
     *("mems", "mem_masks", "return_mems", "detach_mems"),
 )
 
@@ -38,7 +39,6 @@ STACK_CALL: dict[str, Any] = {
     "return_gumbel_log_probs": False,
     "rotary_pos_emb": None,
     "polar_pos_emb": None,
-    "context_pos": None,
     "deep_embeds_and_ids": None,
     "self_attn_additional_kv": None,
     "additional_kv_mask": None,
@@ -76,6 +76,16 @@ def check_context(layers: AttentionLayers, context: Tensor | None) -> None:
         raise InputError("these layers cross attend: pass context=...")
     if context is not None and not layers.cross_attend:
         raise InputError("context was passed, and no layer cross attends: build with cross_attend=True")
+
+
+def check_context_places(layers: AttentionLayers, places: Tensor | None) -> None:
+    """Positions of a context are those of a rotation."""
+    if places is None:
+        return
+    if not layers.rotates_context:
+        raise InputError("context_pos was passed, and nothing goes by it: rotary_pos_emb and cross_attend do")
+    if places.is_floating_point():
+        raise InputError(f"context_pos is integers, not {places.dtype}")
 
 
 def check_condition(layers: AttentionLayers, condition: Tensor | None) -> None:
@@ -193,10 +203,12 @@ def streams_of(
     pos: Tensor | None,
     start: Tensor | None,
     condition: Tensor | None = None,
+    context_pos: Tensor | None = None,
 ) -> dict[str, Any]:
     """The streams of one call of a stack."""
     check_context(layers, context)
     check_condition(layers, condition)
+    check_context_places(layers, context_pos)
     batch, length = x.shape[:2]
     check_mask("mask", mask, batch, length)
     check_mask("self_attn_kv_mask", kv_mask, batch, length)
@@ -210,5 +222,6 @@ def streams_of(
         "mask": attention_mask(attn_mask, kv_mask),
         "context": context,
         "context_mask": context_mask,
+        "context_positions": context_pos,
         "condition": condition,
     }

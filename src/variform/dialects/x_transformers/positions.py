@@ -128,6 +128,10 @@ class PositionDraft:
         k_heads = tuple(range(draft.key_heads - count // group, draft.key_heads))
         return SomeHeads.spec(rotation=rotary, q_heads=q_heads, k_heads=k_heads)
 
+    def of_context(self, dim_head: int) -> Spec | None:
+        """How a cross attention rotates, where the context's positions are told; by the angles of self-attention."""
+        return self.turning(dim_head // 2) if self.rotates else None
+
     def turning(self, half: int) -> Spec:
         """The rotary part; `half` is how many features it turns by default."""
         options = {"rotary_dim": half, **{k: v for k, v in self.rotary.items() if v is not None}}

@@ -19,6 +19,7 @@ from variform.dialects.x_transformers.call import (
     attention_mask,
     check_condition,
     check_context,
+    check_context_places,
     check_mask,
     documents,
     injected,
@@ -143,6 +144,7 @@ class TransformerWrapper(nn.Module):
         embed_ids: Mapping[str, Tensor] | None = None,
         sum_embeds: Tensor | None = None,
         condition: Tensor | None = None,
+        context_pos: Tensor | None = None,
         in_attn_cond: Tensor | None = None,
         prefix_attn_len: int | Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
@@ -173,6 +175,7 @@ class TransformerWrapper(nn.Module):
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             embed_ids: {name: [B, L]} the further ids of `embed_num_tokens`.
             sum_embeds: [B, L, emb_dim] features that are added to the tokens'.
+            context_pos: [Lc] or [B, Lc] positions of the context, by which rotary cross attention rotates.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
@@ -198,6 +201,7 @@ class TransformerWrapper(nn.Module):
             raise InputError("return_gumbel_log_probs adds log_probs to the intermediates: return_intermediates=True")
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_condition(layers, condition)
+        check_context_places(layers, context_pos)
         if cache is None:
             check_context(layers, context)
             self._check(x, mask, prepend_embeds, prepend_mask)
@@ -205,6 +209,7 @@ class TransformerWrapper(nn.Module):
             "mask": attention_mask(attn_mask, self_attn_kv_mask),
             "context": context,
             "context_mask": context_mask,
+            "context_positions": context_pos,
             "prefix": prepend_embeds,
             "prefix_valid": prepend_mask,
             "further_ids": embed_ids or None,

@@ -121,7 +121,7 @@ class CrossMultiHead(Mixer):
         """The own positions too, where the attention goes by them."""
         slot = described(args.get("attention"))
         takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
-        return cls.reads | {"positions"} if takes else cls.reads
+        return cls.reads | {"positions", "context_positions"} if takes else cls.reads
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -171,10 +171,19 @@ class CrossMultiHead(Mixer):
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        state = streams.get("state")
         positions = streams.get("positions") if self.placed else None
-        return Sides(q_positions=positions, mask=mask, k_valid=valid, x=x, streams=streams)
+        told = streams if state is None else state
+        k_positions = told.get("context_positions") if self.placed else None
+        return Sides(q_positions=positions, k_positions=k_positions, mask=mask, k_valid=valid, x=x, streams=streams)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
         k, v = self._keys_values(streams)
-        return {"k": k, "v": v}
+        return {"k": k, "v": v, **told_positions(streams, batch, self.placed)}
+
+
+def told_positions(streams: Streams, batch: int, placed: bool) -> State:
+    """What a decode state keeps of where the context's tokens stand, [B, Lc], where the attention goes by it."""
+    positions = streams.get("context_positions") if placed else None
+    return {} if positions is None else {"context_positions": positions.expand(batch, -1)}

@@ -98,7 +98,7 @@ class MultiHead(Mixer):
         """Heads must divide what they split, and a bias needs scores."""
         found, attention = head_problems(facts), facts["attention"]
         size = head_facts(facts)["dim_head"]
-        found += slot_problems(facts, facts["heads"], key_size(facts), size)
+        found += slot_problems(facts, facts["heads"], key_size(facts), size) + self_problems(attention)
         if facts["position_bias"] is not None and not takes_scores(attention):
             message = f"the attention {attention.name!r} has no scores that a bias could change"
             found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
@@ -245,6 +245,13 @@ def head_problems(facts: Facts) -> list[Problem]:
     if kv_heads is not None and heads % kv_heads:
         found.append(Problem("kv_heads", f"must divide heads = {heads}", kv_heads, nearest_divisors(heads, kv_heads)))
     return found
+
+
+def self_problems(attention: Spec) -> list[Problem]:
+    """An attention over the sequence itself is not made for the keys of another."""
+    if not (issubclass(attention.part, Attention) and attention.part.of_context):
+        return []
+    return [Problem("attention", f"{attention.name!r} is for the keys of another sequence", hint="take a rotation")]
 
 
 def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> list[Problem]:

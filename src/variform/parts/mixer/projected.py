@@ -33,6 +33,7 @@ from variform.parts.mixer.multi_head import (
     join_heads,
     key_size,
     own_sides,
+    self_problems,
     slot_abilities,
     slot_problems,
     split_heads,
@@ -119,6 +120,7 @@ class ProjectedAttention(Mixer):
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and a bias needs scores."""
         found, attention = projected_problems(facts), facts["attention"]
+        found += self_problems(attention)
         if facts["position_bias"] is not None and not takes_scores(attention):
             message = f"the attention {attention.name!r} has no scores that a bias could change"
             found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))

@@ -16,6 +16,7 @@ from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, Sides, State, Streams
+from variform.parts.mixer.cross import told_positions
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
@@ -117,7 +118,7 @@ class ProjectedCrossAttention(Mixer):
         """The own positions too, where the attention goes by them."""
         slot = described(args.get("attention"))
         takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
-        return cls.reads | {"positions"} if takes else cls.reads
+        return cls.reads | {"positions", "context_positions"} if takes else cls.reads
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -167,10 +168,13 @@ class ProjectedCrossAttention(Mixer):
         given = streams.get("context_mask")
         mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
         refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        state = streams.get("state")
         positions = streams.get("positions") if self.placed else None
-        return Sides(q_positions=positions, mask=mask, k_valid=valid, x=x, streams=streams)
+        told = streams if state is None else state
+        k_positions = told.get("context_positions") if self.placed else None
+        return Sides(q_positions=positions, k_positions=k_positions, mask=mask, k_valid=valid, x=x, streams=streams)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """What is kept of the context's tokens, computed once."""
         first, second = self._of_context(streams)
-        return {"k": first, "v": second}
+        return {"k": first, "v": second, **told_positions(streams, batch, self.placed)}

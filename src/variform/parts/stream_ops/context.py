@@ -42,6 +42,8 @@ class ContextDropout(Layer):
         """Leave tokens out and run."""
         published: dict[str, Any] = {}
         context = streams.get("context")
+        if self.training and self.rate and streams.get("context_positions") is not None:
+            raise ShapeError("tokens of a context whose positions are told cannot be dropped in training")
         if self.training and self.rate and isinstance(context, Tensor) and streams.get("state") is None:
             streams = {**streams, **self._kept(context, streams.get("context_mask"))}
         y = call(self.body, x, streams, "body", published)

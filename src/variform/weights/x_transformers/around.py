@@ -14,6 +14,7 @@ from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.prefix import PrefixAttention
+from variform.parts.attention.rotated import RotatedAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.kinds import Attention, Projection
 from variform.parts.mixer.folded import FoldedMixer
@@ -44,9 +45,10 @@ def around_entries(attention: Attention, prefix: str, heads: Heads) -> Iterator[
     """The entries of all that stands around the innermost attention."""
     while isinstance(attention, AroundAttention):
         found = _ENTRIES.get(type(attention))
-        if found is None:
+        if found is None and not isinstance(attention, RotatedAttention):
             raise no_counterpart(attention)
-        yield from found(attention, prefix, heads)
+        if found is not None:
+            yield from found(attention, prefix, heads)
         attention = attention.attention
 
 

@@ -22,6 +22,10 @@ def _context(ids: Tensor) -> dict[str, Any]:
     return {"context": torch.randn(ids.shape[0], 9, 24, generator=torch.Generator().manual_seed(5))}
 
 
+def _placed_context(ids: Tensor) -> dict[str, Any]:
+    return {**_context(ids), "context_pos": torch.tensor([0, 1, 2, 4, 5, 9, 10, 11, 20])}
+
+
 def _set(name: str, feature: str = "", part: str = "", paper: str = "", **layers: Any) -> OptionSet:
     own = ("versions", "same", "wrong", "incompatible", "call", "stack")
     more = {key: layers.pop(key) for key in own if key in layers}
@@ -129,4 +133,23 @@ SETS = [
         incompatible="has no learned slopes",
     ),
     _set("rotary-cross", rotary_pos_emb=True, cross_attend=True, call=_context),
+    _set(
+        "rotary-context",
+        "positions of a context",
+        "attention/rotated",
+        ROPE,
+        rotary_pos_emb=True,
+        cross_attend=True,
+        call=_placed_context,
+    ),
+    _set(
+        "rotary-context-grouped",
+        rotary_pos_emb=True,
+        cross_attend=True,
+        attn_kv_heads=2,
+        cross_attn_num_mem_kv=2,
+        attn_qk_rmsnorm=True,
+        stack="Encoder",
+        call=_placed_context,
+    ),
 ]

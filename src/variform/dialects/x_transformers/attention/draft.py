@@ -12,6 +12,7 @@ from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.prefix import PrefixAttention
+from variform.parts.attention.rotated import RotatedAttention
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
@@ -109,9 +110,12 @@ class AttentionDraft:
         mixer = MultiHead.spec(**self._common(), rotation=rotation, position_bias=bias)
         return ZeroPadding.spec(body=self._wrapped(mixer))
 
-    def cross_body(self) -> Spec:
-        """Cross attention as a part."""
-        mixer = CrossMultiHead.spec(**self._common(), dim_context=self.dim_context or self.dim)
+    def cross_body(self, rotation: Spec | None) -> Spec:
+        """Cross attention as a part; it rotates where the context's positions are told."""
+        common = self._common()
+        if rotation is not None:
+            common["attention"] = RotatedAttention.spec(attention=common["attention"], rotation=rotation)
+        mixer = CrossMultiHead.spec(**common, dim_context=self.dim_context or self.dim)
         return ZeroPadding.spec(body=self._wrapped(mixer))
 
     def _wrapped(self, mixer: Spec) -> Spec:

@@ -19,13 +19,18 @@ from variform.generate.readers import evaluating
 from variform.wrappers.masked import (
     Schedule,
     corrupt,
+    cosine,
     diffusion_loss,
     draw,
     draw_masks,
     fill_in,
+    linear,
     schedule_of,
     token_errors,
 )
+
+linear_schedule = linear
+cosine_schedule = cosine
 
 
 class Losses(NamedTuple):

@@ -11,6 +11,7 @@ from variform.parts.attention.softmax import LocalAttention
 from variform.parts.embedding.deep import DeepEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.entry.layers import LayerAttention, LayerMixture
+from variform.parts.entry.pooled import LayerPooling
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
@@ -145,3 +146,16 @@ def _deep() -> list[Sample]:
         return model_around(setting, [LayerStack.spec(layers=layers, executor=setting.executor)], embedding=spec)
 
     return [Sample(DeepEmbedding.spec(embedding=TokenEmbedding.spec(), depth=2), host=host)]
+
+
+@samples_for(LayerPooling)
+def _pooling() -> list[Sample]:
+    def layers(spec: Spec) -> list[Any]:
+        body = MultiHead.spec() if spec.get("views") == 3 else FEED
+        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), COMPANION, Sublayer.spec(body=body, entry=spec)]
+
+    host = in_stack(layers)
+    return [
+        Sample(LayerPooling.spec(), host=host),
+        Sample(LayerPooling.spec(norm=None, views=3, rotation="rotary"), "learned, three views", host=host),
+    ]

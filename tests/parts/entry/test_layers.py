@@ -10,6 +10,7 @@ import variform as vf
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError
 from variform.parts.entry.layers import LayerAttention, LayerMixture
+from variform.parts.entry.pooled import LayerPooling
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory
@@ -63,6 +64,22 @@ def test_attention_over_layers_is_that_of_its_formula() -> None:
         scores = torch.stack([(query * rms(h, part.key_norm.weight)).sum(-1) / 6**0.5 for h in (*before, x)], -1)
         expected = sum(scores.softmax(-1)[..., layer : layer + 1] * h for layer, h in enumerate((*before, x)))
         torch.testing.assert_close(found[view], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [None, "rms_norm"])
+def test_pooling_over_layers_is_that_of_its_formula(norm: str | None) -> None:
+    part = entry(LayerPooling.spec(views=3, norm=norm, key_norm="rms_norm"))
+    *before, x = history(4)
+    found, _ = part(x, {"history": tuple(before)})
+    asked = part.queries.expand(2, 5, 3, 6) if norm is None else None
+    if norm is not None:
+        asked = part.of_input(rms(x, part.norm.weight)).view(2, 5, 3, 6)
+    hidden = torch.stack((*before, x), 2)
+    maps = ((part.q, asked), (part.k, hidden), (part.v, hidden))
+    q, k, v = (linear(t).view(2, 5, -1, 2, 3).transpose(2, 3) for linear, t in maps)
+    weights = (q @ rms(k, part.key_norm.weight).mT / 3**0.5).softmax(-1)
+    expected = part.out((weights @ v).transpose(2, 3).flatten(3))
+    torch.testing.assert_close(torch.stack(found, 2), expected, rtol=0, atol=1e-12)
 
 
 def test_a_history_of_another_length_is_refused() -> None:

@@ -15,8 +15,10 @@ from variform.parts.activation import ACTIVATIONS
 from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.values import OrthogonalValues
 from variform.parts.entry.layers import LayerAttention, LayerMixture
+from variform.parts.entry.pooled import LayerPooling
 from variform.parts.kinds import MultiResidual
 from variform.parts.norm.norms import RMSNorm
+from variform.parts.position.rotary import RotaryRotation
 from variform.parts.stream_ops.adaptive_branch import AdaptiveBranch
 from variform.parts.stream_ops.branch import ScaledBranch
 from variform.parts.stream_ops.context import ContextDropout
@@ -51,6 +53,9 @@ HISTORY: Table = {
     "attn_aggregated_residual_kwargs": Route(
         {}, keep("attn_aggregated_residual_kwargs"), needs="attn_aggregated_residuals", types=(dict,)
     ),
+    "attn_residuals_last_output_as_query": Route(
+        None, keep("attn_residuals_last_output_as_query"), needs="attn_aggregated_residuals", types=(bool,)
+    ),  # of 2.26 alone, where it chooses between its two forms; without it, the form of 2.31
     "unet_skips": Route(False, keep("unet_skips")),
     "reinject_input": Route(False, keep("reinject_input")),
     "learned_reinject_input_gate": Route(False, keep("learned_reinject_input_gate")),
@@ -111,11 +116,14 @@ def _each(value: Any) -> tuple[Any, ...]:
 def _residual_options(draft: LayersDraft) -> list[Problem]:
     """The options of attention over layers, by upstream's names."""
     given, at = draft.options["attn_aggregated_residual_kwargs"], "attn_aggregated_residual_kwargs"
-    known = ("lora_rank", "lora_activation")
+    pooled = draft.options["attn_residuals_last_output_as_query"] is not None
+    known = () if pooled else ("lora_rank", "lora_activation")
     found = [
-        Problem(f"{at}.{name}", "no such option", hint=did_you_mean(name, known)) for name in given if name not in known
+        Problem(f"{at}.{name}", "no such option", hint=did_you_mean(name, known) if known else "leave it out")
+        for name in given
+        if name not in known
     ]
-    if draft.options["attn_aggregated_residuals"]:
+    if draft.options["attn_aggregated_residuals"] and not pooled:
         rank = given.get("lora_rank") or RANK
         if not 0 < rank < draft.dim:
             hint = f"give {at}=dict(lora_rank=...)"
@@ -223,10 +231,13 @@ def _entry(draft: LayersDraft, letter: str, place: int, first: bool) -> Spec | N
             weights="softmax" if on["layer_integrate_use_softmax"] else "relu",
             norm=RMSNorm.spec(eps=TINY),
         )
+    views = 3 if letter == "a" and draft.residuals.qkv_receive_diff_residuals else 1
+    if on["attn_residuals_last_output_as_query"] is not None:
+        return _pooling(draft, views, learned=not on["attn_residuals_last_output_as_query"])
     if on["attn_aggregated_residuals"]:
         norm, given = RMSNorm.spec(eps=MACHINE), on["attn_aggregated_residual_kwargs"]
         return LayerAttention.spec(
-            views=3 if letter == "a" and draft.residuals.qkv_receive_diff_residuals else 1,
+            views=views,
             rank=given.get("lora_rank") or RANK,
             activation=_activation(given.get("lora_activation")),
             norm=norm,
@@ -234,6 +245,19 @@ def _entry(draft: LayersDraft, letter: str, place: int, first: bool) -> Spec | N
             key_norm=norm,
         )
     return None
+
+
+def _pooling(draft: LayersDraft, views: int, learned: bool) -> Spec:
+    """Attention over layers as 2.26 has it, with the heads of the layers' own attention."""
+    size = draft.inner["attn_"].get("dim_head", 64)
+    turned = RotaryRotation.spec(layout="interleaved", max_seq_len=None, rotary_dim=size)
+    return LayerPooling.spec(
+        views=views,
+        norm=None if learned else RMSNorm.spec(eps=MACHINE),
+        key_norm=RMSNorm.spec(eps=TINY, per_head=draft.heads),
+        rotation=turned if draft.positions.rotary_pos_emb else None,
+        dim_head=size,
+    )
 
 
 def beginnings(draft: LayersDraft) -> list[Spec]:

@@ -66,9 +66,7 @@ LAYERS: Table = {
     "layer_dropout": Route(0.0, put("layer_dropout"), types=(int, float, tuple)),
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
     "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
-    **refused(
-        attn_residuals_last_output_as_query=False,
-    ),
+    **refused(),
 }
 """Keyword -> what it does to a `LayersDraft`."""
 

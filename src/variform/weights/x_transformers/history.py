@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from variform.ops.rotary import rotary_frequencies
 from variform.parts.entry.layers import LayerAttention, LayerMixture
+from variform.parts.entry.pooled import LayerPooling
 from variform.parts.kinds import Entry as BranchEntry
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
 from variform.stack.sublayer import Sublayer, TransformerLayer
-from variform.weights.entries import Entry, plain
+from variform.weights.entries import Entry, affine, constant, plain
 from variform.weights.x_transformers.pieces import linear_entries, no_counterpart, norm_entries
 
 BESIDE = (BeginHistory, KeepSkip, JoinSkip, InjectInput)
@@ -55,5 +57,26 @@ def _entry(part: BranchEntry | None, prefix: str) -> Iterator[Entry]:
             yield plain(f"{prefix}{key}.weight", norm.weight)
         yield plain(f"{prefix}to_query.1.down.weight", part.down.weight)
         yield plain(f"{prefix}to_query.1.up.weight", part.up)
+    elif isinstance(part, LayerPooling):
+        yield from _pooling(part, prefix)
     else:
         raise no_counterpart(part)
+
+
+def _pooling(part: LayerPooling, prefix: str) -> Iterator[Entry]:
+    if part.queries is not None:
+        yield plain(f"{prefix}attn_pool.queries", part.queries)
+    if part.of_input is not None:
+        if not isinstance(part.norm, RMSNorm) or part.norm.weight is None:
+            raise no_counterpart(part)
+        yield plain(f"{prefix}to_queries.0.weight", part.norm.weight)
+        yield plain(f"{prefix}to_queries.1.weight", part.of_input.weight)
+    for key, linear in (("to_q", part.q), ("to_k", part.k), ("to_v", part.v), ("to_out", part.out)):
+        yield plain(f"{prefix}attn_pool.pooler.{key}.weight", linear.weight)
+    if not isinstance(part.key_norm, RMSNorm) or part.key_norm.weight is None:
+        raise no_counterpart(part)
+    yield affine(f"{prefix}attn_pool.pooler.k_rmsnorm.gamma", part.key_norm.weight, offset=1.0)
+    if part.rotation is not None:
+        size = part.q.out_features // part.heads
+        angles = rotary_frequencies(size, 10000.0, 1.0)
+        yield constant(f"{prefix}pos_emb.inv_freq", angles.float(), "rotary angles")

@@ -12,6 +12,8 @@ from tests.parity.x_transformers.option_set import LAYERS, OptionSet
 
 NEW = ("2.31.10",)
 OLD = ("2.26.4",)
+POOLED: dict[str, Any] = {"attn_aggregated_residuals": True, "attn_residuals_last_output_as_query": True}
+LEARNED: dict[str, Any] = {"attn_aggregated_residuals": True, "attn_residuals_last_output_as_query": False}
 RANK: dict[str, Any] = {"attn_aggregated_residuals": True, "attn_aggregated_residual_kwargs": {"lora_rank": 5}}
 
 
@@ -63,6 +65,20 @@ SETS = [
     OptionSet("aggregated-residuals-views", {**RANK, "qkv_receive_diff_residuals": True}, versions=NEW),
     OptionSet("aggregated-residuals-tied", {**RANK, "weight_tie_layers": True}, versions=NEW),
     OptionSet("aggregated-residuals-cross", {**RANK, "cross_attend": True}, call=context, versions=NEW),
+    OptionSet(
+        "aggregated-residuals-pooled",
+        POOLED,
+        feature="multi-head attention over earlier layers",
+        part="entry/layer_pooling",
+        paper="arXiv:2601.21582",
+        versions=OLD,
+    ),
+    OptionSet("aggregated-residuals-pooled-learned", LEARNED, versions=OLD),
+    OptionSet(
+        "aggregated-residuals-pooled-views",
+        {**POOLED, "qkv_receive_diff_residuals": True, "rotary_pos_emb": True, "depth": 3},
+        versions=OLD,
+    ),
     OptionSet(
         "unet-skips",
         {"unet_skips": True, "depth": 4},

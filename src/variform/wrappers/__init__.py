@@ -1,5 +1,6 @@
 """Objectives around a model: what is predicted from what, and how the model is used afterwards."""
 
+from variform.wrappers.entropy import EntropyTokenizer
 from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
 from variform.wrappers.numbers import NextTokensAndNumbers
@@ -7,4 +8,12 @@ from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
 from variform.wrappers.segments import Segments
 
-__all__ = ["MaskedDiffusion", "NextFeatures", "NextTokensAndNumbers", "Preference", "Reading", "Segments"]
+__all__ = [
+    "EntropyTokenizer",
+    "MaskedDiffusion",
+    "NextFeatures",
+    "NextTokensAndNumbers",
+    "Preference",
+    "Reading",
+    "Segments",
+]

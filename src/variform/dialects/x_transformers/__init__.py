@@ -13,7 +13,9 @@ from variform.dialects.x_transformers.continuous import (
     ContinuousTransformerWrapper,
 )
 from variform.dialects.x_transformers.dpo import DPO
+from variform.dialects.x_transformers.entropy_based_tokenizer import EntropyBasedTokenizer
 from variform.dialects.x_transformers.multi_input import MultiInputTransformerWrapper
+from variform.dialects.x_transformers.neo_mlp import NeoMLP
 from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
@@ -40,8 +42,10 @@ __all__ = [
     "CrossAttender",
     "Decoder",
     "Encoder",
+    "EntropyBasedTokenizer",
     "FeedForward",
     "MultiInputTransformerWrapper",
+    "NeoMLP",
     "NonAutoregressiveWrapper",
     "PrefixDecoder",
     "TransformerBlock",

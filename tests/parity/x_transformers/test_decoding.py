@@ -17,7 +17,7 @@ from torch import Tensor
 import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.families import all_sets
 from tests.parity.x_transformers.option_set import OptionSet
-from variform.errors import ConfigError
+from variform.errors import ConfigError, ShapeError
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 
@@ -147,6 +147,17 @@ def padded(model: Transformer, ids: Tensor, given: dict[str, Any], side: str) ->
     return torch.cat([together[row, place] for row, place in enumerate(places)]), torch.cat(alone)
 
 
+def honours_padding(model: Transformer, ids: Tensor, given: dict[str, Any]) -> bool:
+    """Whether padding is taken; what would be ignored is refused, saying so."""
+    try:
+        model(ids, valid=torch.ones_like(ids, dtype=torch.bool), **given)
+    except ShapeError as error:
+        if "padding" not in str(error):
+            raise
+        return False
+    return True
+
+
 @pytest.mark.parametrize("one", CAUSAL, ids=lambda one: one.name)
 @torch.no_grad()
 def test_decoding(one: OptionSet) -> None:
@@ -165,6 +176,8 @@ def test_decoding(one: OptionSet) -> None:
         torch.testing.assert_close(
             in_ragged_chunks(model, ids, given), whole, rtol=0, atol=TOLERANCE, msg=told("ragged chunks")
         )
+    if one.decodes is False and not honours_padding(model, ids, given):
+        return
     for side in ("right", "left"):
         together, alone = padded(model, ids, given, side)
         torch.testing.assert_close(together, alone, rtol=0, atol=TOLERANCE, msg=told(f"padding on the {side}"))

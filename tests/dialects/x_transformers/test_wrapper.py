@@ -158,6 +158,20 @@ class TestReturns:
             built()(ids(), to_logits_kwargs={"scale": 2})
 
 
+def test_hidden_states_of_a_stack_alone() -> None:
+    layers = Decoder(**SMALL).double().eval()
+    x = front(length=7)
+    y, found = layers(x, return_hiddens=True)
+    close(y, layers(x))
+    close(found.last_hidden, y)
+    assert (len(found.hiddens), len(found.layer_hiddens), len(found.attn_intermediates)) == (2, 5, 2)
+    bias = torch.randn(4, 7, 7, dtype=torch.float64)
+    moved, told = layers(x, attn_bias=bias, return_hiddens=True)
+    assert float((moved - y).abs().max()) > 1e-3
+    plain = found.attn_intermediates[0].pre_softmax_attn + bias
+    close(told.attn_intermediates[0].pre_softmax_attn, plain)
+
+
 class TestCaches:
     @pytest.mark.parametrize(
         "options",

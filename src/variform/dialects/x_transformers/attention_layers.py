@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from variform.core.spec import Spec
 from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.intermediates import recording
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
@@ -92,8 +94,9 @@ class AttentionLayers(nn.Module):
         prefix_attn_len: int | Tensor | None = None,
         mems: Sequence[Tensor] | None = None,
         mem_masks: Sequence[Tensor | None] | None = None,
+        return_hiddens: bool = False,
         **more: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Run the stack.
 
         Args:
@@ -111,6 +114,7 @@ class AttentionLayers(nn.Module):
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
+            return_hiddens: (the result, `LayerIntermediates`).
             **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention;
                 `flash_pack_seq_kwargs`, the documents of one row; upstream's other arguments, at their defaults.
         """
@@ -125,6 +129,17 @@ class AttentionLayers(nn.Module):
         if packed is not None:
             streams["segments"] = documents(packed, x, mask, attn_mask)
             streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
+        with recording(self.native, self.native) if return_hiddens else nullcontext() as recorder:
+            y = self._run(x, streams, mems, mem_masks)
+        return y if recorder is None else (y, recorder.found)
+
+    def _run(
+        self,
+        x: Tensor,
+        streams: dict[str, Any],
+        mems: Sequence[Tensor] | None,
+        mem_masks: Sequence[Tensor | None] | None,
+    ) -> Tensor:
         if mems is None and mem_masks is None:
             out = self.native(x, streams)
             assert isinstance(out, Tensor)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HONOURED = (
     *("prefix_attn_len", "layers_execute_order", "repeat_blocks", "causal"),
     *("x", "context", "mask", "context_mask", "attn_mask", "self_attn_kv_mask", "pos", "seq_start_pos", "in_attn_cond"),
-    "attn_bias",
+    *("attn_bias", "return_hiddens"),
     *("prepend_embeds", "prepend_mask", "excise_prepend_embeds", "return_embeddings", "return_logits_and_embeddings"),
     *("return_intermediates", "return_embeddings_and_intermediates", "return_logit_entropies", "return_attn"),
     *("return_next_embed_pred", "return_attn_z_loss", "attn_z_loss_weight", "cache", "input_not_include_cache"),
@@ -35,7 +35,6 @@ STACK_CALL: dict[str, Any] = {
     "cache": None,
     "input_not_include_cache": False,
     "cache_age": 1,
-    "return_hiddens": False,
     "return_gumbel_log_probs": False,
     "rotary_pos_emb": None,
     "polar_pos_emb": None,

@@ -113,7 +113,7 @@ class LayerIntermediates:
 
 
 @contextmanager
-def recording(model: Transformer, layers: nn.Module) -> Iterator[Recorder]:
+def recording(model: nn.Module, layers: nn.Module) -> Iterator[Recorder]:
     """Note down what a call of `model` makes within its stack `layers`; of stacks that run again, the last pass."""
     recorder = Recorder(model)
     with ExitStack() as hooks:
@@ -140,12 +140,12 @@ def recording(model: Transformer, layers: nn.Module) -> Iterator[Recorder]:
 class Recorder:
     """Collects what `LayerIntermediates` tells."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.found = LayerIntermediates()
         self.passes: list[Tensor] = []
         self.kind = "a"
         self.ends_with_norm = False
-        self.front = front_of(model)
 
     def begin(self, stack: nn.Module, args: Any) -> None:
         """A pass begins anew."""
@@ -191,7 +191,8 @@ class Recorder:
 
     def embedded(self, embedding: nn.Module, args: Any, out: Any) -> None:
         """The tokens are embedded."""
-        self.found.initial_embeds = self.front.joined(features(out), args[1])
+        assert isinstance(self.model, Transformer)
+        self.found.initial_embeds = front_of(self.model).joined(features(out), args[1])
 
 
 def front_of(model: Transformer) -> PrefixedEmbedding:

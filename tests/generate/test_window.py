@@ -9,6 +9,7 @@ import variform as vf
 from tests.generate.test_loop import LONGEST, VOCAB, gpt, prompts, seq2seq
 from variform.errors import ConfigError
 from variform.ops.masks import Window
+from variform.parts.attention.linear import LinearAttention
 from variform.parts.kinds import Model
 
 
@@ -41,6 +42,20 @@ def test_with_absolute_positions_the_last_ones_are_read_again(window: int) -> No
         assert torch.equal(found[row], ids[0, len(prompt) :])
     beams = [vf.beam_search(model, rows, 6, window=window, use_cache=cache).tokens for cache in (True, False)]
     assert torch.equal(*beams)
+
+
+def test_parts_that_take_no_mask_read_the_last_tokens_again() -> None:
+    spec = vf.models.llama(vocab_size=VOCAB, dim=24, depth=2, heads=3, max_seq_len=None, init_std=0.4)
+    path = "stacks.0.layers.0.sublayers.0.body.attention"
+    model: Any = vf.build(vf.override(spec, {path: LinearAttention.spec()})).double().eval()
+    rows = prompts(7, 1, 12)
+    found = vf.generate(model, rows, 14, greedy=True, window=9)
+    assert torch.equal(vf.generate(model, rows, 14, greedy=True, window=9, use_cache=False), found)
+    for row, prompt in enumerate(rows):
+        ids = prompt.unsqueeze(0)
+        for _ in range(14):
+            ids = torch.cat((ids, model(ids[:, -9:])[:, -1:].argmax(-1)), 1)
+        assert torch.equal(found[row], ids[0, len(prompt) :])
 
 
 def test_a_text_that_fits_is_not_touched() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from variform.core.part import Part
 from variform.errors import ConfigError, ShapeError
 from variform.generate.options import Options
 from variform.ops.masks import Window
@@ -205,8 +206,8 @@ def reader_of(model: nn.Module, ids: Tensor, steps: int, options: Options, keep_
             raise ConfigError(message, path="window")
         if "mask" not in streams_taken(plain):
             raise ConfigError(f"{type(plain).__name__} takes no mask, so its past has no window", path="window")
-        if limit is not None and state is None:
-            return _sliding(model, plain, ids, limit, options, streams, encodes, keep_state)
+        if state is None and (limit is not None or not honours_masks(plain)):
+            return _sliding(model, plain, ids, limit or window, options, streams, encodes, keep_state)
         streams["mask"] = Window(window - 1)
     if limit is not None and needed > limit:
         held = f"the state has room for {limit} more" if state is not None else f"max_seq_len is {limit}"
@@ -227,6 +228,11 @@ def streams_taken(model: Any) -> frozenset[str]:
     if hasattr(model, "decoder"):
         model = model.decoder
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def honours_masks(model: nn.Module) -> bool:
+    """Whether every part of a model that mixes tokens takes a mask of pairs."""
+    return all(part.can.attention_mask for part in model.modules() if isinstance(part, Part))
 
 
 def _sliding(

@@ -55,3 +55,10 @@ def test_beyond_the_length() -> None:
     theirs, mine = autoregressive({})
     expected = theirs.generate(tokens(3, 6), 30, temperature=0.0, cache_kv=False)  # with a cache it fails upstream
     assert torch.equal(mine.generate(tokens(3, 6), 30, temperature=0.0), expected)
+
+
+def test_beyond_the_length_with_memory_tokens() -> None:
+    theirs, mine = autoregressive({"rotary_pos_emb": True}, num_memory_tokens=3)
+    expected = theirs.generate(tokens(2, 6), 30, temperature=0.0)
+    for cache_kv in (True, False):
+        assert torch.equal(mine.generate(tokens(2, 6), 30, temperature=0.0, cache_kv=cache_kv), expected)

@@ -118,6 +118,19 @@ def test_values_and_gradients_are_the_references(name: str) -> None:
         torch.testing.assert_close(attention(one, "chunked"), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("more", [{}, PADDING, {"scores": (Alibi(alibi_slopes(H).double()),)}, {"structure": None}])
+def test_a_sink_is_one_key_more_of_the_fused_kernel(more: dict[str, Any]) -> None:
+    one = call(weights=SinkWeights(drawn(H)), **more)
+    expected, wanted = gradients(one, "reference")
+    found, grads = gradients(one, "sdpa")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for got, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
+    assert candidates(replace(one, device="cuda"))[0].name == "sdpa"
+    with pytest.raises(BackendError, match="softmax alone, not SigmoidWeights"):
+        attention(replace(one, weights=SigmoidWeights()), "sdpa")
+
+
 def test_gradients_of_gradients() -> None:
     one = CASES["cap"]()
     found = []

@@ -17,7 +17,7 @@ from tests.parity.x_transformers.harness import agree, pair
 def test_a_causality_of_a_call(stack: str, causal: bool) -> None:
     def build(package: Any) -> nn.Module:
         layers = getattr(package, stack)(
-            dim=16, depth=2, heads=4, attn_dim_head=4, attn_head_learned_sink=True, rotary_pos_emb=True
+            dim=16, depth=2, heads=4, attn_dim_head=8, attn_head_learned_sink=True, rotary_pos_emb=True
         )
         made: nn.Module = package.TransformerWrapper(num_tokens=11, max_seq_len=12, attn_layers=layers)
         return made

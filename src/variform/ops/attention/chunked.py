@@ -29,6 +29,8 @@ _FEWEST = 16
 """Queries of a chunk."""
 _SMALL = 1 << 16
 """Pairs of all rows and heads below which everything fits into the cache at once."""
+_REPEATED = 128
+"""Keys from which on a copy for each head of a group, which the reference makes, costs more than this detour."""
 
 
 class ChunkedBackend:
@@ -59,7 +61,8 @@ class ChunkedBackend:
         batch, heads, q_len, _ = call.q.shape
         if torch.compiler.is_compiling() or call.target != "cpu":
             return None
-        if batch * heads * q_len * call.k.shape[2] < _SMALL:
+        few = batch * heads * q_len * call.k.shape[2] < _SMALL
+        if few and not (call.is_grouped and call.k.shape[2] >= _REPEATED):
             return None
         if call.weights is not None or any(not modifier.is_additive for modifier in call.scores):
             return "scores are made and weighed some queries at a time"

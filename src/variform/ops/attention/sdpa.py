@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from variform.ops.attention.call import Call
+from variform.ops.attention.memory import with_memory
+from variform.ops.learned_scores import AddedScores
+from variform.ops.weightings import Normaliser, SinkWeights
 
 __all__ = ["SdpaBackend", "fused", "without_empty_rows"]
 
@@ -15,9 +20,12 @@ class SdpaBackend:
     """`scaled_dot_product_attention`, with `is_causal` where that is the whole mask and a 2-D or 4-D mask elsewhere."""
 
     name = "sdpa"
+    weighs = True
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Modifiers that are not an added bias."""
+        """Modifiers that are not an added bias, and weights other than those of softmax with or without a sink."""
+        if call.weights is not None and _sink(call.weights) is None:
+            return f"it computes softmax alone, not {type(call.weights).__name__}"
         for modifier in call.scores:
             if not modifier.is_additive:
                 return f"{type(modifier).__name__} is not an added bias"
@@ -33,6 +41,8 @@ class SdpaBackend:
         if call.target == "cpu" and call.dropout:
             notes.append("dropout takes the unfused path on CPU")
         bias = _bias(call) if call.scores else None
+        if call.weights is not None:
+            notes.append("the sink is a key of zeros more, with a bias")
         if bias is not None and bias.requires_grad:
             notes.append("a learned bias takes the unfused path")
         if not call.is_plain_causal and (call.symbolic_mask() is not None or call.q_segments is not None):
@@ -41,6 +51,8 @@ class SdpaBackend:
 
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
+        if call.weights is not None:
+            call = _with_sink_key(call)
         if call.is_unrestricted:
             return _run(call, None, causal=False)
         causal = call.is_plain_causal
@@ -74,6 +86,25 @@ def fused(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return out if dim <= dim_v else out[..., :dim_v]
+
+
+def _sink(weights: Normaliser) -> Tensor | None:
+    """The scores of a sink, [H], where there is nothing else to the weights."""
+    return weights.sink if isinstance(weights, SinkWeights) and weights.inner is None else None
+
+
+def _with_sink_key(call: Call) -> Call:
+    """A sink as a key and a value of zeros in front, whose scores a bias makes the sink's."""
+    sink = None if call.weights is None else _sink(call.weights)
+    assert sink is not None, "refuses() lets plain sinks through only"
+    heads, key_heads, q_len, k_len = call.q.shape[1], call.k.shape[1], call.q.shape[2], call.k.shape[2]
+    front = sink.view(1, heads, 1, 1).expand(-1, -1, q_len, -1)
+    wider = with_memory(
+        replace(call, weights=None),
+        call.k.new_zeros(key_heads, 1, call.k.shape[3]),
+        call.v.new_zeros(key_heads, 1, call.v.shape[3]),
+    )
+    return replace(wider, scores=(*wider.scores, AddedScores(functional.pad(front, (0, k_len)))))
 
 
 def _run(call: Call, mask: Tensor | None, causal: bool) -> Tensor:

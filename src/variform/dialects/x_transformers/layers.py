@@ -158,6 +158,7 @@ class LayersDraft:
             return self._sublayer(feedforward.body(), letter, index, drop, feedforward.sublayer_dropout)
         prefix = "attn_" if letter == "a" else "cross_attn_"
         draft = AttentionDraft(self.dim, self.heads, self.causal, prefix, self.prefixed)
+        draft.place = str(index)
         wrong = len(self.problems)
         self._read(draft, prefix, ATTENTION, given)
         if len(self.problems) == wrong:

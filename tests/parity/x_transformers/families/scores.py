@@ -234,6 +234,9 @@ SETS = [
     OptionSet("cog-sink-cope", {"attn_cog_signed": True, "attn_head_learned_sink": True, "attn_use_cope": True}),
     OptionSet("selective-memory", {"attn_selective": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True}),
     OptionSet("cope-memory", {"attn_use_cope": True, "attn_num_mem_kv": 2, "attn_add_zero_kv": True}),
+    OptionSet(
+        "scaled-cosine-memory", {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_num_mem_kv": 2, **GROUPED}
+    ),
     OptionSet("window-memory", {"attn_max_attend_past": 4, "attn_num_mem_kv": 2, "rotary_pos_emb": True}),
     OptionSet("sigmoid-encoder", {"attn_sigmoid": True, **GROUPED}, stack="Encoder", call=padded),
     OptionSet(

@@ -26,7 +26,10 @@ TINY = 1e-24
 
 @dataclass
 class AttentionDraft:
-    """One attention on its way to a spec; `options` holds the keywords of the families, see `attention.families`."""
+    """One attention on its way to a spec; `options` holds the keywords of the families, see `attention.families`.
+
+    `place` tells it from the others of its stack.
+    """
 
     dim: int
     heads: int
@@ -49,6 +52,7 @@ class AttentionDraft:
     k_rmsnorm: bool = False
     flash: bool = False
     part: Any = None
+    place: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -74,9 +78,6 @@ class AttentionDraft:
             found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past))
         if self.num_mem_kv < 0:
             found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
-        elif self.num_mem_kv and self.qk_norm_dim_scale:
-            message = "not supported yet with qk_norm_dim_scale"
-            found.append(Problem(f"{at}num_mem_kv", message, self.num_mem_kv))
         found += self._part_problems(cross)
         for family in FAMILIES:
             found += family.check(self, cross)
@@ -125,11 +126,15 @@ class AttentionDraft:
         return mixer
 
     def _common(self) -> dict[str, Any]:
+        k_norm: Spec | Shared | None
         q_norm, k_norm, scale = self._norms()
         softmax: dict[str, Any] = {"dropout": self.dropout, "scale": scale}
         if self.part is not None:
             attention = with_dropout(mixing_spec(self.part), self.dropout)
         else:
+            if self.qk_norm_dim_scale and self.num_mem_kv and k_norm is not None:
+                way = "causal" if self.causal else "open"
+                k_norm = Shared(f"{self.prefix}{way}.{self.place}.k_norm", k_norm)  # memories have the keys' own gains
             norm = k_norm if self.qk_norm else None
             memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=norm) if self.num_mem_kv else None
             if self.max_attend_past is None:

@@ -47,7 +47,7 @@ ROWS = (
         "around softmax attention",
         (
             *("attention/gated", "attention/head_scale", "attention/value_norm", "attention/laser"),
-            "attention/l2_distance",
+            *("attention/l2_distance", "attention/delta"),
         ),
         "yyyyyyy",
     ),

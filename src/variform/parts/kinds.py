@@ -15,6 +15,7 @@ from variform.errors import ShapeError
 from variform.ops.masks import Mask
 from variform.ops.scores import ScoreMod
 from variform.ops.weightings import Normaliser
+from variform.parts.beside import Beside
 from variform.parts.flows import Flow, each_token
 from variform.parts.memories import Recall
 
@@ -140,6 +141,7 @@ class Sides:
         x: [B, Lq, dim] what the queries were made of, for what depends on a token beyond its q.
         streams: those of the mixer, for attentions that declare what they read.
         published: where an attention puts the streams that it declares to publish; the mixer hands them on.
+        beside: further keys and values, of attentions that take them.
     """
 
     q_positions: Tensor | None = None
@@ -155,6 +157,7 @@ class Sides:
     x: Tensor | None = None
     streams: Streams | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    beside: Beside | None = None
 
 
 class Attention(Part):
@@ -170,6 +173,8 @@ class Attention(Part):
     kind: ClassVar[str] = "attention"
     takes_scores: ClassVar[bool] = False
     """Whether it has scores that a position bias can change."""
+    takes_beside: ClassVar[bool] = False
+    """Whether it attends to the keys and values of `Sides.beside` too."""
     takes_positions: ClassVar[bool] = False
     """Whether its weights depend on where a query stands, also among the queries of another sequence."""
     of_context: ClassVar[bool] = False

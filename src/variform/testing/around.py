@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from variform.core.spec import Spec
+from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
@@ -110,3 +111,8 @@ def _hybrid() -> list[Sample]:
         ),
         Sample(HybridAttention.spec(mixer="mamba", norm=None), "state space"),
     ]
+
+
+@samples_for(DeltaAttention)
+def _delta() -> list[Sample]:
+    return [Sample(DeltaAttention.spec()), Sample(DeltaAttention.spec(of="weights"), "of weights")]

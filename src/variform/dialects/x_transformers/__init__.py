@@ -7,6 +7,7 @@
 Keywords are routed to native specs (`model.spec`); what is known and not supported is refused, never ignored.
 """
 
+from variform.dialects.x_transformers.attention_module import Attention
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.continuous import (
     ContinuousAutoregressiveWrapper,
@@ -35,6 +36,7 @@ from variform.dialects.x_transformers.xval import XValAutoregressiveWrapper, XVa
 
 __all__ = [
     "DPO",
+    "Attention",
     "AttentionLayers",
     "AutoregressiveWrapper",
     "ContinuousAutoregressiveWrapper",

@@ -18,11 +18,16 @@ from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
+from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.stack.model import Transformer
 from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
+
+MIXERS = (MultiHead, CrossMultiHead, ProjectedAttention, ProjectedCrossAttention)
+"""What upstream's attention becomes."""
 
 
 @dataclass
@@ -126,7 +131,7 @@ def recording(model: nn.Module, layers: nn.Module) -> Iterator[Recorder]:
         for module in layers.modules():
             if isinstance(module, Sublayer):
                 hooks.callback(module.register_forward_pre_hook(recorder.sublayer).remove)
-            if isinstance(module, (MultiHead, CrossMultiHead)):
+            if isinstance(module, MIXERS):
                 hooks.callback(module.register_forward_pre_hook(recorder.attention).remove)
         for module in model.modules():
             if isinstance(module, RegisterStack):
@@ -169,7 +174,7 @@ class Recorder:
 
     def attention(self, mixer: nn.Module, args: Any) -> None:
         """An attention begins."""
-        self.kind = "c" if isinstance(mixer, CrossMultiHead) else "a"
+        self.kind = "c" if isinstance(mixer, (CrossMultiHead, ProjectedCrossAttention)) else "a"
         if self.kind == "a":
             self.found.hiddens.append(self.entering)
 

@@ -8,6 +8,7 @@ from variform.dialects.x_transformers.attention_layers import (
     PrefixDecoder,
     TransformerBlock,
 )
+from variform.dialects.x_transformers.attention_module import Attention
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.feedforward_module import FeedForward, layer_schedule
 from variform.dialects.x_transformers.seq2seq import XTransformer
@@ -15,6 +16,7 @@ from variform.dialects.x_transformers.vision import ViTransformerWrapper
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
 __all__ = [
+    "Attention",
     "AttentionLayers",
     "AutoregressiveWrapper",
     "CrossAttender",

@@ -8,28 +8,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from variform.errors import ShapeError
 from variform.ops.attention.call import Call
 from variform.ops.masks import After, Dense, Mask
 
 __all__ = ["with_memory"]
 
 
-def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
+def with_memory(call: Call, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Call:
     """The call with `k` and `v` in front of its own keys and values: no mask hides them, no bias moves them.
 
     Masks that depend on data are built whole for it, because columns no longer stand for positions. A modifier that is
     no bias (a soft cap) holds for these keys too, and so does what makes weights of scores.
 
+    Args:
+        call: the call.
+        k, v: of key heads, or of query heads where these are more.
+        valid: which of them there are.
+
     Shapes:
-        k: [Hk, M, D], v: [Hk, M, Dv], or the same of each row, [B, Hk, M, D] and [B, Hk, M, Dv]
+        k: [Hk, M, D], v: [Hk, M, Dv], or the same of each row, [B, Hk, M, D] and [B, Hk, M, Dv]; valid: [B, M] bool
     """
-    count, batch = k.shape[-2], call.q.shape[0]
+    count, batch, heads = k.shape[-2], call.q.shape[0], k.shape[-3]
+    if heads != call.k.shape[1]:
+        if heads != call.q.shape[1]:
+            told = f"{call.k.shape[1]} key heads, or {call.q.shape[1]} as queries have, are needed"
+            raise ShapeError(f"further keys have {heads} heads: {told}")
+        own_k, own_v = call.expanded()
+        call = replace(call, k=own_k, v=own_v)
+    bare = replace(call, scores=())  # some modifiers are of all keys, those in front included
     return replace(
         call,
         k=torch.cat((k.to(call.k.dtype).expand(batch, -1, -1, -1), call.k), 2),
         v=torch.cat((v.to(call.v.dtype).expand(batch, -1, -1, -1), call.v), 2),
         structure=None,
-        mask=_mask(replace(call, scores=()), count),  # some modifiers are of all keys, those in front included
+        mask=_mask(bare, count) if valid is None else _mask_beside(bare, valid),
         q_positions=None,
         k_positions=None,
         q_segments=None,
@@ -37,6 +50,16 @@ def with_memory(call: Call, k: Tensor, v: Tensor) -> Call:
         k_valid=None,
         scores=tuple(modifier.behind(count, *call.positions()) for modifier in call.scores),
     )
+
+
+def _mask_beside(call: Call, valid: Tensor) -> Mask:
+    """The call's masks behind keys of which some are not there."""
+    batch, _, queries, _ = call.q.shape
+    own, size = call.full_mask(), (queries, call.k.shape[2])
+    own = valid.new_ones(1, 1, *size) if own is None else own.expand(*own.shape[:-2], *size)
+    own = own if own.dim() == 4 else own[None, None]
+    before = valid[:, None, None].expand(batch, own.shape[1], queries, valid.shape[1])
+    return Dense(torch.cat((before, own.expand(batch, -1, -1, -1)), -1))
 
 
 def _mask(call: Call, count: int) -> Mask | None:

@@ -75,6 +75,11 @@ class AroundAttention(Attention):
         return self.attention.takes_scores
 
     @property
+    def takes_beside(self) -> bool:  # type: ignore[override]
+        """Whether the inner attention takes further keys and values."""
+        return self.attention.takes_beside
+
+    @property
     def takes_positions(self) -> bool:  # type: ignore[override]
         """Whether the inner attention goes by positions."""
         return self.attention.takes_positions

@@ -70,6 +70,7 @@ def join_cache(
         x=sides.x,
         streams=sides.streams,
         published=sides.published,
+        beside=sides.beside,
     )
     return k, v, joined, state
 

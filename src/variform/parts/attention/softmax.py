@@ -11,6 +11,7 @@ from torch import Tensor
 from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
+from variform.core.spec import Spec
 from variform.errors import Problem, did_you_mean
 from variform.ops.attention.call import Call
 from variform.ops.attention.memory import with_memory
@@ -55,6 +56,7 @@ class SoftmaxAttention(Attention):
 
     can: ClassVar[Can] = Can()
     takes_scores: ClassVar[bool] = True
+    takes_beside: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
     def __init__(
@@ -95,8 +97,9 @@ class SoftmaxAttention(Attention):
 
     @classmethod
     def takes_joined(cls, args: Facts) -> bool:
-        """Whatever is kept beside keys and values would be kept here."""
-        return True
+        """Where no scoring keeps something of each key beside it."""
+        scores = [spec.part for spec in args.get("scores") or () if isinstance(spec, Spec)]
+        return all(issubclass(part, Scoring) and part.keep is Scoring.keep and not part.accumulates for part in scores)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -164,6 +167,7 @@ class LocalAttention(Attention):
 
     can: ClassVar[Can] = Can(cross=False)
     takes_scores: ClassVar[bool] = True
+    takes_beside: ClassVar[bool] = True
     stateful: ClassVar[bool] = True
 
     def __init__(
@@ -272,4 +276,5 @@ def attend(
         scale=scale,
         dropout=dropout,
     )
-    return attention(call if memory is None else with_memory(call, *memory), backend)
+    call = call if memory is None else with_memory(call, *memory)
+    return attention(call if sides.beside is None else with_memory(call, *sides.beside), backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from variform.core.fields import fields_of
 from variform.core.inherit import INHERIT
@@ -14,6 +14,7 @@ from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
 from variform.ops.scores import DenseBias, ScoreMod
+from variform.parts.beside import Beside
 from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
 from variform.parts.linear import Linear
 
@@ -126,6 +127,8 @@ class MultiHead(Mixer):
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
         sides = own_sides(self.attention, self.position_bias, x, streams)
+        if "beside" in streams:
+            sides.beside = keys_beside(self, self.attention, streams)
         out = own["attention"](q, k, v, sides)
         joined, state = out if isinstance(out, tuple) else (out, None)
         y: Tensor = own["out"](join_heads(joined))
@@ -142,6 +145,19 @@ class MultiHead(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention in the slot keeps state."""
         return self.attention.stateful
+
+
+def keys_beside(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:
+    """The further keys and values that the stream `beside` has for a mixer.
+
+    Raises:
+        ShapeError: its attention takes none.
+    """
+    given = streams.get("beside")
+    found = None if given is None else given.get(mixer)
+    if found is not None and not attention.takes_beside:
+        raise ShapeError(f"the attention {attention.name!r} takes no further keys and values: leave them out")
+    return None if found is None else Beside(*found)
 
 
 def given_bias(attention: Attention, bias: Tensor) -> DenseBias:

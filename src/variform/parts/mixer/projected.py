@@ -12,7 +12,8 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
-from variform.errors import Problem
+from variform.errors import Problem, ShapeError
+from variform.parts.beside import Deltas
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.kinds import (
     Attention,
@@ -32,6 +33,7 @@ from variform.parts.mixer.multi_head import (
     head_problems,
     join_heads,
     key_size,
+    keys_beside,
     own_sides,
     self_problems,
     slot_abilities,
@@ -138,10 +140,11 @@ class ProjectedAttention(Mixer):
         x = without_padding(x, valid)
         of_k, of_v = streams.get("key_input"), streams.get("value_input")
         of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
-        q = split_heads(self.query(x), self.heads)
+        q = split_heads(changed_query(self.query(x), streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         sides = own_sides(self.attention, self.position_bias, x, streams)
-        first, second = self.keys(of_k, of_v)
+        sides.beside = keys_beside(self, self.attention, streams)
+        first, second = changed_keys(self.keys, self.keys(of_k, of_v), streams)
         out: Tensor | tuple[Tensor, State]
         if isinstance(self.keys, LatentKeyValues):
             made = q, first, second
@@ -170,6 +173,32 @@ class ProjectedAttention(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention keeps state, or latents are kept for it."""
         return self.attention.stateful
+
+
+def changed_query(q: Tensor, streams: Streams) -> Tensor:
+    """Queries with what the stream `deltas` adds to them.
+
+    Shapes:
+        q: [B, L, heads * dim_head]
+    """
+    deltas: Deltas | None = streams.get("deltas")
+    return q if deltas is None or deltas.q is None else q + deltas.q
+
+
+def changed_keys(keys: KeyValues, made: tuple[Tensor, Tensor], streams: Streams) -> tuple[Tensor, Tensor]:
+    """Keys and values with what the stream `deltas` adds to them.
+
+    Raises:
+        ShapeError: latents stand in their place.
+    """
+    deltas: Deltas | None = streams.get("deltas")
+    if deltas is None or (deltas.k is None and deltas.v is None):
+        return made
+    if keys.compressed:
+        raise ShapeError("nothing can be added to keys and values that are kept as latents")
+    added = zip(made, (deltas.k, deltas.v), strict=True)
+    first, second = (x if delta is None else x + split_heads(delta, x.shape[1]) for x, delta in added)
+    return first, second
 
 
 def projected_facts(facts: Facts) -> dict[str, Any]:

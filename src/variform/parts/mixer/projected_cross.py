@@ -21,11 +21,12 @@ from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     join_heads,
+    keys_beside,
     refuse_streams,
     slot_abilities,
     split_heads,
 )
-from variform.parts.mixer.projected import projected_facts, projected_problems, slot_facts
+from variform.parts.mixer.projected import changed_keys, changed_query, projected_facts, projected_problems, slot_facts
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -128,7 +129,7 @@ class ProjectedCrossAttention(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
-        q = split_heads(self.query(x), self.heads)
+        q = split_heads(changed_query(self.query(x), streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         state = streams.get("state")
         kept = self._of_context(streams) if state is None else (state["k"], state["v"])
@@ -138,6 +139,7 @@ class ProjectedCrossAttention(Mixer):
                 "tokens"
             )
         sides = self._sides(x, streams)
+        sides.beside = keys_beside(self, self.attention, streams)
         keys, length = self.keys, x.shape[1]
         if (
             isinstance(keys, LatentKeyValues)
@@ -162,7 +164,9 @@ class ProjectedCrossAttention(Mixer):
         if context.shape[-1] != self.dim_context:
             raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
         context = context_without_padding(context, streams)
-        return self.keys(context, context)
+        residual = streams.get("context_residual")
+        of = context if residual is None else context + residual
+        return changed_keys(self.keys, self.keys(of, of), streams)
 
     def _sides(self, x: Tensor, streams: Streams) -> Sides:
         given = streams.get("context_mask")

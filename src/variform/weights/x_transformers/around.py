@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.around import AroundAttention
+from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
@@ -166,6 +167,7 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     NormedValues: _value_norm,
     HybridAttention: _hybrid,
     LaserAttention: _nothing,
+    DeltaAttention: _nothing,
     DistanceAttention: _nothing,
     OrthogonalValues: _nothing,
     ValueResidual: _value_residual,

@@ -35,7 +35,7 @@ from variform.stack.model import EncoderDecoder, Transformer
 from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.weights.entries import Entry, affine, plain, reordered, shaped
-from variform.weights.x_transformers.attention import attention_entries
+from variform.weights.x_transformers.attention import MIXERS, attention_entries
 from variform.weights.x_transformers.pieces import feedforward_entries, linear_entries, no_counterpart, norm_entries
 from variform.weights.x_transformers.stack import UPSTREAM_STACKS, stack_entries
 
@@ -47,6 +47,8 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
         yield from model_entries(model.decoder, f"{prefix}decoder.net.", offset)
     elif isinstance(model, UPSTREAM_STACKS):
         yield from stack_entries(model, prefix, offset)
+    elif isinstance(model, MIXERS):
+        yield from attention_entries(model, prefix)
     elif isinstance(model, BranchStart):
         yield from model_entries(model.body, prefix, offset)
     elif isinstance(model, (MLP, GLU)):

@@ -212,12 +212,6 @@ SETS = [
     ),
     OptionSet("hybrid-grouped-gated", {**HYBRID, "attn_kv_heads": 2, "attn_gate_values": True, "rotary_pos_emb": True}),
     OptionSet(
-        "hybrid-lstm",
-        {**HYBRID, "attn_hybrid_module": nn.LSTM(24, 32, num_layers=2, batch_first=True)},
-        decodes=False,
-        why_not="a module of torch other than a GRU of one layer keeps its state to itself",
-    ),
-    OptionSet(
         "hybrid-without-fold",
         {"attn_hybrid_module": nn.GRU(24, 32, batch_first=True)},
         wrong="upstream fails without hybrid_fold_axial_dim",

@@ -8,6 +8,7 @@ from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.attention import hybrid
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem
+from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
@@ -105,6 +106,8 @@ def _value_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
 def attention(draft: AttentionDraft, spec: Spec) -> Spec:
     """The head-level attention with what the keywords put around it: upstream's order, the innermost first."""
     given = draft.options
+    if given.get("alone"):
+        spec = DeltaAttention.spec(attention=spec, of="weights")
     if given.get("l2_distance"):
         spec = DistanceAttention.spec(attention=_with_memory(spec, lambda inner: LengthMemory.spec(memory=inner)))
     if given.get("laser"):
@@ -119,6 +122,8 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
         gate = LinearProjection.spec(zero=True, bias=True, offset=10.0)
         spec = GatedAttention.spec(attention=spec, input_gate=gate, input_per_head=True)
     spec = hybrid.attention(draft, spec)
+    if given.get("alone"):
+        spec = DeltaAttention.spec(attention=spec)
     if given.get("gate_values") or given.get("output_gate"):
         spec = GatedAttention.spec(attention=spec, **_gates(given))
     for name, over in (("orthog_projected_values", "token"), ("orthog_projected_values_per_head", "head")):

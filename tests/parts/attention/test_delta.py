@@ -1,0 +1,69 @@
+"""What callers add to attention, and further keys and values, against formulas in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import variform as vf
+from variform.errors import ShapeError
+from variform.parts.attention.delta import DeltaAttention
+from variform.parts.beside import Beside, Deltas
+from variform.parts.kinds import Sides
+from variform.parts.mixer.multi_head import MultiHead
+
+FACTS: dict[str, Any] = {"kv_heads": 2, "dim_head": 3, "causal": False}
+
+
+def given(length: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, length, 3, dtype=torch.float64) for heads in (4, 2, 2))
+    return q, k, v
+
+
+def weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.repeat_interleave(2, 1).mT / 3**0.5).softmax(-1)
+
+
+def test_added_weights() -> None:
+    q, k, v = given()
+    more = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    part = vf.build(DeltaAttention.spec(of="weights"), **FACTS)
+    out = part(q, k, v, Sides(streams={"deltas": Deltas(weights=more)}))
+    torch.testing.assert_close(out, (weights(q, k) + more) @ v.repeat_interleave(2, 1))
+    with pytest.raises(ShapeError, match="added weights have shape"):
+        part(q, k, v, Sides(streams={"deltas": Deltas(weights=more[:, :1])}))
+
+
+def test_added_results() -> None:
+    q, k, v = given()
+    more = torch.randn(2, 5, 12, dtype=torch.float64)
+    part = vf.build(DeltaAttention.spec(), **FACTS)
+    out = part(q, k, v, Sides(streams={"deltas": Deltas(out=more)}))
+    expected = weights(q, k) @ v.repeat_interleave(2, 1) + more.view(2, 5, 4, 3).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_further_keys_and_values(heads: int, causal: bool) -> None:
+    """Seen by every query, whatever the masks, where they are valid."""
+    q, k, v = given()
+    more_k, more_v = (torch.randn(2, heads, 3, 3, dtype=torch.float64) for _ in range(2))
+    valid = torch.tensor([[True, False, True], [False, False, True]])
+    part = vf.build({"part": "softmax", "causal": causal})
+    out = part(q, k, v, Sides(beside=Beside(more_k, more_v, valid)))
+    k, v, more_k, more_v = (x.repeat_interleave(4 // x.shape[1], 1) for x in (k, v, more_k, more_v))
+    scores = q @ torch.cat((more_k, k), 2).mT / 3**0.5
+    own = torch.ones(5, 5, dtype=torch.bool).tril() if causal else torch.ones(5, 5, dtype=torch.bool)
+    seen = torch.cat((valid[:, None, None].expand(2, 1, 5, 3), own.expand(2, 1, 5, 5)), -1)
+    expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ torch.cat((more_v, v), 2)
+    torch.testing.assert_close(out, expected)
+
+
+def test_an_attention_without_keys_refuses_further_ones() -> None:
+    mixer = vf.build(MultiHead.spec(attention="linear"), dim=8, heads=2, causal=False)
+    k = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ShapeError, match="takes no further keys"):
+        mixer(torch.randn(1, 5, 8), {"beside": {mixer: Beside(k, k)}})

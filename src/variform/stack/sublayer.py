@@ -126,7 +126,11 @@ class Sublayer(Layer):
         self.drop_path = drop_path
         self.layer_drop = layer_drop
         self.entry = entry
-        self.feeds = isinstance(innermost(body), FeedForward)
+
+    @property
+    def feeds(self) -> bool:
+        """Whether the body is a feedforward."""
+        return isinstance(innermost(self.body), FeedForward)
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
@@ -172,8 +176,8 @@ class Sublayer(Layer):
         if others:
             streams = _apart(norm, others, condition, streams)
         branch = call(own["body"], x if norm is None else norm(x, condition), streams, "body", published)
-        factors = streams.get("token_gains") if self.feeds else None
-        if factors:
+        factors = streams.get("token_gains")
+        if factors and self.feeds:
             branch, published["token_gains"] = branch * factors[0], factors[1:]
         if self.branch_norm is not None:
             branch = self.branch_norm(branch, condition)

@@ -158,7 +158,9 @@ def holds_back(one: OptionSet, model: nn.Module) -> bool:
 def backends(one: OptionSet, device: str) -> str:
     """What runs the attentions in training."""
     long = {name: value for name, value in one.model.items() if name != "max_seq_len"}
-    model = builder(OptionSet(one.name, one.layers, {**long, "max_seq_len": LONG}, one.stack))(ours)
+    model = builder(
+        OptionSet(one.name, one.layers, {**long, "max_seq_len": LONG}, one.ours, one.ours_model, one.stack)
+    )(ours)
     told = vf.explain(model.native.spec, batch=1, length=LONG, device=device)
     names = {row.chosen or "refused" for row in told.rows}
     return ", ".join(sorted(names)) or "–"

@@ -36,6 +36,8 @@ SETS = [
     segments(
         "plain",
         feature="segments that remember: max_mem_len, mems",
+        about="Transformer-XL: keys and values are made of [m; x], the inputs m of the same attention in earlier "
+        "segments before those of this one; m is a constant in training.",
         part="model/transformer.memories",
         paper="arXiv:1901.02860",
     ),
@@ -47,6 +49,7 @@ SETS = [
         "shifted",
         model={"shift_mem_down": 1},
         feature="each layer remembers the one above: shift_mem_down",
+        about="Enhanced recurrence (ERNIE-Doc): attention l reads what attention l + s read in earlier segments.",
         part="model/transformer.memories",
         paper="arXiv:2012.15688",
     ),

@@ -15,6 +15,7 @@ from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
 from variform.ops.drop_tokens import drop_tokens
 from variform.ops.masks import Mask
+from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.kinds import Embedding, Head, Model, Rotation, Stack, State, call, holds_state
 from variform.parts.memories import Memories
 from variform.parts.mixer.multi_head import without_padding
@@ -297,9 +298,12 @@ class Transformer(Model):
             raise ConfigError("the model has no max_seq_len: give length, the number of tokens")
         else:
             inputs = torch.zeros(batch, length, self.dim)
-        sides = {}
+        sides: dict[str, Any] = {}
         if "context" in self.reads_below:
             sides["context"] = torch.zeros(batch, length or 1, self.dim_context or self.dim)
+        if "further_ids" in self.reads_below:
+            names = [name for part in self.modules() if isinstance(part, SummedEmbedding) for name in part.names]
+            sides["further_ids"] = {name: torch.zeros_like(inputs) for name in names}
         if "condition" in self.reads_below:
             sides["condition"] = torch.zeros(batch, self.dim_condition or self.dim)
         return (inputs,), sides

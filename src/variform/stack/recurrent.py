@@ -78,7 +78,9 @@ class RecycledStack(Stack):
         published: dict[str, Any] = {}
         y = torch.zeros_like(x)
         with torch.no_grad():
-            if torch.compiler.is_compiling():  # one graph for every number: passes that were not drawn change nothing
+            if (
+                torch.compiler.is_compiling() or type(drawn) is not Tensor
+            ):  # one graph for every number: passes that were not drawn change nothing
                 drawn = drawn.to(x.device)
                 for place in range(most - 1):
                     y = torch.where(place < drawn, self._again(x, y, streams, {}), y)

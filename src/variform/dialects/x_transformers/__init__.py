@@ -20,6 +20,7 @@ from variform.dialects.x_transformers.neo_mlp import NeoMLP
 from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
+    AttentionPool,
     CrossAttender,
     Decoder,
     Encoder,
@@ -38,6 +39,7 @@ __all__ = [
     "DPO",
     "Attention",
     "AttentionLayers",
+    "AttentionPool",
     "AutoregressiveWrapper",
     "ContinuousAutoregressiveWrapper",
     "ContinuousTransformerWrapper",

@@ -9,6 +9,7 @@ from variform.dialects.x_transformers.attention_layers import (
     TransformerBlock,
 )
 from variform.dialects.x_transformers.attention_module import Attention
+from variform.dialects.x_transformers.attention_pool import AttentionPool
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.feedforward_module import FeedForward, layer_schedule
 from variform.dialects.x_transformers.seq2seq import XTransformer
@@ -18,6 +19,7 @@ from variform.dialects.x_transformers.wrapper import TransformerWrapper
 __all__ = [
     "Attention",
     "AttentionLayers",
+    "AttentionPool",
     "AutoregressiveWrapper",
     "CrossAttender",
     "Decoder",

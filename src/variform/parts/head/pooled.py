@@ -121,9 +121,12 @@ class AttentionPoolHead(Head):
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Attend and answer."""
-        queries = self.queries.to(x.dtype).expand(x.shape[0], -1, -1)
-        pooled = self.body(queries, {"context": x, "context_mask": streams.get("valid")})
-        assert isinstance(pooled, Tensor)
-        if self.residual:
-            pooled = pooled + queries
+        pooled = self.attended(x, streams.get("valid"))
         return pooled if self.head is None else self.head(pooled, streams)
+
+    def attended(self, x: Tensor, valid: Tensor | None, queries: Tensor | None = None) -> Tensor:
+        """What the queries see, or others in their place: [B, L, dim] -> [B, queries, dim_query]."""
+        queries = self.queries.to(x.dtype).expand(x.shape[0], -1, -1) if queries is None else queries
+        pooled = self.body(queries, {"context": x, "context_mask": valid})
+        assert isinstance(pooled, Tensor)
+        return pooled + queries if self.residual else pooled

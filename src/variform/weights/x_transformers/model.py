@@ -51,6 +51,8 @@ def model_entries(model: nn.Module, prefix: str, offset: float) -> Iterator[Entr
         yield from attention_entries(model, prefix)
     elif isinstance(model, BranchStart):
         yield from model_entries(model.body, prefix, offset)
+    elif isinstance(model, AttentionPoolHead):
+        yield from _pool(model, prefix, offset)
     elif isinstance(model, (MLP, GLU)):
         yield from feedforward_entries(model, f"{prefix}ff.")
     elif isinstance(model, Transformer) and len(model.stacks) == 1 and model.embedding is not None:
@@ -166,6 +168,19 @@ def _patches(part: PatchEmbedding, prefix: str) -> Iterator[Entry]:
     yield from norm_entries(f"{prefix}2", part.token_norm, 0.0)
 
 
+def _pool(pool: AttentionPoolHead, prefix: str, offset: float) -> Iterator[Entry]:
+    """Queries, where they are learned, and what attends."""
+    queries: nn.Parameter | None = pool.queries
+    if queries is not None:
+        yield plain(f"{prefix}queries", queries)
+    if isinstance(pool.body, CrossMultiHead):
+        yield from attention_entries(pool.body, f"{prefix}pooler.")
+    elif isinstance(pool.body, UPSTREAM_STACKS):
+        yield from stack_entries(pool.body, f"{prefix}pooler.", offset)
+    else:
+        raise no_counterpart(pool.body)
+
+
 def _head(head: nn.Module | None, prefix: str, offset: float) -> Iterator[Entry]:
     if isinstance(head, LMHead):
         yield from linear_entries(f"{prefix}to_logits", head.project)
@@ -191,13 +206,7 @@ def _head(head: nn.Module | None, prefix: str, offset: float) -> Iterator[Entry]
         yield plain(f"{prefix}to_next_embed_pred.0.weight", head.up.weight)
         yield plain(f"{prefix}to_next_embed_pred.2.weight", head.down.weight)
     elif isinstance(head, AttentionPoolHead):
-        yield plain(f"{prefix}attn_pool.queries", head.queries)
-        if isinstance(head.body, CrossMultiHead):
-            yield from attention_entries(head.body, f"{prefix}attn_pool.pooler.")
-        elif isinstance(head.body, UPSTREAM_STACKS):
-            yield from stack_entries(head.body, f"{prefix}attn_pool.pooler.", offset)
-        else:
-            raise no_counterpart(head.body)
+        yield from _pool(head, f"{prefix}attn_pool.", offset)
     elif isinstance(head, ClassifierHead):
         yield plain(f"{prefix}mlp_head.weight", head.project.weight)
         if head.project.bias is not None:

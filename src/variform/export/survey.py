@@ -38,6 +38,7 @@ STANDINS: dict[Place, Place] = {
         ("variform.parts.attention.shifted_windows", PATTERNS, ("ShiftedWindowAttention",)),
         ("variform.ops.scores", ATTENTION, ("Alibi", "BucketBias")),
         ("variform.ops.scores", PATTERNS, ("GridBias",)),
+        ("variform.ops.distances", ATTENTION, ("DistanceBias",)),
         ("variform.ops.experts", EXPERTS, ("visit", "run_sorted")),
         ("variform.parts.op.heads", SCORES, ("Scores",)),
         ("variform.parts.mixer.multi_head", SCORES, ("split_heads", "join_heads")),

@@ -239,6 +239,18 @@ class BucketBias(NamedTuple):
         return rows
 
 
+class DistanceBias(NamedTuple):
+    """A bias that a network makes of the distance (Wang et al. 2021, arXiv:2108.00154): S += f(q - k)[h]."""
+
+    function: Any
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        distance = -relative(q_pos, k_pos)[:, 0]
+        low, high = (int(end) for end in distance.aminmax())
+        table = self.function(torch.arange(low, high + 1, device=distance.device))
+        return table[distance - low].permute(0, 3, 1, 2)
+
+
 def relative(q_pos: Tensor, k_pos: Tensor) -> Tensor:
     """k - q, [B or 1, 1, Lq, Lk]."""
     distance = k_pos[..., None, :] - q_pos[..., :, None]

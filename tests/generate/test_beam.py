@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import variform as vf
 from tests.generate.test_loop import VOCAB, gpt, local, prompts, seq2seq
+from tests.generate.test_programs import OFFSET, demo
 from variform.errors import ConfigError
 from variform.generate.beam import Beams
 from variform.parts.kinds import Model
@@ -126,3 +127,20 @@ def test_training_flags_are_put_back() -> None:
     model: nn.Module = gpt().train()
     vf.beam_search(model, prompts(5)[0], 2)
     assert model.training
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_programs(merge: bool) -> None:
+    model = demo(merge)
+    prompt = torch.randint(0, 17, (2, 5))
+    streams = {"attn_offset": OFFSET}
+    together = vf.beam_search(model, prompt, 6, streams=streams)
+    for row in range(2):
+        alone = vf.beam_search(model, prompt[row], 6, streams=streams)
+        assert torch.equal(alone.tokens, together.tokens[row])
+        with torch.no_grad():
+            ids = torch.cat((prompt[row].expand(4, -1), alone.tokens), 1)
+            offset = OFFSET[:, :, : ids.shape[1], : ids.shape[1]].expand(4, -1, -1, -1)
+            chances = model({"emb_ids": ids, "attn_offset": offset})["x"][:, 4:-1].log_softmax(-1)
+        expected = chances.gather(-1, alone.tokens.unsqueeze(-1)).squeeze(-1).sum(1)
+        torch.testing.assert_close(alone.scores, expected)

@@ -13,7 +13,8 @@ from variform.parts.kinds import State
 def select_rows(state: State, rows: Tensor, batch: int) -> State:
     """The decode state whose row i is row `rows[i]` of another, which stays as it is.
 
-    Every tensor of a state has the rows on its first axis, or holds for all of them and has size 1 there.
+    Every tensor of a state has the rows on its first axis, each once or several times in a row (a part that runs over
+    several sequences a row), or holds for all of them and has size 1 there.
 
     Shapes:
         rows: [R] integers in [0, batch)
@@ -32,10 +33,12 @@ def select_rows(state: State, rows: Tensor, batch: int) -> State:
 
 def _select(entry: Any, rows: Tensor, batch: int) -> Any:
     if isinstance(entry, Tensor):
-        if entry.dim() and entry.shape[0] == batch:
-            return entry.index_select(0, rows.to(entry.device))
-        if entry.dim() == 0 or entry.shape[0] == 1:
+        if entry.dim() == 0 or (entry.shape[0] == 1 and batch > 1):
             return entry
+        if entry.shape[0] == batch:
+            return entry.index_select(0, rows.to(entry.device))
+        if entry.shape[0] and entry.shape[0] % batch == 0:
+            return entry.view(batch, -1, *entry.shape[1:]).index_select(0, rows.to(entry.device)).flatten(0, 1)
         raise ShapeError(f"a decode state of {batch} rows holds a tensor of shape {list(entry.shape)}: rows come first")
     if isinstance(entry, dict):
         selected = {name: _select(value, rows, batch) for name, value in entry.items()}

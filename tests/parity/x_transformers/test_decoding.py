@@ -20,6 +20,7 @@ from tests.parity.x_transformers.option_set import OptionSet
 from variform.errors import ConfigError, ShapeError
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
+from variform.stack.state_rows import select_rows
 
 LENGTH = 11
 TOLERANCE = 1e-10
@@ -102,6 +103,16 @@ def in_chunks(model: Transformer, ids: Tensor, given: dict[str, Any]) -> Tensor:
     return torch.cat(outs, 1)
 
 
+def reordered(model: Transformer, ids: Tensor, given: dict[str, Any], rows: Tensor) -> Tensor:
+    """Half of the tokens, and the other half with the rows of the state in another order, as beams have it."""
+    half = LENGTH // 2
+    rest = {name: x for name, x in given.items() if name not in HELD}
+    _, state = model(ids[:, :half], state=state_of(model, len(ids), given), **rest)
+    rest = {name: x[rows] for name, x in rest.items() if name != "memories"}
+    out, _ = model(ids[rows, half:], state=select_rows(state, rows, len(ids)), **rest)
+    return features(out)
+
+
 def ragged(rows: int) -> Iterator[list[int]]:
     """How many tokens each row takes in each call; often none."""
     draw, left = random.Random(2), [LENGTH] * rows
@@ -176,6 +187,10 @@ def test_decoding(one: OptionSet) -> None:
         torch.testing.assert_close(
             in_ragged_chunks(model, ids, given), whole, rtol=0, atol=TOLERANCE, msg=told("ragged chunks")
         )
+        rows = torch.tensor([2, 0, 0, 1])
+        found = reordered(model, ids, given, rows)
+        expected = whole[rows, LENGTH // 2 :]
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE, msg=told("rows in another order"))
     if one.decodes is False and not honours_padding(model, ids, given):
         return
     for side in ("right", "left"):

@@ -263,7 +263,7 @@ class Attention(nn.Module):
 
 
 def _built(draft: AttentionDraft, elsewhere: bool) -> Any:
-    spec = (draft.cross_body() if elsewhere else draft.body(None, None))["body"]
+    spec = (draft.cross_body(None) if elsewhere else draft.body(None, None))["body"]
     try:
         built = build(_projected(spec), dim=draft.dim, heads=draft.heads, causal=draft.causal)
     except ConfigError as error:

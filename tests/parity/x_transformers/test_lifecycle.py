@@ -62,7 +62,7 @@ def test_compiles_in_one_graph_in_training(one: OptionSet) -> None:
 def gradients(one: OptionSet, model: nn.Module, called: nn.Module | None = None) -> dict[str, Tensor]:
     """Gradients of all parameters that have one."""
     model.zero_grad()
-    out = run(one, called or model)
+    out = run(one, model if called is None else called)
     out.square().mean().backward()
     return {name: param.grad.clone() for name, param in model.named_parameters() if param.grad is not None}
 

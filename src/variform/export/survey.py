@@ -112,6 +112,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
             "GROUPED": _grouped(model),
             "UNEQUAL": _unequal(specs),
             "WIDE_VALUES": any(found.part in (Compositional, CrossCompositional) for found in specs),
+            "NARROW_VALUES": any(getattr(found.part, "widening", 1) > 1 for found in specs),
             "STRIDED": _has_programs(specs),
             "RENAMED": bool(shared_names(model)) or _has_programs(specs),
         },

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from variform.ops.scores import t5_bucket
 
-GROUPED, STRIDED, WIDE_VALUES = True, True, True
+GROUPED, STRIDED, WIDE_VALUES, NARROW_VALUES = True, True, True, True
 """Facts of one model, put into the code when it is written: heads share keys; queries, keys and values may be views
 whose features do not lie side by side."""
 
@@ -88,12 +88,17 @@ def attend(
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if WIDE_VALUES and q.shape[3] < v.shape[3]:
         return attend_wide_values(q, k, v, allowed, causal=causal, dropout=dropout, scale=scale)
+    size = v.shape[3]
+    if NARROW_VALUES:  # the fused kernel wants as many features of a value as of a key
+        v = F.pad(v, (0, q.shape[3] - size))
     shared = GROUPED and q.shape[1] != k.shape[1]
     if shared and q.shape[2] == 1 and not causal and (allowed is None or allowed.dim() == 2 or allowed.shape[1] == 1):
-        return attend_grouped_query(q, k, v, allowed, dropout=dropout, scale=scale)
-    return F.scaled_dot_product_attention(
-        q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
-    )
+        y = attend_grouped_query(q, k, v, allowed, dropout=dropout, scale=scale)
+    else:
+        y = F.scaled_dot_product_attention(
+            q, k, v, allowed, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
+        )
+    return y[..., :size] if NARROW_VALUES else y
 
 
 def attend_wide_values(

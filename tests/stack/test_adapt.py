@@ -241,6 +241,7 @@ def test_declared_output_shapes_are_those_of_runs(kind, name):
         "factorised": {"embedding": inner, "dim_embedding": 5},
         "placed": {"embedding": inner, "position": "position/sinusoidal"},
         "prefixed": {"embedding": inner},
+        "deep": {"embedding": inner, "vocab_size": 11},
         "summed": {"embedding": inner},
         "numbers": {"embedding": inner, "number_id": 3},
         "lm": {"vocab_size": 11},

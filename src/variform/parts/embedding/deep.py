@@ -37,7 +37,7 @@ class DeepEmbedding(AroundEmbedding):
         dim: features.
     """
 
-    def __init__(self, embedding: Embedding, depth: Size, vocab_size: Size = INHERIT, dim: Size = INHERIT) -> None:
+    def __init__(self, embedding: Embedding, depth: Size = 1, vocab_size: Size = INHERIT, dim: Size = INHERIT) -> None:
         super().__init__()
         self.embedding = embedding
         self.gains = nn.Parameter(torch.empty(vocab_size, depth, dim))

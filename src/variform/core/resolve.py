@@ -21,6 +21,7 @@ MODEL_STREAMS = frozenset(
         "segments",
         "mask",
         "bias",
+        "beside",
         "context",
         "context_mask",
         "context_positions",

@@ -9,20 +9,22 @@ from torch import Tensor
 
 
 class Beside(NamedTuple):
-    """Further keys and values, which every query sees, whatever masks and positions say.
+    """Further keys and values, which every query sees, whatever masks and positions say, and more for the own ones.
 
     They come from another model, say, and are neither rotated nor normed. In the streams, `beside` maps mixers to
     them: each takes its own.
 
     Args:
-        k: [B, Hk, M, D], or with as many heads as queries.
+        k: [B, Hk, M, D], or with as many heads as queries; None for none.
         v: [B, Hk, M, Dv], the same.
         valid: [B, M] bool, False at those not to be seen; None for all.
+        added: [B, Lk, dim], added to what the mixer makes its own keys and values of; None for nothing.
     """
 
-    k: Tensor
-    v: Tensor
+    k: Tensor | None = None
+    v: Tensor | None = None
     valid: Tensor | None = None
+    added: Tensor | None = None
 
 
 class Deltas(NamedTuple):

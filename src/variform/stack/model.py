@@ -15,6 +15,7 @@ from variform.core.registry import register
 from variform.errors import ConfigError, ShapeError, VariformError, did_you_mean
 from variform.ops.drop_tokens import drop_tokens
 from variform.ops.masks import Mask
+from variform.parts.beside import Beside
 from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.kinds import Embedding, Head, Model, Rotation, Stack, State, call, holds_state
 from variform.parts.memories import Memories
@@ -107,6 +108,7 @@ class Transformer(Model):
         further_ids: Mapping[str, Tensor] | None = None,
         added: Tensor | None = None,
         bias: Tensor | None = None,
+        beside: Mapping[Any, Beside] | None = None,
         two_way: Tensor | None = None,
         passes: int | None = None,
         exit: float | None = None,
@@ -140,6 +142,7 @@ class Transformer(Model):
             added: [B, L, dim] features that such an embedding adds.
             bias: [L, L], [H, L, L] or [B, H, L, L] floats, added to the scores of self-attention; L counts what stands
                 in front, as with a mask. With a decode state [.., L, Lk], of the new tokens and all keys so far.
+            beside: for a mixer of this model, further keys and values, and what is added to that of its own.
             two_way: [B] integers, how many tokens at the beginning of each row see one another both ways, in attentions
                 `prefix`; what stands in front counts. With a decode state they lie in the first call.
             passes: how often stacks run that run several times (`recycled`, `looped`), for this call.
@@ -165,8 +168,14 @@ class Transformer(Model):
             "prefix_valid": prefix_valid,
             "numbers": numbers,
         }
-        rare = {"further_ids": further_ids, "added": added, "bias": bias, "passes": passes, "exit": exit}
-        rare["two_way"] = two_way
+        rare: dict[str, Any] = {
+            "further_ids": further_ids,
+            "added": added,
+            "bias": bias,
+            "passes": passes,
+            "exit": exit,
+        }
+        rare["two_way"], rare["beside"] = two_way, beside
         rare = {name: value for name, value in rare.items() if value is not None}
         streams: dict[str, Any] = {"positions": positions, **given}
         self._refuse_unread({**streams, **rare})
@@ -479,7 +488,7 @@ _DECODER_STREAMS = (
     *("positions", "segments", "mask", "condition", "injected", "prefix", "prefix_valid", "hidden"),
     *("further_ids", "added", "bias", "passes", "exit"),
 )
-UNCHECKED = ("losses", "further_ids", "added", "bias", "passes", "exit")
+UNCHECKED = ("losses", "further_ids", "added", "bias", "passes", "exit", "beside")
 """Streams that the parts which read them check."""
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
+from variform.dialects.x_transformers.beside import Lent
 from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.errors import KeywordError
@@ -115,10 +116,11 @@ class AttentionLayers(nn.Module):
             mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
             return_hiddens: (the result, `LayerIntermediates`).
-            **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention;
+            **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention; those of `Lent`;
                 `flash_pack_seq_kwargs`, the documents of one row; upstream's other arguments, at their defaults.
         """
         bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
+        lent = Lent.taken(more)
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition, context_pos)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
@@ -126,6 +128,9 @@ class AttentionLayers(nn.Module):
         streams["two_way"] = two_way(self, prefix_attn_len, x)
         if bias is not None:
             streams["bias"] = bias
+        beside = lent.beside(self.native)
+        if beside is not None:
+            streams["beside"] = beside
         if packed is not None:
             streams["segments"] = documents(packed, x, mask, attn_mask)
             streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos

@@ -12,6 +12,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention.draft import AttentionDraft
 from variform.dialects.x_transformers.attention.table import ATTENTION
+from variform.dialects.x_transformers.beside import further_keys
 from variform.dialects.x_transformers.call import attention_mask, check_mask, refuse_call
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.intermediates import Intermediates
@@ -156,18 +157,20 @@ class Attention(nn.Module):
         mixer = self._mixer(context)
         deltas = self._deltas(Deltas(q_delta, k_delta, v_delta, o_delta, attn_delta))
         streams: dict[str, Any] = {} if deltas is None else {"deltas": deltas}
+        beside = Beside()
         if additional_key_values is not None:
-            streams["beside"] = {mixer: self._beside(*additional_key_values, additional_key_value_mask)}
+            beside = further_keys(self.heads, self.key_heads, *additional_key_values, additional_key_value_mask)
+        streams["beside"] = {mixer: beside._replace(added=kv_input_residual)}
         pairs = attention_mask(self._ordered(attn_mask, -3), None)
         if context is None:
-            streams |= self._own(x, mask, context_mask, pairs, kv_input_residual, attn_bias)
+            streams |= self._own(mask, context_mask, pairs, attn_bias)
         else:
             if attn_bias is not None:
                 raise InputError("a bias over another sequence is not supported: leave attn_bias and rel_pos out")
             seen = None if context_mask is None else KeyPadding(context_mask)
             both = pairs if seen is None else seen if pairs is None else pairs & seen
             known = context_mask if pairs is None else both
-            streams |= {"context": context, "context_mask": known, "context_residual": kv_input_residual}
+            streams |= {"context": context, "context_mask": known}
         calls: list[Call] = []
         if return_intermediates:
             with metering(lambda call, backend: calls.append(call)):
@@ -178,23 +181,14 @@ class Attention(nn.Module):
         y = y if mask is None else torch.where(mask.unsqueeze(-1), y, y.new_zeros(()))
         return (y, Intermediates(calls[-1], "a" if context is None else "c")) if return_intermediates else y
 
-    def _own(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        seen: Tensor | None,
-        pairs: Mask | None,
-        residual: Tensor | None,
-        bias: Tensor | None,
-    ) -> dict[str, Any]:
+    def _own(self, mask: Tensor | None, seen: Tensor | None, pairs: Mask | None, bias: Tensor | None) -> dict[str, Any]:
         """Streams of attention over the sequence itself; a mask of keys stands in the place of that of tokens."""
         keys = None if seen is None else KeyPadding(seen)
-        streams = {
+        return {
             "valid": mask if seen is None else None,
             "mask": keys if pairs is None else pairs if keys is None else pairs & keys,
             "bias": self._ordered(bias, -3),
         }
-        return streams if residual is None else {**streams, "key_input": x + residual, "value_input": x + residual}
 
     def _mixer(self, context: Tensor | None) -> Any:
         """The mixer of a call: over the sequence, or, through the same maps, over a context."""
@@ -237,16 +231,6 @@ class Attention(nn.Module):
             return x
         cut = x.reshape(*x.shape[:-1], self.heads, -1)
         return cut.index_select(-2, order.to(x.device)).reshape(x.shape)
-
-    def _beside(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Beside:
-        """Further keys and values, with heads as here: upstream's query head i reads head i mod their number."""
-        count = k.shape[1]
-        if count == self.key_heads:
-            return Beside(k, v, valid)
-        if self.heads % count:
-            raise InputError(f"additional_key_values have {count} heads, which does not divide heads = {self.heads}")
-        of = torch.tensor(tiled_heads(self.heads, self.key_heads), device=k.device) % count
-        return Beside(k.index_select(1, of), v.index_select(1, of), valid)
 
     def qk_clip_(self, pre_softmax_attn: Tensor | Intermediates, tau: float = 100.0) -> None:
         """Scale the maps of queries and keys down so that no score is above `tau` (Kimi K2, arXiv:2507.20534).

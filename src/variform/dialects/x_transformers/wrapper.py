@@ -13,6 +13,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.beside import Lent
 from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
     MODEL_CALL,
@@ -195,6 +196,7 @@ class TransformerWrapper(nn.Module):
             more, return_embeddings=return_embeddings, return_logits_and_embeddings=return_logits_and_embeddings
         )
         log_probs, packed = more.pop("return_gumbel_log_probs", False), more.pop("flash_pack_seq_kwargs", None)
+        lent = Lent.taken(more)
         refuse_call(type(self).__name__, MODEL_CALL, more)
         asked.check(self.draft)
         if log_probs and not asked.gives_intermediates:
@@ -215,6 +217,7 @@ class TransformerWrapper(nn.Module):
             "further_ids": embed_ids or None,
             "added": sum_embeds,
             "bias": attn_bias,
+            "beside": lent.beside(layers.native),
             "condition": condition,
             "injected": injected(in_attn_cond),
             "two_way": two_way(layers, prefix_attn_len, x),

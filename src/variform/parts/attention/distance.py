@@ -42,8 +42,9 @@ class DistanceAttention(AroundAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend by distance."""
         factor = 1.0 if self.own_scale else math.sqrt((q.shape[-1] + 2) / q.shape[-1])  # D^-0.5 of the D given here
-        if sides.beside is not None:
-            sides = replace(sides, beside=sides.beside._replace(k=with_length(sides.beside.k)))
+        beside = sides.beside
+        if beside is not None and beside.k is not None:
+            sides = replace(sides, beside=beside._replace(k=with_length(beside.k)))
         return self.attention(near(q) * factor, with_length(k), v, sides)
 
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:

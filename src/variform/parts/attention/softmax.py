@@ -277,4 +277,7 @@ def attend(
         dropout=dropout,
     )
     call = call if memory is None else with_memory(call, *memory)
-    return attention(call if sides.beside is None else with_memory(call, *sides.beside), backend)
+    beside = sides.beside
+    if beside is not None and beside.k is not None and beside.v is not None:
+        call = with_memory(call, beside.k, beside.v, beside.valid)
+    return attention(call, backend)

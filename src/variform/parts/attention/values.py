@@ -87,8 +87,9 @@ class LaserAttention(AroundAttention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend to the exponentials and take the logarithm."""
-        if sides.beside is not None:
-            sides = replace(sides, beside=sides.beside._replace(v=exponentials(sides.beside.v, self.clamp)))
+        beside = sides.beside
+        if beside is not None and beside.v is not None:
+            sides = replace(sides, beside=beside._replace(v=exponentials(beside.v, self.clamp)))
         out = self.attention(q, k, exponentials(v, self.clamp), sides)
         return (_logarithm(out[0]), out[1]) if isinstance(out, tuple) else _logarithm(out)
 

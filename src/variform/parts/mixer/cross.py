@@ -20,9 +20,11 @@ from variform.parts.mixer.multi_head import (
     context_without_padding,
     head_facts,
     head_problems,
+    keys_beside,
     refuse_streams,
     slot_abilities,
     slot_problems,
+    with_added,
 )
 
 Size = Annotated[int, Field(gt=0)]
@@ -54,7 +56,7 @@ class CrossMultiHead(Mixer):
         writes: residual writes of the model, for the initial scale of W_o.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
+    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask", "beside"})
     stateful: ClassVar[bool] = True
     answers_for_slots: ClassVar[bool] = True
 
@@ -146,6 +148,7 @@ class CrossMultiHead(Mixer):
                 f"causal cross attention needs equal lengths, not {length} queries and {k.shape[2]} context tokens"
             )
         sides = self._sides(x, streams)
+        sides.beside = keys_beside(self, self.attention, streams)
         out = self.attention(q, k, v, sides)
         assert isinstance(out, Tensor)
         y = self.out(out.transpose(1, 2).reshape(batch, length, -1))
@@ -163,6 +166,7 @@ class CrossMultiHead(Mixer):
         batch, length, dim = context.shape
         if dim != self.k.in_features:
             raise ShapeError(f"the context must have {self.k.in_features} features, and has {dim}")
+        context = with_added(self, context, streams)
         k = self.k(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         return (k if self.k_norm is None else self.k_norm(k)), v

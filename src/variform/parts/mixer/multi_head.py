@@ -47,7 +47,7 @@ class MultiHead(Mixer):
         writes: residual writes of the model, for the initial scale of W_o.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias", "beside"})
     takes_views: ClassVar[bool] = True
 
     def __init__(
@@ -117,6 +117,9 @@ class MultiHead(Mixer):
         x = without_padding(x, valid)
         of_k, of_v = streams.get("key_input"), streams.get("value_input")
         of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
+        given = streams.get("beside") is not None
+        if given:
+            of_k, of_v = with_added(self, of_k, streams), with_added(self, of_v, streams)
         q = split_heads(own["q"](x), self.heads)
         k, v = split_heads(own["k"](of_k), self.kv_heads), split_heads(own["v"](of_v), self.kv_heads)
         if self.q_norm is not None:
@@ -127,7 +130,7 @@ class MultiHead(Mixer):
         if self.rotation is not None:
             q, k = self.rotation(q, k, positions, positions)
         sides = own_sides(self.attention, self.position_bias, x, streams)
-        if "beside" in streams:
+        if given:
             sides.beside = keys_beside(self, self.attention, streams)
         out = own["attention"](q, k, v, sides)
         joined, state = out if isinstance(out, tuple) else (out, None)
@@ -154,10 +157,25 @@ def keys_beside(mixer: nn.Module, attention: Attention, streams: Streams) -> Bes
         ShapeError: its attention takes none.
     """
     given = streams.get("beside")
-    found = None if given is None else given.get(mixer)
-    if found is not None and not attention.takes_beside:
+    found: Beside | None = None if given is None else given.get(mixer)
+    if found is not None and found.k is not None and not attention.takes_beside:
         raise ShapeError(f"the attention {attention.name!r} takes no further keys and values: leave them out")
-    return None if found is None else Beside(*found)
+    return found
+
+
+def with_added(mixer: nn.Module, x: Tensor, streams: Streams) -> Tensor:
+    """What keys and values are made of, with what the stream `beside` adds to it for a mixer.
+
+    Raises:
+        ShapeError: it is of another shape.
+    """
+    given = streams.get("beside")
+    found: Beside | None = None if given is None else given.get(mixer)
+    if found is None or found.added is None:
+        return x
+    if found.added.shape != x.shape:
+        raise ShapeError(f"what is added to keys and values has shape {list(x.shape)}, not {list(found.added.shape)}")
+    return x + found.added
 
 
 def given_bias(attention: Attention, bias: Tensor) -> DenseBias:

@@ -40,6 +40,7 @@ from variform.parts.mixer.multi_head import (
     slot_problems,
     split_heads,
     takes_scores,
+    with_added,
     without_padding,
 )
 
@@ -74,7 +75,7 @@ class ProjectedAttention(Mixer):
         k_norm: a norm on each head's k.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid", "segments", "mask", "bias", "beside"})
     takes_views: ClassVar[bool] = True
 
     def __init__(
@@ -140,6 +141,7 @@ class ProjectedAttention(Mixer):
         x = without_padding(x, valid)
         of_k, of_v = streams.get("key_input"), streams.get("value_input")
         of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
+        of_k, of_v = with_added(self, of_k, streams), with_added(self, of_v, streams)
         q = split_heads(changed_query(self.query(x), streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         sides = own_sides(self.attention, self.position_bias, x, streams)

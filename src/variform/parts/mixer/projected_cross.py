@@ -25,6 +25,7 @@ from variform.parts.mixer.multi_head import (
     refuse_streams,
     slot_abilities,
     split_heads,
+    with_added,
 )
 from variform.parts.mixer.projected import changed_keys, changed_query, projected_facts, projected_problems, slot_facts
 
@@ -58,7 +59,7 @@ class ProjectedCrossAttention(Mixer):
         k_norm: a norm on each head's k.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask"})
+    reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask", "beside"})
     stateful: ClassVar[bool] = True
 
     def __init__(
@@ -164,8 +165,7 @@ class ProjectedCrossAttention(Mixer):
         if context.shape[-1] != self.dim_context:
             raise ShapeError(f"the context must have {self.dim_context} features, and has {context.shape[-1]}")
         context = context_without_padding(context, streams)
-        residual = streams.get("context_residual")
-        of = context if residual is None else context + residual
+        of = with_added(self, context, streams)
         return changed_keys(self.keys, self.keys(of, of), streams)
 
     def _sides(self, x: Tensor, streams: Streams) -> Sides:

@@ -1,8 +1,10 @@
 """Objectives around a model: what is predicted from what, and how the model is used afterwards."""
 
 from variform.wrappers.entropy import EntropyTokenizer
+from variform.wrappers.latent_prediction import LatentPrediction
 from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
+from variform.wrappers.next_latent import NextLatent
 from variform.wrappers.numbers import NextTokensAndNumbers
 from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
@@ -10,8 +12,10 @@ from variform.wrappers.segments import Segments
 
 __all__ = [
     "EntropyTokenizer",
+    "LatentPrediction",
     "MaskedDiffusion",
     "NextFeatures",
+    "NextLatent",
     "NextTokensAndNumbers",
     "Preference",
     "Reading",

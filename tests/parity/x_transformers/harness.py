@@ -111,7 +111,7 @@ def compare_gradients(theirs: nn.Module, mine: nn.Module, prefix: str = "", tole
     params = dict(theirs.named_parameters(remove_duplicate=False))
     pulled: dict[int, Tensor] = {}
     for entry in entries_of(mine, prefix):
-        if not entry.params:
+        if not entry.params or entry.key not in params:  # a buffer
             continue
         leaf = params[entry.key].detach().clone().requires_grad_()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in entry.params]

@@ -9,6 +9,7 @@ Keywords are routed to native specs (`model.spec`); what is known and not suppor
 
 from variform.dialects.x_transformers.attention_module import Attention
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
+from variform.dialects.x_transformers.belief_state_wrapper import BeliefStateWrapper
 from variform.dialects.x_transformers.continuous import (
     ContinuousAutoregressiveWrapper,
     ContinuousTransformerWrapper,
@@ -17,6 +18,7 @@ from variform.dialects.x_transformers.dpo import DPO
 from variform.dialects.x_transformers.entropy_based_tokenizer import EntropyBasedTokenizer
 from variform.dialects.x_transformers.multi_input import MultiInputTransformerWrapper
 from variform.dialects.x_transformers.neo_mlp import NeoMLP
+from variform.dialects.x_transformers.next_latent_wrapper import NextLatentWrapper
 from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
@@ -41,6 +43,7 @@ __all__ = [
     "AttentionLayers",
     "AttentionPool",
     "AutoregressiveWrapper",
+    "BeliefStateWrapper",
     "ContinuousAutoregressiveWrapper",
     "ContinuousTransformerWrapper",
     "CrossAttender",
@@ -50,6 +53,7 @@ __all__ = [
     "FeedForward",
     "MultiInputTransformerWrapper",
     "NeoMLP",
+    "NextLatentWrapper",
     "NonAutoregressiveWrapper",
     "PrefixDecoder",
     "TransformerBlock",

@@ -25,6 +25,7 @@ from variform.parts.head.joined import JoinedHead
 from variform.parts.head.mixture import MixtureHead, SigsoftmaxHead
 from variform.parts.head.module import ModuleHead
 from variform.parts.head.pooled import AttentionPoolHead, PooledHead
+from variform.parts.head.probe import ModuleThenHead, ProbeHead
 from variform.parts.head.readouts import NextEmbeddingHead, Readouts, SqueezedHead
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.norm.norms import LayerNorm
@@ -193,6 +194,8 @@ def _head(head: nn.Module | None, prefix: str, offset: float) -> Iterator[Entry]
                 yield replace(entry, key=f"{prefix}to_logits.{index}.{own}")
     elif isinstance(head, ModuleHead):
         yield from own_entries(f"{prefix}to_logits.", head.module)
+    elif isinstance(head, (ProbeHead, ModuleThenHead)):
+        yield from _probe(head, prefix, offset)
     elif isinstance(head, (SigsoftmaxHead, SqueezedHead, PooledHead)):
         yield from _head(head.head, prefix, offset)
     elif isinstance(head, MixtureHead):
@@ -213,3 +216,20 @@ def _head(head: nn.Module | None, prefix: str, offset: float) -> Iterator[Entry]
             yield plain(f"{prefix}mlp_head.bias", head.project.bias)
     elif head is not None and not isinstance(head, (TiedLMHead, PoolHead)):
         raise no_counterpart(head)
+
+
+def _probe(head: ProbeHead | ModuleThenHead, prefix: str, offset: float) -> Iterator[Entry]:
+    """What stands before a head, one after another in a list with it."""
+    place = 0
+    if isinstance(head, ModuleThenHead):
+        yield from own_entries(f"{prefix}to_logits.0.", head.module)
+        if not isinstance(head.head, ProbeHead):
+            raise no_counterpart(head.head)
+        head, place = head.head, 1
+    yield from norm_entries(f"{prefix}to_logits.{place}", head.norm, 0.0)
+    for step, part in enumerate((head.up, head.between, head.down)):
+        yield from linear_entries(f"{prefix}to_logits.{place + 1 + 2 * step}", part)
+    for entry in _head(head.head, "", offset):
+        key = entry.key.removeprefix("to_logits.")
+        moved = f"to_logits.{place + 6}.{key}" if key != entry.key else key
+        yield replace(entry, key=prefix + moved)

@@ -1,5 +1,6 @@
 """Objectives around a model: what is predicted from what, and how the model is used afterwards."""
 
+from variform.wrappers.belief import BeliefState
 from variform.wrappers.entropy import EntropyTokenizer
 from variform.wrappers.latent_prediction import LatentPrediction
 from variform.wrappers.masked import MaskedDiffusion
@@ -11,6 +12,7 @@ from variform.wrappers.reading import Reading
 from variform.wrappers.segments import Segments
 
 __all__ = [
+    "BeliefState",
     "EntropyTokenizer",
     "LatentPrediction",
     "MaskedDiffusion",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # type: ignore[attr-defined]
+from torch.func import functional_call
 
 from variform.errors import ConfigError, ShapeError
 from variform.parts.embedding.module import ModuleEmbedding

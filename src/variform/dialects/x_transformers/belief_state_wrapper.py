@@ -204,7 +204,7 @@ class BeliefStateWrapper(nn.Module):
             decoder = self.objective.decoder(other, decode_backwards)
             main = self.backward_decoder if decode_backwards else self.forward_decoder
             cached = cache_kv and main.can_cache_kv
-            made = generate(
+            made: Tensor = generate(
                 decoder, rows, seq_len, greedy=temperature == 0, filters=filters, use_cache=cached, **more
             )
         return made.view(*prompts.shape[:-1], -1)

@@ -159,7 +159,7 @@ def _probed(net: TransformerWrapper, module: nn.Module | None) -> Any:
         (probe, "head.head") if module is None else (ModuleThenHead.spec(module=module, head=probe), "head.head.head")
     )
     path = stack_path(net.draft).split(".")[:2]
-    ready = {"embedding": native.embedding, ".".join(path): native.stacks[0], inner: native.head}
+    ready: dict[str, Any] = {"embedding": native.embedding, ".".join(path): native.stacks[0], inner: native.head}
     return build(native.spec.replace(head=head), ready=ready)
 
 

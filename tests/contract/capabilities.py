@@ -54,6 +54,18 @@ ROWS = (
     Row("the same, with the value of a query's own token", ("attention/orthogonal_values",), "yyyyryy"),
     Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
     Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),
+    Row("score features, softmax attention", ("scoring/*",), "yyyooyy"),
+    Row(
+        "weights of a row",
+        tuple(
+            f"weighting/{name}"
+            for name in ("top_k", "hard", "sigmoid", "signed", "sink", "talking_heads", "scaled_by_heads", "custom")
+        ),
+        "yyyyyyy",
+    ),
+    Row("weights that are drawn", ("weighting/gumbel",), "yyyyyyo"),
+    Row("keys that choose among queries", ("weighting/inverted",), "ryrryry"),
+    Row("keys and values beside the sequence", ("memory/zero", "memory/learned", "memory/joined"), "yyyyyyy"),
     Row("local / sliding window", ("attention/local",), "yyyyryy"),
     Row(
         "global tokens, Longformer/BigBird patterns",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import variform as vf
 import variform.dialects.x_transformers as xt
 from variform.dialects.x_transformers.errors import InputError
 from variform.errors import ConfigError
@@ -130,3 +131,25 @@ def test_a_bias_given_to_a_stack_is_added_to_those_of_the_data() -> None:
     stack = model.attn_layers
     assert not torch.allclose(stack(x, attn_bias=bias), stack(x))
     torch.testing.assert_close(stack(x, attn_bias=0 * bias), stack(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "device", "backend"),
+    [
+        ({"attn_softclamp_logits": True}, "cpu", "chunked"),
+        ({"rel_pos_bias": True}, "cpu", "chunked"),
+        ({"alibi_pos_bias": True}, "cpu", "chunked"),
+        ({"attn_head_learned_sink": True}, "cpu", "chunked"),
+        ({"attn_sparse_topk": 8}, "cpu", "chunked"),
+        ({"attn_selective": True}, "cpu", "reference"),
+        ({"attn_softclamp_logits": True}, "cuda", "flex"),
+        ({"rel_pos_bias": True}, "cuda", "flex"),
+        ({"attn_head_learned_sink": True}, "cuda", "sdpa"),
+        ({"attn_sparse_topk": 8}, "cuda", "reference"),
+    ],
+)
+def test_explain_says_what_serves_scores_under_flash(keywords: dict[str, Any], device: str, backend: str) -> None:
+    layers = xt.Decoder(dim=64, depth=1, heads=4, attn_dim_head=16, attn_flash=True, **keywords)
+    model = xt.TransformerWrapper(num_tokens=11, max_seq_len=1024, attn_layers=layers)
+    found = vf.explain(model.native, batch=2, length=1024, device=device)
+    assert [choice.chosen for choice in found.rows] == [backend]

@@ -64,6 +64,20 @@ def test_contexts() -> None:
     agree(theirs, mine, lambda model: model(ids, **call))
 
 
+@pytest.mark.parametrize("rows", [(), (B,)], ids=["all-rows", "each-row"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_masks_and_biases_of_grouped_heads(wrapped: bool, rows: tuple[int, ...]) -> None:
+    mask = noise(*rows, 4, L, L, seed=4) > -0.5
+    call = {"attn_mask": mask | torch.eye(L, dtype=torch.bool), "attn_bias": noise(*rows, 4, L, L, seed=5)}
+    ids = torch.randint(0, 20, (B, L), generator=torch.Generator().manual_seed(3))
+    if wrapped:
+        theirs, mine = pair(lambda package: language(package, attn_kv_heads=2))
+        agree(theirs, mine, lambda model: model(ids, **call))
+    else:
+        theirs, mine = pair(lambda package: package.Decoder(**LAYERS, attn_kv_heads=2))
+        agree(theirs, mine, lambda model: model(noise(B, L, D, seed=3), **call))
+
+
 @torch.no_grad()
 def test_decoding_sees_further_keys_in_every_step() -> None:
     model = pair(language)[1].native
@@ -85,6 +99,7 @@ def test_decoding_sees_further_keys_in_every_step() -> None:
         ({}, {"additional_kv_mask": VALID}, "was not passed"),
         ({"weight_tie_layers": True}, {"self_attn_additional_kv": further(4, 2)}, "runs several times"),
         ({}, {"self_attn_additional_kv": noise(1)}, "a list of keys and values"),
+        ({"attn_kv_heads": (1, 2)}, {"attn_mask": noise(4, L, L) > 0}, "key heads differ"),
         ({}, {"cross_attn_kv_residuals": noise(B, L, D)}, "are 1, and there are 0"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.beside import Lent
+from variform.dialects.x_transformers.beside import Lent, heads_in_order
 from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.errors import KeywordError
@@ -121,6 +121,9 @@ class AttentionLayers(nn.Module):
         """
         bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
         lent = Lent.taken(more)
+        attn_mask, bias = (
+            heads_in_order(self.native, *given) for given in ((attn_mask, "attn_mask"), (bias, "attn_bias"))
+        )
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition, context_pos)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)

@@ -128,3 +128,22 @@ def _mixers(layers: nn.Module) -> Iterator[nn.Module]:
         body = body_of(step)
         if isinstance(body, (*OWN, *CROSS)):
             yield body
+
+
+def heads_in_order(layers: nn.Module, x: Tensor | None, name: str) -> Tensor | None:
+    """A mask or bias with an axis of heads, in the order of heads that the self-attentions here have.
+
+    Shapes:
+        x: [H, Lq, Lk] or [B, H, Lq, Lk]; others, and those of one head, are left as they are
+
+    Raises:
+        InputError: layers of different key heads have different orders.
+    """
+    if x is None or x.dim() < 3 or x.shape[-3] == 1:
+        return x
+    groups = {(m.heads, m.kv_heads) for m in layers.modules() if isinstance(m, OWN)}
+    orders = {tuple(tiled_heads(*sizes)) for sizes in groups}
+    if len(orders) > 1:
+        raise InputError(f"{name} of each head cannot serve layers whose key heads differ in number")
+    order = torch.tensor(list(orders.pop()) if orders else list(range(x.shape[-3])), device=x.device)
+    return x if len(order) != x.shape[-3] else x.index_select(-3, order)

@@ -13,7 +13,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
-from variform.dialects.x_transformers.beside import Lent
+from variform.dialects.x_transformers.beside import Lent, heads_in_order
 from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
     MODEL_CALL,
@@ -204,6 +204,8 @@ class TransformerWrapper(nn.Module):
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_condition(layers, condition)
         check_context_places(layers, context_pos)
+        attn_mask = heads_in_order(layers.native, attn_mask, "attn_mask")
+        attn_bias = heads_in_order(layers.native, attn_bias, "attn_bias")
         if cache is None:
             check_context(layers, context)
             self._check(x, mask, prepend_embeds, prepend_mask)

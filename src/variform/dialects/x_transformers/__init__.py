@@ -20,6 +20,7 @@ from variform.dialects.x_transformers.multi_input import MultiInputTransformerWr
 from variform.dialects.x_transformers.neo_mlp import NeoMLP
 from variform.dialects.x_transformers.next_latent_wrapper import NextLatentWrapper
 from variform.dialects.x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper
+from variform.dialects.x_transformers.norms_module import AdaptiveRMSNorm, RMSNorm
 from variform.dialects.x_transformers.x_transformers import (
     AttentionLayers,
     AttentionPool,
@@ -39,6 +40,7 @@ from variform.dialects.x_transformers.xval import XValAutoregressiveWrapper, XVa
 
 __all__ = [
     "DPO",
+    "AdaptiveRMSNorm",
     "Attention",
     "AttentionLayers",
     "AttentionPool",
@@ -56,6 +58,7 @@ __all__ = [
     "NextLatentWrapper",
     "NonAutoregressiveWrapper",
     "PrefixDecoder",
+    "RMSNorm",
     "TransformerBlock",
     "TransformerWrapper",
     "ViTransformerWrapper",

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
+from variform.dialects.x_transformers.attention_module import clip_stack, muon_weights_of
 from variform.dialects.x_transformers.beside import Lent, heads_in_order
 from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.errors import KeywordError
-from variform.dialects.x_transformers.intermediates import recording
+from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
@@ -68,6 +69,14 @@ class AttentionLayers(nn.Module):
     def spec(self) -> Spec:
         """The full description of the stack."""
         return self.native.spec
+
+    def attn_qk_clip_(self, intermediates: LayerIntermediates, tau: float = 100.0) -> None:
+        """Scale the maps of queries and keys down so that no score of a call is above `tau` (arXiv:2507.20534)."""
+        clip_stack(self.native, intermediates.attn_intermediates, tau)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """The weights that the Muon optimiser is for: of values, output maps and feedforwards."""
+        return muon_weights_of(self.native)
 
     def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> AttentionLayers:
         """A view of these layers, of the same modules, in which the sublayers run in another order."""

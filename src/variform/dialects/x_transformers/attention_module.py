@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention.draft import AttentionDraft
 from variform.dialects.x_transformers.attention.table import ATTENTION
-from variform.dialects.x_transformers.beside import further_keys
+from variform.dialects.x_transformers.beside import further_keys, mixers_in_order
 from variform.dialects.x_transformers.call import attention_mask, check_mask, refuse_call
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.intermediates import Intermediates
+from variform.dialects.x_transformers.intermediates import MIXERS, Intermediates
 from variform.dialects.x_transformers.table import apply_all, problems_of, raise_any
 from variform.errors import ConfigError, Problem
 from variform.ops.attention.call import Call
@@ -23,6 +23,7 @@ from variform.ops.attention.meter import metering
 from variform.ops.masks import KeyPadding, Mask
 from variform.parts.beside import Beside, Deltas
 from variform.parts.key_values.linear import LinearKeyValues
+from variform.parts.kinds import FeedForward as NativeFeedForward
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
@@ -298,3 +299,28 @@ def muon_weights(mixer: Maps) -> list[nn.Parameter]:
         return [*mixer.v.parameters(), *mixer.out.parameters()]
     keys: Any = mixer.keys
     return [*keys.v.parameters(), *mixer.output.parameters()]
+
+
+def clip_stack(layers: nn.Module, found: Sequence[Intermediates], tau: float) -> None:
+    """`clip_scores` of each attention of a stack, by the intermediates of a call.
+
+    Raises:
+        InputError: these are of another stack.
+    """
+    mixers = mixers_in_order(layers)
+    if len(mixers) != len(found):
+        raise InputError(f"there are {len(mixers)} attentions, and the intermediates are of {len(found)}")
+    for mixer, inner in zip(mixers, found, strict=True):
+        clip_scores(mixer, inner, tau)
+
+
+def muon_weights_of(layers: nn.Module) -> list[Tensor]:
+    """The weights of a stack that the Muon optimiser is for: those of `muon_weights`, and of maps in feedforwards."""
+    found: dict[Tensor, None] = {}
+    for module in layers.modules():
+        if isinstance(module, MIXERS):
+            found |= dict.fromkeys(muon_weights(module))
+        elif isinstance(module, NativeFeedForward):
+            maps = [inner for inner in module.modules() if isinstance(inner, nn.Linear)]
+            found |= dict.fromkeys(inner.weight for inner in maps)
+    return list(found)

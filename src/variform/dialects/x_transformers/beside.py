@@ -68,7 +68,7 @@ class Lent:
             if self.additional_kv_mask is not None:
                 raise InputError("additional_kv_mask is of self_attn_additional_kv, which was not passed")
             return None
-        mixers = list(_mixers(layers))
+        mixers = mixers_in_order(layers)
         if len(set(mixers)) < len(mixers):
             raise InputError(
                 "an attention runs several times here: what it is given beside its input is not told apart"
@@ -121,13 +121,10 @@ def further_keys(heads: int, key_heads: int, k: Tensor, v: Tensor, valid: Tensor
     return Beside(k.index_select(1, of), v.index_select(1, of), valid)
 
 
-def _mixers(layers: nn.Module) -> Iterator[nn.Module]:
-    """The attentions in the order in which they run."""
+def mixers_in_order(layers: nn.Module) -> list[Any]:
+    """The attentions of a stack in the order in which they run."""
     stack = next(module for module in layers.modules() if isinstance(module, LayerStack))
-    for step in steps_of(stack):
-        body = body_of(step)
-        if isinstance(body, (*OWN, *CROSS)):
-            yield body
+    return [body for step in steps_of(stack) if isinstance(body := body_of(step), (*OWN, *CROSS))]
 
 
 def heads_in_order(layers: nn.Module, x: Tensor | None, name: str) -> Tensor | None:

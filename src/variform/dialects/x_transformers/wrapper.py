@@ -13,6 +13,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.attention_module import clip_stack, muon_weights_of
 from variform.dialects.x_transformers.beside import Lent, heads_in_order
 from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
@@ -123,6 +124,14 @@ class TransformerWrapper(nn.Module):
     def with_causality(self, causal: bool) -> TransformerWrapper:
         """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
         return model_with(self, causal)
+
+    def attn_qk_clip_(self, intermediates: LayerIntermediates, tau: float = 100.0) -> None:
+        """Scale the maps of queries and keys down so that no score of a call is above `tau` (arXiv:2507.20534)."""
+        clip_stack(self.__dict__["attn_layers"].native, intermediates.attn_intermediates, tau)
+
+    def muon_parameters(self) -> list[Tensor]:
+        """The weights that the Muon optimiser is for: of values, output maps and feedforwards."""
+        return muon_weights_of(self.__dict__["attn_layers"].native)
 
     @takes_orders
     def forward(

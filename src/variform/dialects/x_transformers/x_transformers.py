@@ -12,11 +12,13 @@ from variform.dialects.x_transformers.attention_module import Attention
 from variform.dialects.x_transformers.attention_pool import AttentionPool
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.feedforward_module import FeedForward, layer_schedule
+from variform.dialects.x_transformers.norms_module import AdaptiveRMSNorm, RMSNorm
 from variform.dialects.x_transformers.seq2seq import XTransformer
 from variform.dialects.x_transformers.vision import ViTransformerWrapper
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
 __all__ = [
+    "AdaptiveRMSNorm",
     "Attention",
     "AttentionLayers",
     "AttentionPool",
@@ -26,6 +28,7 @@ __all__ = [
     "Encoder",
     "FeedForward",
     "PrefixDecoder",
+    "RMSNorm",
     "TransformerBlock",
     "TransformerWrapper",
     "ViTransformerWrapper",

@@ -323,3 +323,26 @@ def test_wrong_endings_are_refused(tmp_path: Path) -> None:
         to_file(vf.models.gpt(**TEXT), tmp_path / "model.pt")
     with pytest.raises(vf.ConfigError, match=r"ends in \.safetensors"):
         convert_weights(vf.models.gpt(**TEXT), tmp_path / "a.safetensors", tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ({"part": "softmax", "weights": "sink"}, "changes of scores and weights are left to the library"),
+        ({"part": "softmax", "scores": ["soft_cap"]}, "changes of scores and weights are left to the library"),
+        ({"part": "local", "window": 4, "memory": "zero"}, "a window beside a memory"),
+    ],
+)
+def test_changed_scores_are_not_left_out(attention: dict[str, Any], message: str) -> None:
+    layer = {"part": "sublayer", "body": {"part": "multi_head", "attention": attention}}
+    model = {
+        "part": "transformer",
+        "dim": 16,
+        "heads": 4,
+        "causal": True,
+        "vocab_size": 11,
+        "embedding": {"part": "tokens"},
+        "stacks": [{"part": "stack", "layers": [layer]}],
+    }
+    with pytest.raises(vf.ConfigError, match=message):
+        to_source(model)

@@ -25,6 +25,7 @@ from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, step_places, survey
+from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Embedding, StreamPart
 from variform.stack.program import Program, ProgramModel
 
@@ -110,7 +111,7 @@ class _Writer:
                         self.programs[spec] = writer.write()
                         problems += [(f"{path}.{at}" if path else at, reason) for at, reason in writer.problems]
                 else:
-                    _check_backend(spec)
+                    _check_attention(spec)
                     _check_executor(spec)
                     shaken.need(spec.part.__module__, spec.part.__qualname__)
             except Unsupported as error:
@@ -152,10 +153,14 @@ class _Writer:
         return any(isinstance(inner, ast.Tuple) for value in results for inner in _results(value))
 
 
-def _check_backend(spec: Spec) -> None:
+def _check_attention(spec: Spec) -> None:
     backend = spec.get("backend")
     if issubclass(spec.part, Attention) and backend not in (None, "auto", "sdpa"):
         raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
+    if issubclass(spec.part, Attention) and (spec.get("scores") or spec.get("weights") is not None):
+        raise Unsupported("its changes of scores and weights are left to the library")
+    if issubclass(spec.part, LocalAttention) and spec.get("memory") is not None:
+        raise Unsupported("a window beside a memory is left to the library")
 
 
 def _check_executor(spec: Spec) -> None:

@@ -243,7 +243,6 @@ def test_declared_output_shapes_are_those_of_runs(kind, name):
         "prefixed": {"embedding": inner},
         "deep": {"embedding": inner, "vocab_size": 11},
         "summed": {"embedding": inner},
-        "deep": {"embedding": inner, "depth": 2, "vocab_size": 11},
         "numbers": {"embedding": inner, "number_id": 3},
         "lm": {"vocab_size": 11},
         "linear": {"outputs": 3},

@@ -149,10 +149,15 @@ def holds_back(one: OptionSet, model: nn.Module) -> bool:
     for tokens in (ids, other):
         torch.manual_seed(1)
         out = model(tokens, **given)
-        outs.append(out if isinstance(out, Tensor) else torch.cat([*out], -1))
+        outs.append(in_one(out))
     if outs[0].dim() < 3 or outs[0].shape[1] != ids.shape[1]:
         return True  # an answer for the whole sequence
     return torch.equal(outs[0][:, :-4], outs[1][:, :-4])
+
+
+def in_one(out: Any) -> Tensor:
+    """What a model answers with, side by side."""
+    return out if isinstance(out, Tensor) else torch.cat([in_one(part) for part in out], -1)
 
 
 def backends(one: OptionSet, device: str) -> str:

@@ -108,6 +108,7 @@ SIDES: dict[str, Any] = {
         ({"attn_use_latent_kv": True}, "needs the features of the latent"),
         ({"attn_latent_rope_subheads": 1}, "no effect without attn_use_latent_kv"),
         ({"attn_dim_out": 8}, "must have as many"),
+        ({"attn_l2_distance": True, "attn_use_cope": True}, "these scores are distances"),
         ({"attn_swiglu_values": True}, "needs gate_values or output_gate"),
         ({"attn_low_rank_silu_gates": False}, "no effect without a gate of low rank"),
         ({"attn_gate_values": True, "attn_gate_values_rank": 99}, "a rank below 16 is needed"),

@@ -70,18 +70,22 @@ class ZeroMemory(Memory):
     https://www.evanmiller.org/attention-is-off-by-one.html).
 
     Shapes:
-        returns: [kv_heads, 1, dim_head], twice
+        returns: [kv_heads, 1, dim_head] and [kv_heads, 1, dim_value]
 
     Args:
         kv_heads: number of key and value heads.
         dim_head: features of one head.
+        dim_value: features of a value; `dim_head` by default.
     """
 
     zeros: Tensor
 
-    def __init__(self, kv_heads: Size = INHERIT, dim_head: Size = INHERIT) -> None:
+    def __init__(
+        self, kv_heads: Size = INHERIT, dim_head: Size = INHERIT, dim_value: Size | None = inherit(None)
+    ) -> None:
         super().__init__()
-        self.register_buffer("zeros", torch.zeros(kv_heads, 1, dim_head), persistent=False)
+        self.sizes = dim_head, dim_value or dim_head
+        self.register_buffer("zeros", torch.zeros(kv_heads, 1, max(self.sizes)), persistent=False)
 
     def reset_parameters(self) -> None:
         """Zeros."""
@@ -89,7 +93,8 @@ class ZeroMemory(Memory):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The key and the value."""
-        return self.zeros, self.zeros
+        dim_key, dim_value = self.sizes
+        return self.zeros[..., :dim_key], self.zeros[..., :dim_value]
 
 
 @register("joined")

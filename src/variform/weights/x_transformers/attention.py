@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from variform.parts.attention.distance import LengthMemory
-from variform.parts.attention.values import ExponentialMemory
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
@@ -37,8 +35,6 @@ def attention_entries(mixer: AnyMixer, prefix: str) -> Iterator[Entry]:
         yield from around_entries(mixer.attention, prefix, Heads(heads, mixer.kv_heads, mixer.dim_value))
     attention = innermost(mixer.attention)
     memory = getattr(attention, "memory", None)
-    while isinstance(memory, (ExponentialMemory, LengthMemory)):
-        memory = memory.memory
     yield from score_entries(attention, prefix, heads)
     memory = learned_memory(memory)
     if memory is not None:

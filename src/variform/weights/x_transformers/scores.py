@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from variform.parts.attention.distance import LengthMemory
 from variform.parts.attention.memory import JoinedMemory, LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
+from variform.parts.attention.values import ExponentialMemory
 from variform.parts.kinds import Attention, Memory, Scoring, Weighting
 from variform.parts.scoring.bounds import SoftCapScores, TalkingHeadScores
 from variform.parts.scoring.contextual import ContextualPositions
@@ -41,8 +43,10 @@ def score_entries(attention: Attention, prefix: str, heads: Sequence[int]) -> It
 def learned_memory(memory: Memory | None) -> LearnedMemory | None:
     """The learned keys and values among an attention's."""
     if isinstance(memory, JoinedMemory):
-        found = [part for part in memory.memories if isinstance(part, LearnedMemory)]
+        found = [part for part in map(learned_memory, memory.memories) if part is not None]
         return found[0] if found else None
+    if isinstance(memory, (ExponentialMemory, LengthMemory)):  # as attentions around need them
+        return learned_memory(memory.memory)
     return memory if isinstance(memory, LearnedMemory) else None
 
 

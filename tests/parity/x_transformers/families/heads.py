@@ -126,6 +126,12 @@ SETS = [
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
     ),
     OptionSet(
+        "qk-norm-dim-scale-memory",
+        {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2},
+    ),
+    OptionSet("laser-zero-kv", {"attn_laser": True, "attn_add_zero_kv": True, "attn_num_mem_kv": 2}),
+    OptionSet("l2-distance-zero-kv", {"attn_l2_distance": True, "attn_add_zero_kv": True, "attn_num_mem_kv": 2}),
+    OptionSet(
         "on-attn",
         {"attn_on_attn": True},
         feature="attention on attention",

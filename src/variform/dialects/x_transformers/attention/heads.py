@@ -11,6 +11,7 @@ from variform.errors import Problem
 from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
+from variform.parts.attention.memory import JoinedMemory, ZeroMemory
 from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.mixer.cross import CrossMultiHead
@@ -98,6 +99,9 @@ def _value_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
     if all(given.get(name) for name in both):
         message = "one of the two projections is needed: over all heads or per head"
         found.append(Problem(f"{at}{both[1]}", message, True))
+    if given.get("l2_distance") and given.get("use_cope"):
+        message = "positions that are told by queries need products with keys, and these scores are distances"
+        found.append(Problem(f"{at}use_cope", message, True, f"leave {at}l2_distance out"))
     if given.get("laser") and given["laser_softclamp_value"] <= 0:
         found.append(Problem(f"{at}laser_softclamp_value", "must be > 0", given["laser_softclamp_value"]))
     return found
@@ -108,12 +112,14 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
     given = draft.options
     if given.get("alone"):
         spec = DeltaAttention.spec(attention=spec, of="weights")
-    if given.get("l2_distance"):
-        spec = DistanceAttention.spec(attention=_with_memory(spec, lambda inner: LengthMemory.spec(memory=inner)))
     if given.get("laser"):
         clamp = float(given["laser_softclamp_value"])
         spec = _with_memory(spec, lambda inner: ExponentialMemory.spec(memory=inner, clamp=clamp))
         spec = LaserAttention.spec(attention=spec, clamp=clamp)
+    if given.get("l2_distance"):
+        spec = DistanceAttention.spec(
+            attention=_with_memory(spec, lambda inner: LengthMemory.spec(memory=inner), zeros=True)
+        )
     if given.get("value_rmsnorm"):
         spec = NormedValues.spec(attention=spec, norm=RMSNorm.spec(eps=TINY, per_head=draft.key_heads))
     if given.get("head_scale"):
@@ -154,13 +160,20 @@ def _gates(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_memory(spec: Spec, change: Any) -> Spec:
+def _with_memory(spec: Spec, change: Any, zeros: bool = False) -> Spec:
     """The attention with its memory changed, wherever in it the memory stands."""
     inner = described(spec.args.get("attention"))
     if isinstance(inner, Spec) and inner.kind == "attention":
-        return spec.replace(attention=_with_memory(inner, change))
+        return spec.replace(attention=_with_memory(inner, change, zeros))
     memory = described(spec.args.get("memory"))
-    return spec.replace(memory=change(memory)) if isinstance(memory, Spec) else spec
+    if not isinstance(memory, Spec):
+        return spec
+    if zeros:
+        return spec.replace(memory=change(memory))
+    if memory.part is JoinedMemory:  # upstream's zeros are put in front of what is changed
+        inner = [one if one.part is ZeroMemory else change(one) for one in map(described, memory.args["memories"])]
+        return spec.replace(memory=memory.replace(memories=inner))
+    return spec if memory.part is ZeroMemory else spec.replace(memory=change(memory))
 
 
 def mixer(draft: AttentionDraft, spec: Spec) -> Spec:

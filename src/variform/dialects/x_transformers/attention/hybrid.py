@@ -65,6 +65,10 @@ def _module_problems(draft: AttentionDraft, module: nn.Module) -> list[Problem]:
     at = f"{draft.prefix}hybrid_module"
     if isinstance(module, nn.RNNBase) and not module.batch_first:
         return [Problem(at, "it would run over the batch", module, "give it batch_first=True")]
+    inner = draft.heads * (draft.options.get("value_dim_head") or draft.dim_head)
+    if isinstance(module, nn.RNNBase) and (size := module.hidden_size * (1 + module.bidirectional)) != inner:
+        message = f"it gives {size} features, and the heads of the attention beside it have {inner}"
+        return [Problem(at, message, hint=f"hidden_size={inner // (1 + module.bidirectional)}")]
     if draft.causal and not is_causal(module):
         message = "what it gives of a token may depend on later ones, and these layers are causal"
         return [Problem(at, message, hint="a causal module says so: module.causal = True")]

@@ -88,7 +88,7 @@ def test_a_module_takes_the_mask_under_its_name() -> None:
     ("keywords", "message"),
     [
         ({"attn_hybrid_module": Smooth()}, "may depend on later ones"),
-        ({"attn_hybrid_module": gru(bidirectional=True)}, "may depend on later ones"),
+        ({"attn_hybrid_module": nn.GRU(16, 8, batch_first=True, bidirectional=True)}, "may depend on later ones"),
         ({"attn_hybrid_module": nn.GRU(16, 16)}, "batch_first=True"),
         ({"attn_hybrid_module": "softmax"}, "a mixer is needed"),
         ({"attn_hybrid_module": "no_such"}, "attn_hybrid_module"),

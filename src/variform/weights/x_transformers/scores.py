@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from variform.parts.attention.distance import LengthMemory
 from variform.parts.attention.memory import JoinedMemory, LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.attention.values import ExponentialMemory
-from variform.parts.kinds import Attention, Memory, Scoring, Weighting
+from variform.parts.kinds import Attention, Scoring, Weighting
 from variform.parts.scoring.bounds import SoftCapScores, TalkingHeadScores
 from variform.parts.scoring.contextual import ContextualPositions
 from variform.parts.scoring.distance import ProjectedDistance
@@ -40,7 +40,7 @@ def score_entries(attention: Attention, prefix: str, heads: Sequence[int]) -> It
         weights = weights.weights if isinstance(weights, AroundWeighting) else None
 
 
-def learned_memory(memory: Memory | None) -> LearnedMemory | None:
+def learned_memory(memory: nn.Module | None) -> LearnedMemory | None:
     """The learned keys and values among an attention's."""
     if isinstance(memory, JoinedMemory):
         found = [part for part in map(learned_memory, memory.memories) if part is not None]

@@ -1,6 +1,7 @@
 """Objectives around a model: what is predicted from what, and how the model is used afterwards."""
 
 from variform.wrappers.belief import BeliefState
+from variform.wrappers.best_latents import BestLatents
 from variform.wrappers.entropy import EntropyTokenizer
 from variform.wrappers.latent_prediction import LatentPrediction
 from variform.wrappers.masked import MaskedDiffusion
@@ -10,9 +11,11 @@ from variform.wrappers.numbers import NextTokensAndNumbers
 from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
 from variform.wrappers.segments import Segments
+from variform.wrappers.synthetic import SyntheticPretraining
 
 __all__ = [
     "BeliefState",
+    "BestLatents",
     "EntropyTokenizer",
     "LatentPrediction",
     "MaskedDiffusion",
@@ -22,4 +25,5 @@ __all__ = [
     "Preference",
     "Reading",
     "Segments",
+    "SyntheticPretraining",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ def attention(case: Case) -> None:
         allowed = torch.rand(2, 4, 6, 7) > 0.4
         allowed[0, :, 2] = False
         allowed[1, :, 4, 1:] = False
+        if _heads_mix(part, q, k, v, x):
+            allowed = allowed[:, :1].expand(-1, 4, -1, -1)
         out = part(q, k, v, Sides(mask=Dense(allowed), x=x))
         same(out[0, :, 2], torch.zeros_like(out[0, :, 2]), "a query whose mask allows nothing", 0.0)
         for row, head, step in ((0, 1, 0), (1, 3, 4), (1, 0, 5)):
@@ -48,6 +52,12 @@ def attention(case: Case) -> None:
     grouped = part(q, k[:, :2], v[:, :2], Sides(x=x))
     repeated = part(q, *(t[:, :2].repeat_interleave(2, 1) for t in (k, v)), Sides(x=x))
     same(grouped, repeated, "two key heads for four query heads, against repeated key heads")
+
+
+def _heads_mix(part: Any, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> bool:
+    """Whether what one head gives depends on the queries of another."""
+    other = torch.cat((q[:, :1], q[:, 1:] + 1), 1)
+    return not torch.equal(part(q, k, v, Sides(x=x))[:, 0], part(other, k, v, Sides(x=x))[:, 0])
 
 
 def heads(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

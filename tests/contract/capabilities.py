@@ -52,6 +52,11 @@ ROWS = (
         "yyyyyyy",
     ),
     Row("the same, with the value of a query's own token", ("attention/orthogonal_values",), "yyyyryy"),
+    Row(
+        "around attention: rotations, prefixes, residuals over layers",
+        ("attention/rotated", "attention/prefix", "attention/value_residual", "attention/score_residual"),
+        "yyyoooo",
+    ),
     Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
     Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),
     Row("score features, softmax attention", ("scoring/*",), "yyyooyy"),

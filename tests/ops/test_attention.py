@@ -185,7 +185,7 @@ def test_explicit_backend_is_refused_with_the_reason() -> None:
 
 
 def test_candidates_tell_choice_and_reasons() -> None:
-    found = candidates(Call(**qkv(3), scores=(SoftCap(3.0),)))
+    found = candidates(Call(**qkv(3), scores=(SoftCap(3.0),), dropout=0.1))
     assert found[0].name == "reference"
     assert [candidate.chosen for candidate in found] == [True] + [False] * (len(found) - 1)
     assert "SoftCap" in next(candidate for candidate in found if candidate.name == "sdpa").why

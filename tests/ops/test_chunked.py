@@ -168,7 +168,8 @@ def test_when_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(one: Call) -> str:
         return candidates(one)[0].name
 
-    assert chosen(call(scores=(SoftCap(1.0),))) == "reference"  # so few pairs fit into the cache at once
+    with torch.no_grad():
+        assert chosen(call(scores=(SoftCap(1.0),))) == "reference"  # so few pairs fit into the cache at once
     monkeypatch.setattr(module, "_SMALL", 1)
     assert chosen(call(scores=(SoftCap(1.0),))) == "chunked"
     assert chosen(call(scores=(BucketBias(drawn(8, H), False, 16),))) == "chunked"

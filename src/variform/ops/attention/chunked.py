@@ -61,7 +61,8 @@ class ChunkedBackend:
         batch, heads, q_len, _ = call.q.shape
         if torch.compiler.is_compiling() or call.target != "cpu":
             return None
-        few = batch * heads * q_len * call.k.shape[2] < _SMALL
+        # In training whatever the size, so that what is kept is one formula of batch and length.
+        few = not training and batch * heads * q_len * call.k.shape[2] < _SMALL
         if few and not (call.is_grouped and call.k.shape[2] >= _REPEATED):
             return None
         if call.weights is not None or any(not modifier.is_additive for modifier in call.scores):
@@ -76,7 +77,7 @@ class ChunkedBackend:
     def run(self, call: Call) -> Tensor:
         """Compute the call."""
         call.check()
-        mask = call.full_mask()
+        mask = None if _symbol(call) is not None else call.full_mask()
         tensors = [*_tensors(call.scores), *_tensors((call.weights,))]
         out: Tensor = _Chunked.apply(call.q, call.k, call.v, mask, _Work.of(call), *tensors)  # type: ignore[no-untyped-call]
         return out
@@ -90,6 +91,7 @@ class _Work:
         modifiers, normaliser: of the call; their tensors are replaced by those given.
         scale: of the products.
         positions: of queries and keys.
+        symbol: the whole mask, where places alone tell it; it is made chunk by chunk.
         reach: how far before and after its place a query sees, and keys in front of the sequence; None where unknown.
     """
 
@@ -97,11 +99,12 @@ class _Work:
     normaliser: Normaliser | None
     scale: float
     positions: tuple[Tensor, Tensor]
+    symbol: Mask | None
     reach: tuple[int | None, int | None, int] | None
 
     @classmethod
     def of(cls, call: Call) -> _Work:
-        return cls(call.scores, call.weights, call.softmax_scale, call.positions(), _reach(call))
+        return cls(call.scores, call.weights, call.softmax_scale, call.positions(), _symbol(call), _reach(call))
 
     def given(self, tensors: list[Tensor]) -> tuple[tuple[ScoreMod, ...], Normaliser | None]:
         """Modifiers and normaliser with these tensors."""
@@ -192,6 +195,8 @@ class _Piece:
         q_pos, k_pos = self.work.positions
         mask = None if self.mask is None else self.mask[..., _within(self.mask, -2, self.rows), :]
         mask = None if mask is None else mask[..., _within(mask, -1, self.columns)]
+        if self.work.symbol is not None:
+            mask = self.work.symbol.dense(q_pos[..., self.rows], k_pos[..., self.columns])
         found = scored(scores, cut, normaliser, mask, q_pos[..., self.rows], k_pos[..., self.columns])
         masked = found.masked
         empty = None
@@ -256,6 +261,12 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _within(mask: Tensor, axis: int, part: slice) -> slice:
     return slice(None) if mask.shape[axis] == 1 else part
+
+
+def _symbol(call: Call) -> Mask | None:
+    symbol = call.symbolic_mask()
+    told = call.aligned and call.k_valid is None and call.q_segments is None
+    return symbol if told and symbol is not None and not symbol.has_tensors and not symbol.needs_segments else None
 
 
 def _reach(call: Call) -> tuple[int | None, int | None, int] | None:

@@ -160,7 +160,7 @@ class BestLatents(nn.Module):
             ShapeError: they have another shape.
         """
         like = next(self.model.parameters())
-        new = {"dtype": like.dtype, "device": like.device}
+        new: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         if latents is None:
             return torch.randn(rows, self.places, self.dim_latent, **new)
         if not isinstance(latents, Tensor):
@@ -211,7 +211,8 @@ class BestLatents(nn.Module):
             front, some, real = (None if x is None else x[start : start + size] for x in parts)
             assert some is not None
             made.append(call(some, front, real))
-        return torch.cat(made).unflatten(0, (rows, count))
+        whole = torch.cat(made)
+        return whole.view(rows, count, *whole.shape[1:])
 
     def _run(self, ids: Tensor, prefix: Tensor | None, valid: Tensor | None) -> Tensor:
         more: dict[str, Any] = {} if prefix is None else {"prefix": prefix}

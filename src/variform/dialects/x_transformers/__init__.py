@@ -33,6 +33,7 @@ from variform.dialects.x_transformers.x_transformers import (
     TransformerWrapper,
     ViTransformerWrapper,
     XTransformer,
+    default_device,
     layer_schedule,
 )
 from variform.dialects.x_transformers.xl_autoregressive_wrapper import XLAutoregressiveWrapper
@@ -66,5 +67,6 @@ __all__ = [
     "XTransformer",
     "XValAutoregressiveWrapper",
     "XValTransformerWrapper",
+    "default_device",
     "layer_schedule",
 ]

@@ -14,6 +14,7 @@ from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.binary_mapper import NAT, BinaryMapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import top_p
+from variform.dialects.x_transformers.latents import refuse_unknown
 from variform.dialects.x_transformers.read import read_layers
 from variform.errors import Problem
 from variform.generate.readers import evaluating
@@ -92,6 +93,7 @@ class FreeTransformer(nn.Module):
         **keywords: Any,
     ) -> None:
         super().__init__()
+        refuse_unknown(FreeTransformer, keywords)
         if dim_latent not in (None, dim):
             raise KeywordError(f"latents are mapped to the {dim} features", path="dim_latent", value=dim_latent)
         common = {"dim": dim, "attn_dim_head": attn_dim_head, "heads": heads, **keywords}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from variform.dialects.x_transformers.attention_layers import Decoder, Encoder
@@ -45,6 +46,22 @@ def read(owner: str, table: Table, keywords: Mapping[str, Any]) -> tuple[dict[st
     raise_any(problems)
     defaults = {name: route.default for name, route in table.items() if route.default is not REQUIRED}
     return {**defaults, **own}, layers
+
+
+def refuse_unknown(owner: type, keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords that are neither those of stacks nor named by the constructor of `owner`.
+
+    Raises:
+        KeywordError: all of them, with what was meant.
+    """
+    known = [*(name for name in signature(owner).parameters if name != "keywords"), *KNOWN]
+    raise_any(
+        [
+            Problem(name, f"{owner.__name__} has no keyword {name!r}", hint=did_you_mean(name, known))
+            for name in keywords
+            if name not in KNOWN
+        ]
+    )
 
 
 def stacks(

@@ -27,6 +27,7 @@ from variform.wrappers.next_latent import (
     NextLatent,
     RecurrentDynamics,
     ResidualDynamics,
+    SquaredAndCosine,
     residual_network,
 )
 
@@ -52,6 +53,8 @@ KEYWORDS: Table = table_of(
         "dynamic_loss_threshold": (None, NUMBER),
     }
 )
+RolloutGRU = RecurrentDynamics
+MSECosineSimLoss = SquaredAndCosine
 DYNAMICS = ("residual", "gru", "custom")
 
 

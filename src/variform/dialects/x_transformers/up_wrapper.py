@@ -97,8 +97,8 @@ class SyntheticDataGenerator(nn.Module):
         **keywords: Any,
     ) -> None:
         super().__init__()
-        given = {"dim": dim, "num_tokens": num_tokens, "max_seq_len": max_seq_len, "hidden_size": hidden_size}
-        given |= {"use_gru": use_gru, "network_klass": network_klass, **keywords}
+        given: dict[str, Any] = {"dim": dim, "num_tokens": num_tokens, "max_seq_len": max_seq_len}
+        given |= {"hidden_size": hidden_size, "use_gru": use_gru, "network_klass": network_klass, **keywords}
         raise_any(problems_of(type(self).__name__, GENERATOR, given, GENERATOR))
         if network_klass is not None and use_gru:
             raise KeywordError("has no effect with a network_klass", path="use_gru", value=use_gru)

@@ -299,7 +299,7 @@ class XMLatentDecoder(nn.Module):
         return (out, (tried, told)) if return_best_latents else out
 
     def _winners(self, chosen: Winners) -> tuple[Winner, ...]:
-        several = tuple(chosen) if isinstance(chosen, tuple | list) else (chosen,) * self.num_latents
+        several: tuple[Winner, ...] = (chosen,) * self.num_latents if callable(chosen) else tuple(chosen)
         if len(several) != self.num_latents:
             message = f"one, or one for each of the {self.num_latents} latents"
             raise KeywordError(message, path="winner_fns", value=len(several))

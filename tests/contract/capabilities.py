@@ -53,10 +53,11 @@ ROWS = (
     ),
     Row("the same, with the value of a query's own token", ("attention/orthogonal_values",), "yyyyryy"),
     Row(
-        "around attention: rotations, prefixes, residuals over layers",
-        ("attention/rotated", "attention/prefix", "attention/value_residual", "attention/score_residual"),
+        "around attention: prefixes, residuals over layers",
+        ("attention/prefix", "attention/value_residual", "attention/score_residual"),
         "yyyoooo",
     ),
+    Row("rotations to the places of another sequence", ("attention/rotated",), "yyooooo"),
     Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
     Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),
     Row("score features, softmax attention", ("scoring/*",), "yyyooyy"),

@@ -249,6 +249,7 @@ def test_declared_output_shapes_are_those_of_runs(kind, name):
         "joined": {"parts": ["head/pool", "head/pool"]},
         "mixture": {"head": {"part": "lm", "vocab_size": 11}},
         "sigsoftmax": {"head": {"part": "lm", "vocab_size": 11}},
+        "probe": {"head": {"part": "lm", "vocab_size": 11}},
         "squeezed": {"head": {"part": "lm", "vocab_size": 1}},
         "readouts": {"main": {"part": "lm", "vocab_size": 11}},
         "pooled": {"head": {"part": "lm", "vocab_size": 11}},

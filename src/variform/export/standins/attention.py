@@ -252,7 +252,7 @@ class DistanceBias(NamedTuple):
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         distance = -relative(q_pos, k_pos)[:, 0]
         low, high = (int(end) for end in distance.aminmax())
-        table = self.function(torch.arange(low, high + 1, device=distance.device))
+        table: Tensor = self.function(torch.arange(low, high + 1, device=distance.device))
         return table[distance - low].permute(0, 3, 1, 2)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -31,8 +31,6 @@ class DeltaAttention(AroundAttention):
         of: "weights", or "output".
     """
 
-    can: ClassVar[Can] = Can(decode=False)
-
     def __init__(self, attention: Attention = use("softmax"), of: Literal["weights", "output"] = "output") -> None:
         super().__init__()
         self.attention = attention
@@ -42,9 +40,7 @@ class DeltaAttention(AroundAttention):
     def abilities(cls, args: Facts) -> Can:
         """Of outputs, what the inner attention can; weights of tokens that are no longer there cannot be told."""
         can = super().abilities(args)
-        inner = cls.inner(args)
-        decodes = inner is not None and inner.part.abilities(inner.args).decode and args.get("of") != "weights"
-        return replace(can, decode=decodes)
+        return replace(can, decode=can.decode and args.get("of") != "weights")
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and add."""

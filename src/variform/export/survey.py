@@ -30,8 +30,8 @@ STANDINS: dict[Place, Place] = {
     (module, name): (standin, name)
     for module, standin, names in (
         ("variform.parts.linear", LAYERS, ("Linear",)),
-        ("variform.parts.kinds", LAYERS, ("call",)),
-        ("variform.parts.kinds", ATTENTION, ("Sides",)),
+        ("variform.parts.kinds.calls", LAYERS, ("call",)),
+        ("variform.parts.kinds.attention", ATTENTION, ("Sides",)),
         ("variform.parts.attention.softmax", ATTENTION, ("SoftmaxAttention", "LocalAttention")),
         ("variform.parts.attention.patterned", PATTERNS, _PATTERNS),
         ("variform.parts.attention.block_sparse", PATTERNS, ("BlockSparseAttention",)),

@@ -14,6 +14,7 @@ from variform.errors import BackendError
 from variform.ops.attention import Call, attention, candidates
 from variform.ops.attention import chunked as module
 from variform.ops.attention.memory import with_memory
+from variform.ops.distances import DistanceBias
 from variform.ops.learned_scores import (
     ContextualBias,
     DistanceCurves,
@@ -129,6 +130,21 @@ def test_a_sink_is_one_key_more_of_the_fused_kernel(more: dict[str, Any]) -> Non
     assert candidates(replace(one, device="cuda"))[0].name == "sdpa"
     with pytest.raises(BackendError, match="softmax alone, not SigmoidWeights"):
         attention(replace(one, weights=SigmoidWeights()), "sdpa")
+
+
+def test_what_a_function_learns_is_not_lost() -> None:
+    """A backward pass of its own reaches tensors that it is given, not those within a function."""
+    network = torch.nn.Linear(1, H, dtype=torch.float64)
+    scores = (DistanceBias(lambda distance: network(distance[:, None].double())),)
+    one = call(scores=scores)
+    frozen = replace(one, q=one.q.detach(), k=one.k.detach(), v=one.v.detach())
+    for each in (one, frozen):
+        assert candidates(each)[0].name != "chunked"
+        assert torch.autograd.grad(attention(each).square().sum(), network.weight)[0].any()
+        with pytest.raises(BackendError, match="out of reach"):
+            attention(each, "chunked")
+    with torch.no_grad():
+        torch.testing.assert_close(attention(one, "chunked"), attention(one, "reference"), rtol=0, atol=1e-12)
 
 
 def test_gradients_of_gradients() -> None:

@@ -43,13 +43,15 @@ class ChunkedBackend:
     weighs = True
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Graphs being compiled, dropout, weights that are drawn, and what looks at other queries."""
+        """Graphs being compiled, what is drawn, functions that learn, and what looks at other queries."""
         if torch.compiler.is_compiling():
             return "a compiler fuses attention that is written out by itself"
         if call.dropout or (call.weights is not None and call.weights.is_random):
             return "what is drawn would be drawn anew in the backward pass"
         if call.weights is not None and not call.weights.is_local:
             return f"{type(call.weights).__name__} looks at other queries"
+        if torch.is_grad_enabled() and not _is_data((*call.scores, call.weights)):
+            return "what a function learns is out of reach of a backward pass that makes scores again"
         rows, columns = slice(0, 1), slice(0, call.k.shape[2])
         for modifier in call.scores:
             if modifier.cut(rows, columns) is None:
@@ -293,6 +295,15 @@ def _is_dense(modifier: ScoreMod) -> bool:
 
 def _innermost(modifier: ScoreMod) -> ScoreMod:
     return modifier.modifier if isinstance(modifier, Behind) else modifier
+
+
+def _is_data(value: Any) -> bool:
+    """Whether all that a modifier or normaliser is made of are tensors and numbers."""
+    if isinstance(value, tuple):
+        return all(_is_data(item) for item in value)
+    if is_dataclass(value):
+        return all(_is_data(getattr(value, field.name)) for field in fields(value))
+    return not callable(value)
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -101,6 +101,9 @@ class _Folder(Reducer):
         return self.visit(ast.Assign([node.target], node.value))
 
     def visit_Assign(self, node: ast.Assign) -> Any:
+        match node.targets:
+            case [ast.Attribute(value=ast.Name(id="sides"), attr=attr)] if attr in self.known.absent:
+                return None
         node.value = self.visit(node.value)
         match node.targets, node.value:
             case [ast.Tuple(elts=names)], ast.Tuple(elts=values) if len(names) == len(values):

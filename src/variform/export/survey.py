@@ -58,6 +58,7 @@ SIDE_INPUTS = ("valid", "context", "context_mask", "condition", "prefix", "prefi
 _NEVER = frozenset(
     {
         "bias",
+        "beside",
         "published",
         "state",
         "cache",

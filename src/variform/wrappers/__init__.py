@@ -3,6 +3,7 @@
 from variform.wrappers.belief import BeliefState
 from variform.wrappers.best_latents import BestLatents
 from variform.wrappers.entropy import EntropyTokenizer
+from variform.wrappers.feedback import Feedback
 from variform.wrappers.latent_prediction import LatentPrediction
 from variform.wrappers.masked import MaskedDiffusion
 from variform.wrappers.next_features import NextFeatures
@@ -17,6 +18,7 @@ __all__ = [
     "BeliefState",
     "BestLatents",
     "EntropyTokenizer",
+    "Feedback",
     "LatentPrediction",
     "MaskedDiffusion",
     "NextFeatures",

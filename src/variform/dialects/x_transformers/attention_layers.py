@@ -57,6 +57,7 @@ class AttentionLayers(nn.Module):
         self.pre_and_post_norm = draft.pre_and_post_norm
         self.causal = draft.causal
         self.cross_attend = draft.cross_attend
+        self.depth_scaled = draft.residuals.starts_by_depth or draft.residuals.beta != 1.0
         self.disable_abs_pos_emb = draft.without_positions
         self.unit_offset = draft.norm_add_unit_offset
         self.dim_condition = draft.condition

@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 def test_every_attention_and_mixer_of_one_sequence_is_measured() -> None:
     names = set(chosen(None, SMALL))
     kinds = {f"{kind}/{name}" for kind in ("attention", "mixer") for _, name in vf.parts(kind)}
-    assert kinds - names <= {"mixer/multi_head", "mixer/cross_attention", "mixer/cross_compositional"}
+    of_two = {"mixer/cross_attention", "mixer/cross_compositional", "mixer/projected_cross_attention"}
+    assert kinds - names <= {"mixer/multi_head", *of_two}
     assert next(iter(chosen(None, SMALL))) == "attention/softmax"
 
 

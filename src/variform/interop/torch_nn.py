@@ -145,7 +145,14 @@ def _around(stack: Stack) -> Transformer:
     if dim is None:
         raise ConfigError("no part of this stack has a number of features", hint="give a model: transformer, with dim")
     return Transformer(
-        embedding=None, stacks=[stack], dim=dim, heads=None, vocab_size=None, dim_context=None, init_std=None
+        embedding=None,
+        stacks=[stack],
+        dim=dim,
+        heads=None,
+        vocab_size=None,
+        dim_context=None,
+        dim_condition=None,
+        init_std=None,
     )
 
 

@@ -22,7 +22,7 @@ from variform.stack.values import input_values
 _QUIET = frozenset(
     {
         *("positions", "valid", "segments", "mask", "state", "cache", "bias", "prefix_valid", "context_mask"),
-        *("added", "passes", "exit"),
+        *("added", "passes", "exit", "beside", "two_way", "context_positions"),
     }
 )
 """Streams that tell where tokens stand; drawing them to every part would hide what the model computes."""

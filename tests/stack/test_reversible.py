@@ -18,7 +18,8 @@ from variform.parts.kinds import FeedForward
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.carry import AddStream, Publish
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.encoder_decoder import EncoderDecoder
+from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 

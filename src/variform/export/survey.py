@@ -16,9 +16,10 @@ from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Entry, MultiResidual, Op
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.op.heads import Scores, WeightedSum
+from variform.stack.encoder_decoder import EncoderDecoder
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Step
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.model import Transformer
 from variform.stack.program import Program, ProgramModel, _layer_values, _model_values
 from variform.stack.rows import Row
 from variform.stack.trace import trace_lines
@@ -45,7 +46,8 @@ STANDINS: dict[Place, Place] = {
         ("variform.stack.execute", LAYERS, ("run_in_order",)),
         ("variform.stack.sublayer", LAYERS, ("TransformerLayer",)),
         ("variform.stack.stack", LAYERS, ("LayerStack",)),
-        ("variform.stack.model", LAYERS, ("Transformer", "EncoderDecoder")),
+        ("variform.stack.model", LAYERS, ("Transformer",)),
+        ("variform.stack.encoder_decoder", LAYERS, ("EncoderDecoder",)),
     )
     for name in names
 }

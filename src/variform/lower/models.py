@@ -11,7 +11,8 @@ from variform.lower.bodies import OPENERS
 from variform.lower.layers import streams_of, whole, write_part, write_stack
 from variform.lower.writer import Place, Writer
 from variform.parts.op.merging import CopyOp
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.encoder_decoder import EncoderDecoder
+from variform.stack.model import Transformer
 from variform.stack.positions import CountPositions
 
 BATCH = "BSZ"

@@ -12,7 +12,8 @@ from variform.parts.head.heads import LMHead
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.encoder_decoder import EncoderDecoder
+from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 

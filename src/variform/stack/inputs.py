@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from variform.core.part import Part
 from variform.errors import ConfigError, ShapeError, did_you_mean
 from variform.ops.masks import Dense, Mask
+
+UNCHECKED = ("losses", "further_ids", "added", "bias", "passes", "exit", "beside")
+"""Streams that the parts which read them check."""
 
 
 def as_mask(mask: Mask | Tensor | None) -> Mask | None:
@@ -219,6 +223,16 @@ def check_state_sizes(batch: Any, max_len: Any, bucket: Any, ahead: Any = 0) -> 
     for name, size, least in sizes:
         if not isinstance(size, int) or isinstance(size, bool) or size < least:
             raise ConfigError(f"{name} is an integer, at least {least}", value=size)
+
+
+def streams_read(model: nn.Module) -> frozenset[str]:
+    """All streams that a model's parts read of it; what a part gives its children itself is not among them."""
+    found: set[str] = set()
+    for child in model.children():
+        found |= streams_read(child)
+    if isinstance(model, Part):
+        found = (found - model.closes) | model.reads
+    return frozenset(found)
 
 
 def about(x: Tensor) -> str:

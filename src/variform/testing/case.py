@@ -17,7 +17,7 @@ from variform.core.resolve import resolve, stream_problems
 from variform.core.spec import Spec
 from variform.errors import BackendError, ConfigError, ShapeError
 from variform.parts.kinds import Embedding
-from variform.stack.model import streams_read
+from variform.stack.inputs import streams_read
 from variform.stack.program import ProgramModel
 from variform.testing.hosts import FACTS, Setting, host_of
 from variform.testing.report import NotApplicable

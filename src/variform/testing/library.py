@@ -48,7 +48,8 @@ from variform.parts.position.rotary import RotaryRotation
 from variform.parts.position.some_heads import SomeHeads
 from variform.parts.stream_ops.carry import AddStream, Publish
 from variform.stack.condition import ConditionedStack
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.encoder_decoder import EncoderDecoder
+from variform.stack.model import Transformer
 from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack

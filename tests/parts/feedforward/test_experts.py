@@ -16,7 +16,8 @@ from variform.parts.feedforward.mixture_of_experts import MixtureOfExperts
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.mixer.multi_head import MultiHead
 from variform.stack import reversible
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.encoder_decoder import EncoderDecoder
+from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
 

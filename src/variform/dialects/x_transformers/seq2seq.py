@@ -22,7 +22,7 @@ from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import Problem
-from variform.stack.model import EncoderDecoder
+from variform.stack.encoder_decoder import EncoderDecoder
 
 XTRANSFORMER: Table = {
     "dim": Route(REQUIRED, lambda draft, value: None, types=(int,)),

@@ -31,8 +31,9 @@ from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPosition
 from variform.parts.stream_ops.branch import BranchStart
+from variform.stack.encoder_decoder import EncoderDecoder
 from variform.stack.interspersed import InterspersedStack
-from variform.stack.model import EncoderDecoder, Transformer
+from variform.stack.model import Transformer
 from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.weights.entries import Entry, affine, plain, reordered, shaped

@@ -32,7 +32,7 @@ from variform.dialects.xformers.factory.model_config import (
 )
 from variform.dialects.xformers.factory.native import decoder_spec, encoder_spec
 from variform.dialects.xformers.factory.weight_init import initialise, xFormerWeightInit
-from variform.stack.model import EncoderDecoder
+from variform.stack.encoder_decoder import EncoderDecoder
 
 Coefficients = tuple[DeepNormCoefficients | None, DeepNormCoefficients | None]
 

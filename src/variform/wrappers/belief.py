@@ -123,7 +123,7 @@ class BeliefState(nn.Module):
         features = torch.cat((ahead[:, i], back[:, j]), -1)
         tells = self.told is not None and self.training and bool(torch.rand(()) < self.told)
         logits = self.head(self._knowing(features, j - i) if tells else features)
-        labels = torch.stack((ids[:, i + 1], ids[:, j - 1]), -1)
+        labels = torch.stack((ids[:, i + 1], ids[:, j - 1]), -1).long()
         each = F.cross_entropy(logits.unflatten(-1, (2, -1)).permute(0, 3, 1, 2), labels, reduction="none")
         if self.backward_weight != 1.0:
             each = each * each.new_tensor([1.0, self.backward_weight])

@@ -132,7 +132,7 @@ class BestLatents(nn.Module):
             at_once: another number of rows.
         """
         checked_ids(ids, 2)
-        inputs, labels = ids[:, :-1], ids[:, 1:]
+        inputs, labels = ids[:, :-1], ids[:, 1:].long()
         if counted is None:
             counted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid[:, 1:] & valid[:, :-1]
         seen = None if valid is None else valid[:, :-1]

@@ -144,7 +144,7 @@ class LatentPrediction(nn.Module):
         """
         before = hidden[:, :-1]
         probed = before * self.gradient + before.detach() * (1 - self.gradient) if self.gradient else before.detach()
-        each = F.cross_entropy(logits_of(self.model, probed).transpose(1, 2), ids[:, 1:], reduction="none")
+        each = F.cross_entropy(logits_of(self.model, probed).transpose(1, 2), ids[:, 1:].long(), reduction="none")
         tokens = step_means(each.unsqueeze(0), counted.unsqueeze(0)).sum()
         steps = min(self.rollouts, ids.shape[1] - 1)
         wanted = hidden.detach() if self.detach else hidden

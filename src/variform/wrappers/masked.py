@@ -106,7 +106,7 @@ def diffusion_loss(logits: Tensor, ids: Tensor, mask: Tensor, times: Tensor, sch
 
 def token_errors(logits: Tensor, ids: Tensor) -> Tensor:
     """The cross entropy of each token, [B, L, V] and [B, L] -> [B, L]."""
-    return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+    return F.cross_entropy(logits.transpose(1, 2), ids.long(), reduction="none")
 
 
 def slope(schedule: Schedule, times: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class NextLatent(nn.Module):
             counted: [B, L - 1] bool, which next tokens count.
         """
         logits = logits_of(self.model, hidden[:, :-1])
-        each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:].long(), reduction="none")
         tokens = step_means(each.unsqueeze(0), counted.unsqueeze(0)).sum()
         wanted = windows(hidden[:, 1:], self.rollouts).detach()
         vectors = windows(token_vectors(self.model, ids)[:, 1:], self.rollouts).detach()

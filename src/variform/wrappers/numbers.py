@@ -40,7 +40,7 @@ def mixed_errors(
         number_id: the token that stands for numbers.
         counted: which tokens count.
     """
-    wanted = torch.where(counted, ids, 0)
+    wanted = torch.where(counted, ids, 0).long()
     cross = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
     told = counted & (ids == number_id)
     squared = (predicted - torch.where(told, numbers, 0.0).to(predicted.dtype)).square()

@@ -14,7 +14,7 @@ from variform.errors import ConfigError, ShapeError
 
 def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
     """How probable each token was, [B, L, V] and [B, L] -> [B, L]."""
-    return logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return logits.log_softmax(-1).gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
 
 
 class Preference(nn.Module):

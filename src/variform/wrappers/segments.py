@@ -112,7 +112,7 @@ class Segments(nn.Module):
         Shapes:
             logits: [B, L, V]; targets: [B, L] -> [B]
         """
-        each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=self.ignored, reduction="none")
+        each = F.cross_entropy(logits.transpose(1, 2), targets.long(), ignore_index=self.ignored, reduction="none")
         counted = targets != self.ignored
         return each.sum(1) / counted.sum(1).clamp(min=1)
 

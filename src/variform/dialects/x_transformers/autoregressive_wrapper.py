@@ -33,6 +33,7 @@ from variform.dialects.x_transformers.filters import (
     top_p,
 )
 from variform.dialects.x_transformers.intermediates import LayerIntermediates
+from variform.dialects.x_transformers.lens import real_tokens
 from variform.dialects.x_transformers.table import Route, Table, apply_all, is_default, problems_of, put, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.beam import beam_search
@@ -154,8 +155,7 @@ class AutoregressiveWrapper(nn.Module):
         if x.dim() != 2 or x.shape[1] < 2:
             raise InputError(f"rows of at least two tokens are needed, [batch, length]; got {list(x.shape)}")
         if lens is not None:
-            padding = torch.arange(x.shape[1], device=x.device) >= lens.unsqueeze(1)
-            x = x.masked_fill(padding, self.ignore_index)
+            x = x.masked_fill(~real_tokens(lens, x), self.ignore_index)
         inputs = torch.where(x == self.ignore_index, self.pad_value, x)
         if self.mask_prob > 0:
             kept = self._forget(inputs)
@@ -174,7 +174,7 @@ class AutoregressiveWrapper(nn.Module):
         if wants:
             answer, found = answer
         logits, features = answer if net.add_continuous_pred_head else (answer, None)
-        logits, targets = logits[:, :-1], x[:, 1:]
+        logits, targets = logits[:, :-1], x[:, 1:].long()
         counted = targets != self.ignore_index
         if net.looped:
             loss = self._loop_loss(found, targets, counted)

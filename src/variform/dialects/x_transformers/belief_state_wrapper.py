@@ -14,6 +14,7 @@ from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import Filter, filters_of
 from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
+from variform.dialects.x_transformers.lens import checked_lens
 from variform.dialects.x_transformers.table import Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.loop import generate
@@ -155,8 +156,8 @@ class BeliefStateWrapper(nn.Module):
         """
         if seq.dim() != 2 or seq.shape[1] < 2:
             raise InputError(f"rows of at least two tokens are needed, [batch, length]; got {list(seq.shape)}")
-        if lens is not None and tuple(lens.shape) != (len(seq),):
-            raise InputError(f"lens has one length a row, [{len(seq)}]; got {list(lens.shape)}")
+        if lens is not None:
+            lens = checked_lens(lens, *seq.shape)
         with in_upstream_terms():
             loss: Tensor = self.objective(seq, lens, loss_weight_by_fb_indices)
         return loss
@@ -192,6 +193,8 @@ class BeliefStateWrapper(nn.Module):
         filters = filters_of(filter_logits_fn, options, temperature)
         if decode_backwards and suffix is not None:
             raise InputError("a text that is written backwards ends with its prompt: leave the suffix out")
+        if not prompts.dim() or not prompts.shape[-1]:
+            raise InputError(f"prompts are [length] or [batch, length], at least one token; got {list(prompts.shape)}")
         rows = prompts.reshape(-1, prompts.shape[-1])
         more: dict[str, Any] = {}
         with evaluating(self), in_upstream_terms():

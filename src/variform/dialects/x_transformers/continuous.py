@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from variform.dialects.x_transformers.around import AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.continuous_model import CONTINUOUS, ContinuousDraft
 from variform.dialects.x_transformers.errors import InputError, KeywordError
+from variform.dialects.x_transformers.lens import real_tokens
 from variform.dialects.x_transformers.table import Route, Table, problems_of, raise_any
 from variform.errors import ShapeError, did_you_mean
 from variform.generate.readers import evaluating
@@ -101,7 +102,7 @@ class ContinuousTransformerWrapper(AroundWrapper):
         if lens is not None:
             if mask is not None:
                 raise InputError("mask and lens exclude one another: both say which features are real")
-            mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
+            mask = real_tokens(lens, x)
         found = self.hidden(self._mapped(x), mask=mask, streams={"added": sum_embeds}, **streams)
         hidden = pool_tokens(found.hidden, found.valid, "mean") if self.average_pool_embed else found.hidden
         return found.answered(hidden if return_embeddings else self._answer(hidden))
@@ -224,7 +225,7 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         if lens is not None:
             if mask is not None:
                 raise InputError("mask and lens exclude one another: both say which features are real")
-            mask = torch.arange(x.shape[1], device=x.device) < lens.unsqueeze(1)
+            mask = real_tokens(lens, x)
         if rollout_steps > 1:
             return self._rollout(x, mask, rollout_steps, streams)
         try:

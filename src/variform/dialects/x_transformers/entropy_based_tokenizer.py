@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.latents import table_of
+from variform.dialects.x_transformers.lens import checked_lens
 from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.wrappers.entropy import EntropyTokenizer, pieces
@@ -101,8 +102,8 @@ class EntropyBasedTokenizer(nn.Module):
         if seq.dim() not in (1, 2) or not seq.shape[-1]:
             raise InputError(f"token ids are [length] or [batch, length], at least one; got {list(seq.shape)}")
         rows = seq.reshape(-1, seq.shape[-1])
-        if lens is not None and tuple(lens.shape) != (len(rows),):
-            raise InputError(f"lens has one length a row, [{len(rows)}]; got {list(lens.shape)}")
+        if lens is not None:
+            lens = checked_lens(lens, *rows.shape)
         sizes: Tensor = self.inner(rows, lens, decoder_forward_kwargs)
         if not return_segmented_seq:
             return sizes[0] if seq.dim() == 1 else sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -89,4 +90,10 @@ def filters_of(
         raise KeywordError(message, path="temperature", value=temperature)
     if temperature == 0:
         return []
+    known = inspect.signature(chosen).parameters if chosen in (*FILTER_LOGITS_FN.values(), identity) else options or ()
+    for name in options or ():
+        if name not in known or name == "logits":
+            names = [one for one in known if one != "logits"]
+            message = f"{getattr(chosen, '__name__', chosen)} has no option {name!r}"
+            raise KeywordError(message, path=f"filter_kwargs.{name}", hint=did_you_mean(name, names))
     return [partial(chosen, **(options or {})), lambda logits: logits / temperature]

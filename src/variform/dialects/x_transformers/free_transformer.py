@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from variform.core.build import build
 from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.binary_mapper import NAT, BinaryMapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.filters import top_p
+from variform.dialects.x_transformers.filters import filter_of, filters_of, top_p
 from variform.dialects.x_transformers.latents import refuse_unknown
 from variform.dialects.x_transformers.read import read_layers
 from variform.errors import Problem
@@ -141,7 +142,10 @@ class FreeTransformer(nn.Module):
             seq_for_latents: [B, L'] ids of another text, of which one latent is made; by default `seq` without its end.
             return_all_losses: give back (loss, (cross entropy, that of the latents)).
         """
-        inputs, labels = seq[:, :-1], seq[:, 1:]
+        self._check(seq, 2)
+        if seq_for_latents is not None:
+            self._check(seq_for_latents, 1)
+        inputs, labels = seq[:, :-1], seq[:, 1:].long()
         x = self._first_half(inputs)
         if seq_for_latents is None:
             codes, told = self._latents(x, inputs != self.pad_id, self.per_token_latents)
@@ -175,6 +179,16 @@ class FreeTransformer(nn.Module):
         codes, told = self._latents(decoder_head_embeds, mask, per_token, return_kl_loss)
         return (codes, told) if return_kl_loss else codes
 
+    def _check(self, ids: Tensor, least: int, padded: bool = True) -> None:
+        if ids.dim() != 2 or ids.shape[1] < least or not len(ids):
+            raise InputError(f"token ids are [batch, length], {least} of them at least; got {list(ids.shape)}")
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise InputError(f"token ids are integers, not {ids.dtype}")
+        if not torch.compiler.is_compiling():
+            size, real = self.token_emb.num_embeddings, ids[ids != self.pad_id] if padded else ids
+            if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < size:
+                raise InputError(f"token ids are from 0 to {size - 1}; got {int(real.min())} to {int(real.max())}")
+
     def _first_half(self, ids: Tensor) -> Tensor:
         x: Tensor = self.token_emb(ids.clamp(min=0))  # padding may be told by an id that is no token
         *head, _ = self.decoder.stacks.in_order()
@@ -202,7 +216,7 @@ class FreeTransformer(nn.Module):
         prompts: Tensor,
         seq_len: int,
         latents: Any = None,
-        filter_logits_fn: Callable[..., Tensor] = top_p,
+        filter_logits_fn: str | Callable[..., Tensor] = top_p,
         logit_filter_kwargs: Mapping[str, Any] | None = None,
         use_kv_cache: bool = True,
     ) -> Tensor:
@@ -213,12 +227,18 @@ class FreeTransformer(nn.Module):
             seq_len: tokens in the end.
             latents: one code a row by its number, [] or [B], or as weights of codes, [2^bits] or [B, 2^bits]; None
                 tells the decoder nothing.
-            filter_logits_fn: what is done to logits before a token is drawn.
-            logit_filter_kwargs: its further arguments; `thres=0.9` by default.
+            filter_logits_fn: what is done to logits before a token is drawn; a function of logits, or one by name.
+            logit_filter_kwargs: its further arguments; by default `thres=0.9` where it has it.
             use_kv_cache: whether keys and values are kept from token to token.
         """
-        options = {"thres": 0.9} if logit_filter_kwargs is None else dict(logit_filter_kwargs)
+        options = logit_filter_kwargs
+        if options is None and "thres" in inspect.signature(filter_of(filter_logits_fn)).parameters:
+            options = {"thres": 0.9}
+        filters = filters_of(filter_logits_fn, options, 1.0)
+        if not prompts.dim() or not prompts.shape[-1]:
+            raise InputError(f"prompts are [.., length], of one token at least; got {list(prompts.shape)}")
         ids = prompts.reshape(-1, prompts.shape[-1])
+        self._check(ids, 1, padded=False)
         condition = self._condition(latents, len(ids))
         with evaluating(self):
             state = self.decoder.init_state(len(ids), max(seq_len, ids.shape[1])) if use_kv_cache else None
@@ -227,7 +247,9 @@ class FreeTransformer(nn.Module):
                 x = self.token_emb(ids if state is None else new)
                 out = self.decoder(x, condition=condition, state=state)
                 out, state = out if state is not None else (out, None)
-                logits = filter_logits_fn(out[:, -1], **options)
+                logits = out[:, -1]
+                for one in filters:
+                    logits = one(logits)
                 noise = -(-torch.rand_like(logits).clamp(min=1e-20).log()).log()
                 new = (logits + noise).argmax(-1, keepdim=True)
                 ids = torch.cat((ids, new), 1)

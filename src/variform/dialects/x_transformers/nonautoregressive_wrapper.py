@@ -196,7 +196,8 @@ class NonAutoregressiveWrapper(nn.Module):
         states = self.null_embed.expand(*seen.shape, -1)
         if torch.rand(()) < self.self_cond_train_prob:
             with torch.no_grad():
-                states = self.net(seen, return_embeddings=True, **streams)
+                own = self.net(seen, return_embeddings=True, **streams)
+            states = own + 0.0 * states  # the vector has a gradient in every step, as processes that share them need
         projected: Tensor = self.to_self_cond(states)
         return projected
 

@@ -11,6 +11,7 @@ from variform.wrappers.next_latent import NextLatent
 from variform.wrappers.numbers import NextTokensAndNumbers
 from variform.wrappers.preference import Preference
 from variform.wrappers.reading import Reading
+from variform.wrappers.recirculation import Recirculation
 from variform.wrappers.segments import Segments
 from variform.wrappers.synthetic import SyntheticPretraining
 
@@ -26,6 +27,7 @@ __all__ = [
     "NextTokensAndNumbers",
     "Preference",
     "Reading",
+    "Recirculation",
     "Segments",
     "SyntheticPretraining",
 ]

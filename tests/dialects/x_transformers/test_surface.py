@@ -48,6 +48,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "neo_mlp": ("RandomFourierEmbed", "NeoMLP"),
     "next_latent_wrapper": ("Losses", "ResidualDynamics", "RolloutGRU", "MSECosineSimLoss", "NextLatentWrapper"),
     "nonautoregressive_wrapper": ("Losses", "SelfCritic", "NonAutoregressiveWrapper"),
+    "recirculation": ("Recirculation", "RecirculationMixer"),
     "up_wrapper": ("SyntheticDataGenerator", "UniversalPretrainWrapper", "random_sequences"),
     "x_transformers": (
         *("LayerIntermediates", "RMSNorm", "AdaptiveRMSNorm", "FeedForward", "Attention", "AttentionLayers"),
@@ -114,8 +115,6 @@ ELSEWHERE: dict[str, str] = {
     "always": "a decorator of its module",
     "not_equals": "a decorator of its module",
     "equals": "a decorator of its module",
-    "Recirculation": "not here yet: needs the newest token's keys and values to be replaced",
-    "RecirculationMixer": "with Recirculation",
 }
 """What is not here, and why."""
 

@@ -66,6 +66,12 @@ KEYWORDS: Table = {
 _CONTRAST = MappingProxyType({"beta": 0.5, "alpha": 0.1})
 
 
+def native_of(net: Any) -> Transformer:
+    """What decodes: the model of the core, or the reader of a module that stands in the place of one."""
+    found: Transformer = net.native if isinstance(net, TransformerWrapper) else net.reader
+    return found
+
+
 class AutoregressiveWrapper(nn.Module):
     """Trains and samples a `TransformerWrapper` around a causal stack.
 
@@ -97,16 +103,16 @@ class AutoregressiveWrapper(nn.Module):
     looped_exit_loss_weight: float
 
     def __init__(
-        self, net: nn.Module, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0, **keywords: Any
+        self, net: Any, ignore_index: int = -100, pad_value: int = 0, mask_prob: float = 0.0, **keywords: Any
     ) -> None:
         super().__init__()
         given = {"ignore_index": ignore_index, "pad_value": pad_value, "mask_prob": mask_prob, **keywords}
         raise_any(problems_of(type(self).__name__, KEYWORDS, given, KEYWORDS))
-        if not isinstance(net, TransformerWrapper):
+        if not isinstance(getattr(net, "stands_for", net), TransformerWrapper):
             raise KeywordError(f"net is a TransformerWrapper, not {type(net).__name__}", path="net")
         if not 0.0 <= mask_prob < 1.0:
             raise KeywordError("a probability in [0, 1) is needed", path="mask_prob", value=mask_prob)
-        if not net.native.causal:
+        if not native_of(net).causal:
             hint = "build the wrapper around a Decoder"
             raise KeywordError("the next token cannot be learned by layers that see it", path="net", hint=hint)
         heads = net.draft.heads
@@ -126,9 +132,7 @@ class AutoregressiveWrapper(nn.Module):
     @property
     def native(self) -> Transformer:
         """The model of the core."""
-        net = self.net
-        assert isinstance(net, TransformerWrapper)
-        return net.native
+        return native_of(self.net)
 
     @property
     def spec(self) -> Spec:
@@ -161,8 +165,7 @@ class AutoregressiveWrapper(nn.Module):
             kept = self._forget(inputs)
             ahead = 0 if prepend_embeds is None else prepend_embeds.shape[1]  # what stands in front is never hidden
             streams["self_attn_kv_mask"] = F.pad(kept, (ahead, 0), value=True)
-        net = self.net
-        assert isinstance(net, TransformerWrapper)
+        net: Any = self.net
         asks: dict[str, Any] = {"return_attn_z_loss": self.add_attn_z_loss, "excise_prepend_embeds": True}
         if net.add_continuous_pred_head:
             asks["return_next_embed_pred"] = True

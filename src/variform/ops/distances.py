@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from variform.ops.attention.meter import apart_from_attention, is_metered
-from variform.ops.scores import ScoreFunction, ScoreMod
+from variform.ops.scores import ScoreFunction, ScoreMod, by_row
 
 __all__ = ["DistanceBias"]
 
@@ -36,8 +36,7 @@ class DistanceBias(ScoreMod):
         return scores + self.additive(q_pos, k_pos, scores.dtype)
 
     def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
-        q = q_pos[None] if q_pos.dim() == 1 else q_pos
-        k = k_pos[None] if k_pos.dim() == 1 else k_pos
+        q, k = by_row(q_pos), by_row(k_pos)
         distance = q[:, :, None] - k[:, None, :]
         hidden = isinstance(distance, FakeTensor) or torch.compiler.is_compiling()
         if hidden or distance.numel() <= distance.shape[1] + distance.shape[2]:

@@ -26,7 +26,8 @@ def as_long_as(source: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
     """Vectors of the directions of `source` and the lengths of `target`, zeros where there is no direction."""
     length = source.norm(dim=-1, keepdim=True)
     scale = target.norm(dim=-1, keepdim=True) / length.clamp(min=eps)
-    return source * scale.masked_fill(length <= eps, 0.0)
+    found: Tensor = source * scale.masked_fill(length <= eps, 0.0)
+    return found
 
 
 class Mixer(nn.Module):
@@ -168,7 +169,9 @@ class Recirculation(nn.Module):
         """
         if ids.dim() != 2 or not ids.shape[1]:
             raise ShapeError(f"token ids are [batch, length], one at least; got {list(ids.shape)}")
-        kept = {name: x for name, x in (("context", context), ("context_mask", context_mask)) if x is not None}
+        kept: dict[str, Any] = {
+            name: x for name, x in (("context", context), ("context_mask", context_mask)) if x is not None
+        }
         own = self.model.init_state(len(ids), ids.shape[1], **kept) if state is None else state
         more = {} if condition is None else {"condition": condition}
         made = []

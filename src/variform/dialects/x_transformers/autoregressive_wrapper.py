@@ -93,6 +93,7 @@ class AutoregressiveWrapper(nn.Module):
         KeywordError: unknown keywords, and values that do not fit.
     """
 
+    net: TransformerWrapper  # or a module that stands in the place of one
     ignore_index: int
     pad_value: int
     mask_prob: float

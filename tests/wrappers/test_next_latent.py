@@ -56,3 +56,13 @@ def test_models_of_the_core(kind: type[NextLatent] | type[LatentPrediction]) -> 
         objective(ids(2)[:, :1])
     with pytest.raises(ConfigError):
         kind(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", [NextLatent, LatentPrediction])
+def test_compiled(kind: type[NextLatent] | type[LatentPrediction]) -> None:
+    objective = kind(model(1), rollouts=2).double().eval()
+    losses = []
+    for run in (torch.compile(objective, fullgraph=True, backend="aot_eager"), objective):
+        torch.manual_seed(1)
+        losses.append(run(ids(2)))
+    torch.testing.assert_close(*losses)

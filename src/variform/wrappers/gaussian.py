@@ -45,14 +45,18 @@ class Sketch:
         if not self.domain[0] < self.domain[1]:
             raise ConfigError("the first number must be the smaller", path="domain", value=self.domain)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The statistic; 0 without vectors."""
-        x = x.reshape(-1, x.shape[-1])
-        if not len(x):
-            return x.sum()
+    def __call__(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The statistic of the vectors that count, [..] bool, all by default; 0 without vectors."""
+        if counted is None:
+            counted = torch.ones_like(x[..., 0], dtype=torch.bool)
+        x, weights = x.reshape(-1, x.shape[-1]), counted.reshape(-1, 1, 1).to(x.dtype)
+        total = weights.sum()
+        weights = weights / total.clamp(min=1)
         lines = F.normalize(torch.randn(self.slices, x.shape[-1], dtype=x.dtype, device=x.device), dim=-1)
         t = torch.linspace(*self.domain, self.knots, dtype=x.dtype, device=x.device)
         angles = (x @ lines.T).unsqueeze(-1) * t
         wanted = (-0.5 * t.square()).exp()
-        error = (angles.cos().mean(0) - wanted).square() + angles.sin().mean(0).square()
-        return torch.trapezoid(error * wanted, t, dim=-1).mean()
+        cosines, sines = ((wave * weights).sum(0) for wave in (angles.cos(), angles.sin()))
+        error = (cosines - wanted).square() + sines.square()
+        found: Tensor = torch.trapezoid(error * wanted, t, dim=-1).mean()
+        return torch.where(total > 0, found, 0.0)

@@ -155,9 +155,9 @@ class LatentPrediction(nn.Module):
         zero = hidden.new_zeros(())
         told = zero if self.told is None else self._error(self.told, start, actions, wanted, masks)
         untold = zero if self.untold is None else self._error(self.untold, start, None, wanted, masks)
-        gaussian = self.sketch(before[counted])
+        gaussian = self.sketch(before, counted)
         if features is not None:
-            gaussian = (gaussian + self.sketch(start[counted])) / 2
+            gaussian = (gaussian + self.sketch(start, counted)) / 2
         return PredictionLosses(tokens, told, untold, gaussian)
 
     def _error(

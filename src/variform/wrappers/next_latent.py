@@ -213,7 +213,7 @@ class NextLatent(nn.Module):
         if self.kl_weight:
             divergence = step_means(self._divergence(found, wanted) * weights, masks).sum()
         if self.gaussian_weight:
-            gaussian = self.sketch(hidden[:, :-1][counted])
+            gaussian = self.sketch(hidden[:, :-1], counted)
         return LatentLosses(tokens, latents, divergence, gaussian)
 
     def _weights(self, errors: Tensor) -> Tensor:

@@ -58,11 +58,12 @@ def test_the_loss(keywords: dict[str, Any], weights: Any) -> None:
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("prompt", [ids(length=3), ids()[0, :3]])
-@pytest.mark.parametrize("suffix", [ids(1, 4)[0], None])
-def test_generation(prompt: Tensor, suffix: Tensor | None, cached: bool) -> None:
+@pytest.mark.parametrize(
+    "options", [{"suffix": ids(1, 4)[0]}, {}, {"decode_backwards": True}], ids=["suffix", "end", "backwards"]
+)
+def test_generation(prompt: Tensor, options: dict[str, Any], cached: bool) -> None:
     made = []
     for model in pair(built()):
         torch.manual_seed(2)
-        options: dict[str, Any] = {"decode_backwards": True} if suffix is None else {"suffix": suffix}
         made.append(model.generate_with_suffix_cond(prompt, 5, temperature=0.0, cache_kv=cached, **options))
     assert torch.equal(*made)

@@ -61,6 +61,7 @@ _NEVER = frozenset(
     {
         "bias",
         "beside",
+        "beside",
         "published",
         "state",
         "cache",

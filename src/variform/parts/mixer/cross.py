@@ -148,7 +148,8 @@ class CrossMultiHead(Mixer):
                 f"causal cross attention needs equal lengths, not {length} queries and {k.shape[2]} context tokens"
             )
         sides = self._sides(x, streams)
-        sides.beside = keys_beside(self, self.attention, streams)
+        if streams.get("beside") is not None:
+            sides.beside = keys_beside(self, self.attention, streams)
         out = self.attention(q, k, v, sides)
         assert isinstance(out, Tensor)
         y = self.out(out.transpose(1, 2).reshape(batch, length, -1))

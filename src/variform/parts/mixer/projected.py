@@ -145,7 +145,8 @@ class ProjectedAttention(Mixer):
         q = split_heads(changed_query(self.query(x), streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         sides = own_sides(self.attention, self.position_bias, x, streams)
-        sides.beside = keys_beside(self, self.attention, streams)
+        if streams.get("beside") is not None:
+            sides.beside = keys_beside(self, self.attention, streams)
         first, second = changed_keys(self.keys, self.keys(of_k, of_v), streams)
         out: Tensor | tuple[Tensor, State]
         if isinstance(self.keys, LatentKeyValues):

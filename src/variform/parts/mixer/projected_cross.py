@@ -140,7 +140,8 @@ class ProjectedCrossAttention(Mixer):
                 "tokens"
             )
         sides = self._sides(x, streams)
-        sides.beside = keys_beside(self, self.attention, streams)
+        if streams.get("beside") is not None:
+            sides.beside = keys_beside(self, self.attention, streams)
         keys, length = self.keys, x.shape[1]
         if (
             isinstance(keys, LatentKeyValues)

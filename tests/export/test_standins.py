@@ -142,6 +142,43 @@ def test_windows_on_long_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert ran, "the library visits blocks here"
 
 
+def biased(causal: bool, bias: str, **more: Any) -> vf.Spec:
+    body = "stacks.0.layers.0.sublayers.0.body"
+    changes = [f"{body}.position_bias={{part: {bias}}}", *(f"{body}.{name}={value}" for name, value in more.items())]
+    return vf.override((vf.models.gpt if causal else vf.models.bert)(**SIZES, max_seq_len=300), changes)
+
+
+MEMORY = "{part: softmax, memory: {part: learned, count: 3}}"
+BIASED = {
+    "alibi": lambda: biased(True, "alibi"),
+    "alibi that learns": lambda: biased(True, "alibi, learned: true"),
+    "alibi, both sides": lambda: biased(False, "alibi"),
+    "alibi in a window": lambda: biased(True, "alibi", attention="{part: local, window: 9}"),
+    "t5": lambda: biased(True, "t5"),
+    "t5, both sides": lambda: biased(False, "t5"),
+    "t5 and patterns": lambda: biased(True, "t5", attention="{part: longformer, window: 99}"),
+    "t5 and memory": lambda: biased(True, "t5", attention=MEMORY),
+    "t5 and groups": lambda: biased(True, "t5", kv_heads=2),
+    "t5 and dropout": lambda: biased(True, "t5", attention="{part: softmax, dropout: 0.1}"),
+    "a network": lambda: biased(True, "dynamic"),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_are_added_to_as_many_queries_as_in_the_library(name: str) -> None:
+    model = vf.build(BIASED[name]()).eval()
+    spread(model, 0.2)
+    file = standalone(model)
+    for batch, length in ((2, 9), (2, 89), (3, 101), (9, 290)):  # of 2 * 4 * 91 ** 2 pairs on, chunks pay
+        ids = torch.randint(11, (batch, length))
+        with torch.no_grad():
+            assert torch.equal(file(ids), model(ids)), length
+        assert torch.equal(file(ids), model(ids)), f"with gradients: {length}"
+        if batch < 9:
+            valid = torch.arange(length) < torch.tensor([length, length - 3, 7])[:batch, None]
+            assert torch.equal(file(ids, valid=valid), model(ids, valid=valid)), f"with padding: {length}"
+
+
 def test_blocks_have_the_gradients_of_a_dense_mask() -> None:
     q, k, v = (torch.randn(2, 4, 530, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     sides = standin.Sides()

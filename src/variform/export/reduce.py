@@ -20,6 +20,7 @@ _NEVER_GIVEN = ("Mask", "PendingScores", "Cheap")
 _ATTENTION = (
     "attend",
     "attend_blocks",
+    "attend_chunks",
     "attend_grouped_query",
     "attend_wide_values",
     "attend_with_memory",

@@ -16,6 +16,7 @@ from variform.parts.attention.softmax import LocalAttention
 from variform.parts.kinds import Attention, Bias, Entry, MultiResidual, Op
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.op.heads import Scores, WeightedSum
+from variform.parts.position.dynamic import DynamicBias
 from variform.stack.encoder_decoder import EncoderDecoder
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Step
@@ -61,7 +62,6 @@ _NEVER = frozenset(
     {
         "bias",
         "beside",
-        "beside",
         "published",
         "state",
         "cache",
@@ -102,7 +102,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
     if "valid" in absent and "context_mask" in absent:
         absent.add("k_valid")
     if not any(issubclass(found.part, Bias) for found in specs):
-        absent.add("scores")
+        absent |= {"scores", "reach"}
     absent |= {"injected", "token_gains"} - {name for found in specs for name in found.part.publishes(found.args)}
     if not any(found.part.views(found.args) > 1 for found in specs if issubclass(found.part, (Entry, MultiResidual))):
         absent |= {"key_input", "value_input"}
@@ -116,6 +116,7 @@ def survey(model: nn.Module, spec: Spec) -> Known:
             "GROUPED": _grouped(model),
             "UNEQUAL": _unequal(specs),
             "WIDE_VALUES": any(found.part in (Compositional, CrossCompositional) for found in specs),
+            "COMPUTED": any(found.part is DynamicBias for found in specs),
             "NARROW_VALUES": any(getattr(found.part, "widening", 1) > 1 for found in specs),
             "STRIDED": _has_programs(specs),
             "RENAMED": bool(shared_names(model)) or _has_programs(specs),

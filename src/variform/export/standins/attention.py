@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from variform.ops.scores import t5_bucket
 
-GROUPED, STRIDED, WIDE_VALUES, NARROW_VALUES = True, True, True, True
+GROUPED, STRIDED, WIDE_VALUES, NARROW_VALUES, COMPUTED = True, True, True, True, True
 """Facts of one model, put into the code when it is written: heads share keys; queries, keys and values may be views
-whose features do not lie side by side."""
+whose features do not lie side by side; a network makes biases."""
 
 
 class Sides(NamedTuple):
@@ -23,6 +23,14 @@ class Sides(NamedTuple):
     q_valid: Tensor | None = None
     k_valid: Tensor | None = None
     scores: tuple[Any, ...] = ()
+
+
+class Reach(NamedTuple):
+    """How many keys a query sees before and after its place, behind those in front of the sequence; None: unknown."""
+
+    back: int | None
+    ahead: int | None
+    front: int = 0
 
 
 class SoftmaxAttention(nn.Module):
@@ -45,10 +53,13 @@ class SoftmaxAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if self.memory is not None:
             mask = attention_mask(q, k, sides, self.causal)
-            return attend_with_memory(q, k, v, mask, self.memory(), dropout=dropout, scale=self.scale)
+            reach = reach_of(sides, self.causal) if sides.scores else None
+            return attend_with_memory(q, k, v, mask, self.memory(), dropout=dropout, scale=self.scale, reach=reach)
         if self.causal and sides.k_valid is None and not sides.scores and q.shape[2] == k.shape[2]:
             return attend(q, k, v, causal=True, dropout=dropout, scale=self.scale)
-        return attend(q, k, v, attention_mask(q, k, sides, self.causal), dropout=dropout, scale=self.scale)
+        mask = attention_mask(q, k, sides, self.causal)
+        reach = reach_of(sides, self.causal) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=reach)
 
 
 class LocalAttention(nn.Module):
@@ -68,7 +79,8 @@ class LocalAttention(nn.Module):
         if is_plain and blocks_pay(q, back, ahead):
             return attend_blocks(q, k, v, sides, back, ahead, dropout=dropout, scale=self.scale)
         mask = attention_mask(q, k, sides, self.causal, back)
-        return attend(q, k, v, mask, dropout=dropout, scale=self.scale)
+        reach = reach_of(sides, self.causal, back) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=reach)
 
 
 def attend(
@@ -79,11 +91,14 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
     scale: float | None = None,
+    reach: Reach | None = None,
 ) -> Tensor:
-    """The fused kernel of softmax attention.
+    """The fused kernel of softmax attention; with biases, some queries at a time where that pays.
 
     Where heads share keys, head i uses key head i // (heads / kv_heads).
     """
+    if reach is not None and allowed is not None and chunks_pay(q, k, v, allowed, reach, dropout):
+        return attend_chunks(q, k, v, allowed, reach, scale=scale)
     if STRIDED:  # the fused kernel wants the features of a head side by side
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if WIDE_VALUES and q.shape[3] < v.shape[3]:
@@ -123,6 +138,42 @@ def attend_grouped_query(
     rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     y = F.scaled_dot_product_attention(rows, k, v, allowed, dropout_p=dropout, scale=scale)
     return y.reshape(*q.shape[:3], v.shape[3])
+
+
+def chunks_pay(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, reach: Reach, dropout: float) -> bool:
+    """Whether to attend some queries at a time: with biases of many pairs or in training, on the CPU."""
+    if not bias.is_floating_point() or dropout or not q.is_cpu or torch.compiler.is_compiling():
+        return False
+    if COMPUTED and torch.is_grad_enabled():
+        return False
+    training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    many = training or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] >= 1 << 16
+    if GROUPED:
+        many = many or (k.shape[1] != q.shape[1] and k.shape[2] >= 128)
+    return many and (reach.ahead is not None or (training and bias.requires_grad))
+
+
+def attend_chunks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, reach: Reach, scale: float | None = None) -> Tensor:
+    """Attention some queries at a time, whose scores stay in the cache; keys that they cannot see are not visited."""
+    (batch, heads, length, dim), (kv_heads, keys) = q.shape, k.shape[1:3]
+    factor = dim**-0.5 if scale is None else scale
+    size = max(16, (1 << 20) // (batch * heads * keys))
+    parts = []
+    for start in range(0, length, size):
+        stop, first, last = min(start + size, length), 0, keys
+        if reach.back is not None and not reach.front:
+            first = max(0, start - reach.back)
+        if reach.ahead is not None:
+            last = min(keys, reach.front + stop + reach.ahead)
+        own = bias.expand(*bias.shape[:-2], length, keys)[..., start:stop, first:last]
+        queries = q[:, :, start:stop].reshape(batch, kv_heads, -1, dim)
+        products = (queries * factor) @ k[:, :, first:last].transpose(-1, -2)
+        scores = products.view(batch, heads, -1, last - first) + own
+        hidden = scores.amax(-1, keepdim=True) == -torch.inf
+        weights = torch.softmax(scores.masked_fill(hidden, 0.0), -1).masked_fill(hidden, 0.0)
+        y = weights.view(batch, kv_heads, -1, last - first) @ v[:, :, first:last]
+        parts.append(y.view(batch, heads, -1, v.shape[3]))
+    return torch.cat(parts, 2)
 
 
 def blocks_pay(q: Tensor, back: int, ahead: int) -> bool:
@@ -193,6 +244,13 @@ def attention_mask(q: Tensor, k: Tensor, sides: Sides, causal: bool, back: int |
     return mask
 
 
+def reach_of(sides: Sides, causal: bool, back: int | None = None) -> Reach:
+    """How far queries see, where they and keys are counted alike."""
+    if sides.q_positions is not None or sides.k_positions is not None:
+        return Reach(None, None)
+    return Reach(back, 0 if causal else back)
+
+
 def both(a: Tensor | None, b: Tensor) -> Tensor:
     """Where two masks allow it; None allows all."""
     return b if a is None else a & b
@@ -211,15 +269,18 @@ def attend_with_memory(
     memory: tuple[Tensor, Tensor],
     dropout: float = 0.0,
     scale: float | None = None,
+    reach: Reach | None = None,
 ) -> Tensor:
     """Attention to learned keys and values in front, which no mask hides, and then to the sequence's own."""
     count, batch = memory[0].shape[1], q.shape[0]
+    if reach is not None:
+        reach = reach._replace(front=count)
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], q.shape[2], k.shape[2])
         mask = F.pad(mask, (count, 0), value=mask.dtype == torch.bool)
     k = torch.cat((memory[0].to(k.dtype).expand(batch, -1, -1, -1), k), 2)
     v = torch.cat((memory[1].to(v.dtype).expand(batch, -1, -1, -1), v), 2)
-    return attend(q, k, v, mask, dropout=dropout, scale=scale)
+    return attend(q, k, v, mask, dropout=dropout, scale=scale, reach=reach)
 
 
 class Alibi(NamedTuple):

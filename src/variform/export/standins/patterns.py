@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from variform.export.standins.attention import Sides, attend, attention_mask, positions_of
+from variform.export.standins.attention import Reach, Sides, attend, attention_mask, positions_of
 
 
 class GlobalAttention(nn.Module):
@@ -27,7 +27,9 @@ class GlobalAttention(nn.Module):
         q_at, k_at = places(q, sides.q_positions, 3), places(k, sides.k_positions, 2)
         seen = listed(q_at, self.tokens) | listed(k_at, self.tokens)
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, self.causal, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
 
 class LongformerAttention(nn.Module):
@@ -53,7 +55,9 @@ class LongformerAttention(nn.Module):
         reach = self.window - 1 if self.causal else self.window // 2
         seen = ((q_at - k_at).abs() <= reach) | listed(q_at, self.tokens) | listed(k_at, self.tokens)
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, self.causal, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
 
 class BigBirdAttention(nn.Module):
@@ -87,7 +91,9 @@ class BigBirdAttention(nn.Module):
         for draw in range(self.random_blocks):
             seen = seen | (k_at == self.drawn(q_at, draw)) | (q_at == self.drawn(k_at, draw))
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, self.causal, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
     def drawn(self, at: Tensor, draw: int) -> Tensor:
         """The earlier block, or its own, that each block is linked with."""
@@ -129,7 +135,9 @@ class RandomAttention(nn.Module):
         product = rows * columns
         seen = (q_at == k_at) | (((product ^ (product >> 31)) & 0x7FFFFFFF) < round(self.r * 2147483648))
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, self.causal, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
 
 class BlockSparseAttention(nn.Module):
@@ -159,7 +167,9 @@ class BlockSparseAttention(nn.Module):
         heads = torch.arange(self.layout.shape[0], device=q.device)[:, None, None]
         seen = self.layout[heads, q_at, k_at]
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, seen_mask(q, k, sides, self.causal, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, self.causal, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
 
 class ShiftedWindowAttention(nn.Module):
@@ -190,7 +200,9 @@ class ShiftedWindowAttention(nn.Module):
             return attend_windows(q, k, v, mask, order, dropout=dropout, scale=self.scale)
         q_at, k_at = places(q, sides.q_positions, 3), places(k, sides.k_positions, 2)
         seen = self.together(q_at, k_at, columns) & (q_at < rows * columns) & (k_at < rows * columns)
-        return attend(q, k, v, seen_mask(q, k, sides, False, seen), dropout=dropout, scale=self.scale)
+        mask = seen_mask(q, k, sides, False, seen)
+        unknown = Reach(None, None) if sides.scores else None
+        return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=unknown)
 
     def together(self, q_at: Tensor, k_at: Tensor, columns: int) -> Tensor:
         """Whether two places lie in one window."""

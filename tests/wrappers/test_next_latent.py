@@ -58,6 +58,7 @@ def test_models_of_the_core(kind: type[NextLatent] | type[LatentPrediction]) -> 
         kind(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [NextLatent, LatentPrediction])
 def test_compiled(kind: type[NextLatent] | type[LatentPrediction]) -> None:
     objective = kind(model(1), rollouts=2).double().eval()

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from variform.errors import ShapeError
 
+OF_OTHERS = frozenset({"injected", "added", "context", "prefix", "skips", "token_gains"})
+"""Streams that may have the shape of a segment's features and say nothing of keys, or say it of memories too."""
+
 
 class Memories(NamedTuple):
     """What a model remembers of earlier segments; `Memories(limit=512)` is the beginning.
@@ -110,8 +113,11 @@ class Recall(NamedTuple):
         if memory.shape != (x.shape[0], self.length, *x.shape[2:]):
             wanted = [x.shape[0], self.length, *x.shape[2:]]
             raise ShapeError(f"the memory of this step is {wanted}, not {list(memory.shape)}")
+        injected = inner.get("injected")
+        if injected is not None and injected.shape == x.shape:  # what was injected is not remembered
+            inner["injected"] = torch.cat((injected.new_zeros(memory.shape), injected), 1)
         for name, stream in inner.items():
-            if any(
+            if name not in OF_OTHERS and any(
                 isinstance(t, Tensor) and t.shape == x.shape for t in (stream if type(stream) is tuple else (stream,))
             ):
                 raise ShapeError(f"the stream {name!r} is of this segment's tokens alone: run without memories")

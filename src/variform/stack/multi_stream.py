@@ -15,6 +15,7 @@ from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem
 from variform.parts.kinds import Layer, MultiResidual, Norm, Output, Stack, Streams, call
+from variform.stack.pool import LayerPool
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer, TransformerLayer
 
@@ -91,6 +92,9 @@ def _single(part: Spec, path: str) -> Iterator[Problem]:
             yield from _single(described(child), f"{path}.{slot}.{index}")
     elif issubclass(part.part, Layer) and part.part.takes_many:
         return
+    elif part.part is LayerPool:  # runs nothing; what it holds is run where else it is named
+        for index, child in enumerate(part["layers"]):
+            yield from _single(described(child), f"{path}.layers.{index}")
     elif part.part is not Sublayer:
         message = f"{part.kind} {part.name!r} takes one residual stream, and there are several here"
         yield Problem(path, message, hint="a multi_stream stack is a stack of sublayers")

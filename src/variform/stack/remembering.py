@@ -11,6 +11,7 @@ from variform.core.part import Part
 from variform.errors import ShapeError
 from variform.parts.kinds import Stack, State, StreamPart
 from variform.parts.memories import Memories, Recall, joined_valid
+from variform.stack.condition import ConditionedStack
 from variform.stack.stack import LayerStack
 from variform.stack.state import Plan, plan
 
@@ -103,11 +104,12 @@ def decodes_behind(model: nn.Module) -> str:
     """
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     steps = [m for m in model.modules() if isinstance(m, StreamPart) and m.remembers]
-    within = {id(m) for step in steps for m in step.modules()}
+    of_context = [m for m in model.modules() if isinstance(m, Part) and "context" in getattr(m, "reads", ())]
+    within = {id(m) for step in (*steps, *of_context) for m in step.modules()}  # a context is kept as it is
     outside = [m for m in model.modules() if isinstance(m, Part) and _keeps(m) and id(m) not in within]
     if outside:
         return ", ".join(sorted({part.name for part in outside}))
-    return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, LayerStack)}))
+    return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, (LayerStack, ConditionedStack))}))
 
 
 def _check_state(state: State, model: nn.Module) -> None:

@@ -129,6 +129,20 @@ SIDES: dict[str, Any] = {
         ({"rotary_pos_emb": True, "rotary_emb_dim": 3}, "an even number is needed"),
         ({"rotary_pos_emb": True, "rotary_emb_dim": 8}, "cannot rotate more than the 4 features"),
         ({"rel_pos_bias": True, "attn_kv_heads": (1, 2)}, "cannot share the bias"),
+        ({"cross_attend": True, "attn_max_attend_past": 3}, "cross_attn_max_attend_past=None leaves it out there"),
+        ({"cross_attend": True, "attn_use_cope": True}, "cross_attn_use_cope=False leaves it out there"),
+        ({"cross_attend": True, "only_cross": True, "rel_pos_bias": True}, "no layer attends to its own sequence"),
+        ({"cross_attend": True, "only_cross": True, "polar_pos_emb": True}, "no layer attends to its own sequence"),
+        (
+            {
+                "rotary_pos_emb": True,
+                "rotate_num_heads": 2,
+                "attn_use_latent_kv": True,
+                "attn_dim_latent_kv": 5,
+                "attn_latent_rope_subheads": 1,
+            },
+            "those of attn_latent_rope_subheads",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -56,13 +56,16 @@ def in_its_dtype(model: nn.Module) -> None:
 def exact_angles(rotary: Any) -> None:
     """Put angles in float64 in the place of those that were computed in float32."""
     rounded = rotary.inv_freq
-    dim = 2 * rounded.numel()
-    if dim > 2:
+    if rounded.numel() < 2:
+        return
+    for dim in (2 * rounded.numel(), 2 * rounded.numel() - 1):  # an odd number of features is turned as one more
         base = float(rounded[1]) ** (-dim / 2)  # inv_freq[1] = base ** (-2 / dim)
         near = min((10000.0 * r ** (dim / (dim - 2)) for r in (1.0, 1.5, 2.0, 4.0)), key=lambda b: abs(b - base))
         exact = near ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        assert torch.allclose(exact.to(rounded.dtype), rounded, rtol=1e-5)
-        rotary.inv_freq = exact.to(rounded.dtype)
+        if torch.allclose(exact.to(rounded.dtype), rounded, rtol=1e-5):
+            rotary.inv_freq = exact.to(rounded.dtype)
+            return
+    raise AssertionError("angles of another base than those that are known here")
 
 
 def agree(

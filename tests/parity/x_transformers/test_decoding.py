@@ -39,11 +39,11 @@ def sides(one: OptionSet, ids: Tensor) -> dict[str, Any]:
         sizes = one.keywords()[1]
         masks = given.get("mem_masks", [None])
         remembered = Memories(sizes["max_mem_len"], sizes.get("shift_mem_down", 0), tuple(given["mems"]), masks[0])
-        return {"memories": remembered}
+        given = {"memories": remembered, **{n: x for n, x in given.items() if n not in ("mems", "mem_masks")}}
     by_token = given.get("condition", ids).dim() == 3
-    if by_token or any(name not in EACH for name in given):
+    if by_token or any(name not in (*EACH, "memories") for name in given):
         pytest.skip("the set is of an argument for whole sequences")
-    return {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    return {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
 
 
 def native(one: OptionSet) -> Transformer:

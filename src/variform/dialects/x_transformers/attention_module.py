@@ -12,7 +12,7 @@ from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention.draft import AttentionDraft
 from variform.dialects.x_transformers.attention.table import ATTENTION
-from variform.dialects.x_transformers.beside import further_keys, mixers_in_order
+from variform.dialects.x_transformers.beside import further_keys, longer, mixers_in_order
 from variform.dialects.x_transformers.call import attention_mask, check_mask, refuse_call
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.intermediates import MIXERS, Intermediates
@@ -160,7 +160,8 @@ class Attention(nn.Module):
         streams: dict[str, Any] = {} if deltas is None else {"deltas": deltas}
         beside = Beside()
         if additional_key_values is not None:
-            beside = further_keys(self.heads, self.key_heads, *additional_key_values, additional_key_value_mask)
+            k, v = additional_key_values
+            beside = further_keys(self.heads, self.key_heads, k * longer(mixer), v, additional_key_value_mask)
         streams["beside"] = {mixer: beside._replace(added=kv_input_residual)}
         pairs = attention_mask(self._ordered(attn_mask, -3), None)
         if context is None:

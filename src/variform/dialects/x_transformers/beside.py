@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class Lent:
             found |= {mixer: Beside(added=row) for mixer, row in zip(places, rows, strict=False)}
         for mixer, pair in self._pairs([mixer for mixer in mixers if isinstance(mixer, OWN)]):
             k, v = (x.detach() for x in pair) if self.detach_additional_kv else pair
+            k = k * longer(mixer)
             found[mixer] = further_keys(mixer.heads, mixer.kv_heads, k, v, self.additional_kv_mask)._replace(
                 added=found[mixer].added if mixer in found else None
             )
@@ -104,6 +106,18 @@ class Lent:
                 f"self_attn_additional_kv has {len(pairs)} pairs, and there are {len(mixers)} such attentions"
             )
         yield from ((mixer, pair) for mixer, pair in zip(mixers, pairs, strict=False) if pair is not None)
+
+
+def longer(mixer: Any) -> float:
+    """How many times longer keys are here than upstream's, whose norms are not of the mean."""
+    attention, norm = mixer.attention, mixer.k_norm
+    while (inner := getattr(attention, "attention", None)) is not None:
+        attention = inner
+    if norm is None or getattr(attention, "scale", None) is None:  # qk_rmsnorm has the scale of any attention
+        return 1.0
+    size = mixer.dim_head
+    longer = math.sqrt(size / getattr(norm, "groups", 1))
+    return longer if next(norm.parameters(), None) is None else float(longer * size**-0.25)
 
 
 def further_keys(heads: int, key_heads: int, k: Tensor, v: Tensor, valid: Tensor | None) -> Beside:

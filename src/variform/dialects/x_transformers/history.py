@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,6 +25,7 @@ from variform.parts.stream_ops.context import ContextDropout
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
 from variform.parts.stream_ops.token_shift import TokenShift
+from variform.parts.weighting.around import SignedWeighting
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.layers import LayersDraft
@@ -211,7 +212,16 @@ def _innermost(attention: Spec, stream: str) -> Spec:
     inner = described(attention.args.get("attention"))
     if isinstance(inner, Spec):
         return attention.replace(attention=_innermost(inner, stream))
-    return ScoreResidual.spec(attention=attention, stream=stream)
+    signed = any(inner.part is SignedWeighting for inner in _weightings(attention))
+    return ScoreResidual.spec(attention=attention, stream=stream, **({"sizes": True} if signed else {}))
+
+
+def _weightings(attention: Spec) -> Iterator[Spec]:
+    """What makes weights of scores, the outermost first."""
+    spec = described(attention.args.get("weights"))
+    while isinstance(spec, Spec):
+        yield spec
+        spec = described(spec.args.get("weights"))
 
 
 def _mixed_values(attention: Spec, learned: bool, stream: str) -> Spec:

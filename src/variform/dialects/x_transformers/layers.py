@@ -168,7 +168,7 @@ class LayersDraft:
         if len(self.problems) > wrong:
             return Sublayer.spec()
         if letter == "c":
-            body = draft.cross_body(self.positions.of_context(self.dim_head))
+            body = draft.cross_body(self.positions.of_context(draft, self.dim_head))
             return self._sublayer(body, letter, index, drop, draft.sublayer_dropout)
         body = draft.body(self.positions.rotation(draft), self.positions.bias(draft))
         return self._sublayer(body, letter, index, drop, draft.sublayer_dropout)

@@ -58,7 +58,7 @@ class PositionDraft:
         """Whether a model around the stack has no absolute positions, unless it is said otherwise."""
         return self.rel_pos_bias or self.rotates or self.polar_pos_emb
 
-    def check(self, heads: int, causal: bool) -> list[Problem]:
+    def check(self, heads: int, causal: bool, only_cross: bool = False) -> list[Problem]:
         """The rules that concern several keywords."""
         found = []
         chosen = [name for name in BIASES if getattr(self, name)]
@@ -66,6 +66,10 @@ class PositionDraft:
             found.append(Problem(chosen[0], f"only one bias can be chosen: {' or '.join(chosen)}"))
         if self.alibi_num_heads is not None and not 0 < self.alibi_num_heads <= heads:
             found.append(Problem("alibi_num_heads", f"must lie in 1..heads = {heads}", self.alibi_num_heads))
+        if only_cross:
+            message = "no layer attends to its own sequence, and this is of its distances"
+            placed = (*BIASES, "polar_pos_emb")
+            found += [Problem(name, message, True, "leave it out") for name in placed if getattr(self, name)]
         if self.rotates and self.polar_pos_emb:
             found.append(Problem("polar_pos_emb", "only one rotation can be chosen: rotary_pos_emb or polar_pos_emb"))
         if self.rotary_xpos and not causal:
@@ -107,7 +111,10 @@ class PositionDraft:
 
     def check_heads(self, draft: AttentionDraft) -> list[Problem]:
         """Query heads are rotated with the key head that they read."""
-        count = self.rotate_num_heads
+        count, own = self.rotate_num_heads, draft.options.get("latent_rope_subheads")
+        if count is not None and own is not None:
+            message = "the heads that are rotated are those of attn_latent_rope_subheads"
+            return [Problem("rotate_num_heads", message, count, "leave it out")]
         if count is None or not count % (group := draft.heads // draft.key_heads):
             return []
         message = f"{group} query heads read one key head, and are rotated together with it"
@@ -128,13 +135,23 @@ class PositionDraft:
         k_heads = tuple(range(draft.key_heads - count // group, draft.key_heads))
         return SomeHeads.spec(rotation=rotary, q_heads=q_heads, k_heads=k_heads)
 
-    def of_context(self, dim_head: int) -> Spec | None:
+    def of_context(self, draft: AttentionDraft, dim_head: int) -> Spec | None:
         """How a cross attention rotates, where the context's positions are told; by the angles of self-attention."""
-        return self.turning(dim_head // 2) if self.rotates else None
+        if not self.rotates:
+            return None
+        rotary, own = self.turning(dim_head // 2), draft.options.get("latent_rope_subheads")
+        if own in (None, draft.key_heads):
+            return rotary
+        # Latent keys stay as they are; those of the context itself are rotated, with the queries that read them.
+        turned = own * (draft.heads // draft.key_heads)
+        q_heads = tuple(range(draft.heads - turned, draft.heads))
+        return SomeHeads.spec(rotation=rotary, q_heads=q_heads, k_heads=tuple(range(draft.key_heads))[-own:])
 
     def turning(self, half: int) -> Spec:
         """The rotary part; `half` is how many features it turns by default."""
         options = {"rotary_dim": half, **{k: v for k, v in self.rotary.items() if v is not None}}
+        if self.rotary.get("rotary_dim") is None and half % 2 and not self.rotary_xpos:
+            options |= _of_odd(half, options.pop("ntk", 1.0))
         fading = float(self.rotary_xpos_scale_base) if self.rotary_xpos else None
         return RotaryRotation.spec(layout="interleaved", max_seq_len=None, xpos=fading, **options)
 
@@ -143,9 +160,8 @@ class PositionDraft:
         size, scaling = draft.dim_head, {}
         if draft.qk_norm:
             groups = draft.options.get("qk_norm_groups", 1)
-            scale = size**-0.25 if draft.qk_norm_dim_scale else math.sqrt(groups / size)
             gain = math.sqrt(size) / groups if draft.qk_norm_dim_scale else size / groups
-            scaling = {"scale": scale, "gain": gain}
+            scaling = {"scale": draft.length, "gain": gain}
         return PolarRotation.spec(uniform_start=self.polar_bias_uniform_init, **scaling)
 
     def bias(self, draft: AttentionDraft) -> Spec | Shared | None:
@@ -179,6 +195,12 @@ class PositionDraft:
         # Upstream's query head i reads key head i mod kv_heads, the core's i // group: the slopes move along.
         order = tiled_heads(draft.heads, draft.key_heads)
         return AlibiBias.spec(slopes=[slopes[head] for head in order], learned=learned)
+
+
+def _of_odd(dim: int, ntk: float) -> dict[str, Any]:
+    """An odd number of features is one more, which turn by the angles 10000^(-2i / dim) of so many."""
+    rescaled = 10000.0 * ntk ** (dim / (dim - 2))
+    return {"rotary_dim": dim + 1, "base": rescaled ** ((dim + 1) / dim)}
 
 
 def put(name: str) -> Callable[[LayersDraft, Any], None]:

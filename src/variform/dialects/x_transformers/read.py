@@ -74,7 +74,7 @@ def _contradictions(draft: LayersDraft) -> list[Problem]:
     for name in ("dim_condition", "adaptive_condition_mlp_expansion"):
         if (value := getattr(draft, name)) is not None and value < 1:
             found.append(Problem(name, "must be positive", value))
-    found += draft.positions.check(draft.heads, draft.causal)
+    found += draft.positions.check(draft.heads, draft.causal, draft.only_cross)
     if draft.sandwich_norm and not draft.pre_norm:
         found.append(Problem("sandwich_norm", "needs pre_norm=True"))
     if draft.sandwich_norm and draft.residuals.normed_when_read:

@@ -96,15 +96,17 @@ class ScoreResidual(AroundAttention):
     Args:
         attention: the attention whose scores they are.
         stream: the name under which scores are handed on.
+        sizes: hand on |S| in the place of S: what the softmax of signed weights goes by.
 
     Raises:
         ShapeError: the attention before had other heads, or other keys.
     """
 
-    def __init__(self, attention: Attention = use("softmax"), stream: str = "scores") -> None:
+    def __init__(self, attention: Attention = use("softmax"), stream: str = "scores", sizes: bool = False) -> None:
         super().__init__()
         self.attention = attention
         self.stream = stream
+        self.sizes = sizes
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -130,5 +132,5 @@ class ScoreResidual(AroundAttention):
         observed: list[Tensor] = []
         scores = (*map(AddedScores, before), *sides.scores, ObservedScores(observed))
         out = self.attention(q, k, v, replace(sides, scores=scores))
-        sides.published[self.stream] = (observed[0],)
+        sides.published[self.stream] = (observed[0].abs() if self.sizes else observed[0],)
         return out

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from variform.errors import ShapeError
 from variform.parts.kinds.residual import Residual
 from variform.parts.kinds.streams import Output, StreamPart, Streams
 from variform.parts.memories import Recall
@@ -44,6 +45,8 @@ def call(part: StreamPart, x: Tensor, streams: Streams, slot: str, published: di
 
 def _recalled(part: StreamPart, x: Tensor, streams: Streams, recall: Recall) -> Output:
     """Run a step on the tokens remembered and those of this segment, and keep the latter."""
+    if recall.length and getattr(part, "entry", None) is not None:
+        raise ShapeError("a step that reads what earlier steps were given cannot have memories: they are of one step")
     out = part(*recall.opened(x, streams))
     y, new = out if isinstance(out, tuple) else (out, {})
     return y[:, recall.length :], {**new, "memories": recall.after(x)}

@@ -33,6 +33,7 @@ class ContextualPositions(Scoring):
         soft: average the e_n, weighted by softmax(-|p_ij - n| / temperature), instead.
         temperature: of that average.
         mixing: heads mix the scores that the gates read.
+        scale: factor on q_i . e, where queries have been made longer than those that e is for.
     """
 
     can: ClassVar[Can] = Can(cross=False)
@@ -45,11 +46,13 @@ class ContextualPositions(Scoring):
         soft: bool = False,
         temperature: Annotated[float, Field(gt=0)] = 0.05,
         mixing: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(positions, dim_head))
         self.mixing = nn.Parameter(torch.empty(heads, heads)) if mixing else None
         self.temperature = temperature if soft else None
+        self.scale = scale
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,4 +63,5 @@ class ContextualPositions(Scoring):
 
     def forward(self, q: Tensor, k: Tensor, sides: Sides, kept: Tensor | None) -> ScoreMod:
         """The bias of these queries."""
-        return ContextualBias(q @ self.embedding.t().to(q.dtype), self.mixing, self.temperature)
+        products = q @ self.embedding.t().to(q.dtype)
+        return ContextualBias(products if self.scale == 1.0 else products * self.scale, self.mixing, self.temperature)

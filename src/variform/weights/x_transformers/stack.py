@@ -11,6 +11,7 @@ from torch import nn
 
 from variform.errors import ConfigError
 from variform.ops.rotary import rotary_frequencies
+from variform.parts.attention.rotated import RotatedAttention
 from variform.parts.feedforward.mlp import GLU, MLP
 from variform.parts.kinds import Stack
 from variform.parts.mixer.multi_head import MultiHead
@@ -57,6 +58,9 @@ def stack_entries(stack: Stack, prefix: str, offset: float) -> Iterator[Entry]:
     steps = list(dict.fromkeys(steps_of(stack)))
     mixers = [body for step in steps if isinstance(body := body_of(step), (MultiHead, ProjectedAttention))]
     yield from _positions(mixers, prefix)
+    if not mixers:  # then cross attention alone is rotated, where the context's positions are told
+        turned = (part.rotation for part in stack.modules() if isinstance(part, RotatedAttention))
+        yield from _rotary(next(turned, None), prefix)
     factors = [_factor(step) for step in steps if not isinstance(body_of(step), (MLP, GLU))]
     yield from history_entries(stack, steps, prefix)
     for index, step in enumerate(steps):
@@ -94,21 +98,10 @@ def body_of(step: Sublayer) -> nn.Module:
 def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) -> Iterator[Entry]:
     """What upstream keeps once for all layers: the angles of rotary positions, the table of a relative bias."""
     rotation: nn.Module | None = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
-    rotation = rotation.rotation if isinstance(rotation, SomeHeads) else rotation
     if isinstance(rotation, PolarRotation):
         yield from _polar(rotation, mixers[0].heads, f"{prefix}polar_pos_emb.")
-    elif isinstance(rotation, RotaryRotation):
-        spec: Any = rotation.spec
-        if spec["layout"] != "interleaved":
-            raise no_counterpart(rotation)
-        angles = rotary_frequencies(spec["rotary_dim"] or spec["dim_head"], spec["base"], spec["ntk"])
-        yield constant(f"{prefix}rotary_pos_emb.inv_freq", angles.float(), "rotary angles")
-        if rotation.xpos is not None:
-            dim = rotation.dim
-            fading = (torch.arange(0, dim, 2) + 0.4 * dim) / (1.4 * dim)
-            yield constant(f"{prefix}rotary_pos_emb.scale", fading, "the fading of pairs")
-    elif rotation is not None:
-        raise no_counterpart(rotation)
+    else:
+        yield from _rotary(rotation, prefix)
     yield from _dynamic(next((mixer for mixer in mixers if isinstance(mixer.position_bias, DynamicBias)), None), prefix)
     biased = next((mixer for mixer in mixers if isinstance(mixer.position_bias, T5Bias)), None)
     if biased is not None:
@@ -117,6 +110,23 @@ def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) ->
         factor = math.sqrt(biased.dim_head) / biased.position_bias.scale
         key = f"{prefix}rel_pos.relative_attention_bias.weight"
         yield reordered(key, biased.position_bias.table, heads, 1, factor=factor)
+
+
+def _rotary(rotation: nn.Module | None, prefix: str) -> Iterator[Entry]:
+    rotation = rotation.rotation if isinstance(rotation, SomeHeads) else rotation
+    if rotation is None:
+        return
+    if not isinstance(rotation, RotaryRotation):
+        raise no_counterpart(rotation)
+    spec: Any = rotation.spec
+    if spec["layout"] != "interleaved":
+        raise no_counterpart(rotation)
+    angles = rotary_frequencies(spec["rotary_dim"] or spec["dim_head"], spec["base"], spec["ntk"])
+    yield constant(f"{prefix}rotary_pos_emb.inv_freq", angles.float(), "rotary angles")
+    if rotation.xpos is not None:
+        dim = rotation.dim
+        fading = (torch.arange(0, dim, 2) + 0.4 * dim) / (1.4 * dim)
+        yield constant(f"{prefix}rotary_pos_emb.scale", fading, "the fading of pairs")
 
 
 def _polar(rotation: PolarRotation, heads: int, prefix: str) -> Iterator[Entry]:

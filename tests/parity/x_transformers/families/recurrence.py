@@ -32,7 +32,7 @@ def segments(name: str, layers: dict[str, Any] | None = None, **more: Any) -> Op
 
 
 SETS = [
-    OptionSet("plain", feature="decoder", part="stack/stack", paper="arXiv:1706.03762"),
+    OptionSet("plain", feature="decoder", part="stack/stack", paper="arXiv:1706.03762", same=True),
     segments(
         "plain",
         feature="segments that remember: max_mem_len, mems",

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from variform.core.spec import Shared, Spec
+from variform.core.spec import Shared, Spec, described
 from variform.dialects.x_transformers.attention.families import FAMILIES
 from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
+from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.prefix import PrefixAttention
 from variform.parts.attention.rotated import RotatedAttention
@@ -61,6 +62,14 @@ class AttentionDraft:
         """How many key and value heads there are."""
         return 1 if self.one_kv_head else self.kv_heads or self.heads
 
+    @property
+    def length(self) -> float:
+        """How long upstream's normed queries and keys are, those here being one: its norms are not of the mean."""
+        if not self.qk_norm:
+            return 1.0
+        length = math.sqrt(self.options.get("qk_norm_groups", 1) / self.dim_head)
+        return float(length * self.dim_head**0.25) if self.qk_norm_dim_scale else length
+
     def check(self, cross: bool) -> list[Problem]:
         """The rules that concern several keywords."""
         at, found = self.prefix, self.problems
@@ -73,9 +82,10 @@ class AttentionDraft:
         if self.qk_rmsnorm + self.k_rmsnorm + self.qk_norm > 1:
             message = "only one norm of queries and keys can be on: qk_norm, qk_rmsnorm or k_rmsnorm"
             found.append(Problem(f"{at}qk_rmsnorm", message))
-        if self.max_attend_past is not None and (cross or not self.causal):
+        if self.max_attend_past is not None and (cross or not self.causal or self.prefixed):
             message = "a limit on the past is supported in causal self-attention alone"
-            found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past))
+            hint = "cross_attn_max_attend_past=None leaves it out there" if cross else "take it in a Decoder"
+            found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past, hint))
         if self.num_mem_kv < 0:
             found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
         found += self._part_problems(cross)
@@ -141,10 +151,10 @@ class AttentionDraft:
                 attention = SoftmaxAttention.spec(**softmax, memory=memory)
             else:
                 attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax, memory=memory)
-        if self.prefixed and self.prefix == "attn_":
-            attention = PrefixAttention.spec(attention=attention)
         for family in FAMILIES:
             attention = family.attention(self, attention)
+        if self.prefixed and self.prefix == "attn_":
+            attention = _prefixed(attention)
         return {
             "dim_head": self.dim_head,
             "kv_heads": None if self.key_heads == self.heads else self.key_heads,
@@ -180,3 +190,11 @@ class AttentionDraft:
 def score_scale(dim_head: int) -> float:
     """Upstream's factor on a relative bias: sqrt(dim_head)."""
     return math.sqrt(dim_head)
+
+
+def _prefixed(attention: Spec) -> Spec:
+    """A prefix is seen both ways by all that attends; what stands beside attention reads in order, as it did."""
+    inner = described(attention.args.get("attention"))
+    if attention.part is HybridAttention and isinstance(inner, Spec):
+        return attention.replace(attention=_prefixed(inner))
+    return PrefixAttention.spec(attention=attention)

@@ -42,7 +42,7 @@ def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
     found = []
     if cross:
         message = "what stands beside attention reads the own sequence: self-attention alone has it"
-        found.append(Problem(f"{at}hybrid_module", message, hint="give it to attn_ layers as a tuple, or leave it out"))
+        found.append(Problem(f"{at}hybrid_module", message, hint="cross_attn_hybrid_module=None leaves it out there"))
     fold = given["hybrid_fold_axial_dim"]
     if fold is not None and fold < 1:
         found.append(Problem(f"{at}hybrid_fold_axial_dim", "at least 1", fold))

@@ -112,7 +112,8 @@ def _order_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
     at, given, found = draft.prefix, draft.options, []
     for name in ("selective", "use_cope", "data_dependent_alibi", "use_rel_proj_pos_bias"):
         if given[name] and cross:
-            found.append(Problem(f"{at}{name}", "it goes by the order of one sequence: self-attention alone has it"))
+            message = "it goes by the order of one sequence: self-attention alone has it"
+            found.append(Problem(f"{at}{name}", message, hint=f"{at}{name}=False leaves it out there"))
     for name in ("selective", "use_cope"):
         if given[name] and not draft.causal and not cross:
             found.append(Problem(f"{at}{name}", "it is defined for causal attention alone"))
@@ -180,7 +181,8 @@ def _scores(draft: AttentionDraft) -> list[Spec]:
         found.append(SoftCapScores.spec(value=float(given["logit_softclamp_value"])))
     if given["use_cope"]:
         soft, mixing = given["cope_soft_onehot_pos"], given["cope_talking_heads"]
-        found.append(ContextualPositions.spec(positions=given["cope_max_pos"], soft=soft, mixing=mixing))
+        scale = {} if draft.length == 1.0 else {"scale": draft.length}
+        found.append(ContextualPositions.spec(positions=given["cope_max_pos"], soft=soft, mixing=mixing, **scale))
     if given["selective"]:
         found.append(SelectiveScores.spec())
     return found

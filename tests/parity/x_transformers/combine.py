@@ -1,0 +1,137 @@
+"""Draws combinations of features from different families, as option sets of their own: what nobody thought of."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.parity.x_transformers.families import all_sets
+from tests.parity.x_transformers.option_set import LAYERS, OptionSet
+
+Call = Callable[[Tensor], dict[str, Any]]
+
+
+def padding(ids: Tensor) -> dict[str, Any]:
+    """The second row ends early."""
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, -4:] = False
+    return {"mask": mask}
+
+
+def context(ids: Tensor) -> dict[str, Any]:
+    """Another sequence, whose second row ends early."""
+    mask = torch.ones(len(ids), 9, dtype=torch.bool)
+    mask[1, -3:] = False
+    features = torch.randn(len(ids), 9, LAYERS["dim"], generator=torch.Generator().manual_seed(8))
+    return {"context": features, "context_mask": mask}
+
+
+USUAL = [
+    OptionSet("usual/padding", call=padding),
+    OptionSet("usual/grouped", {"attn_kv_heads": 2}),
+    OptionSet("usual/cross", {"cross_attend": True}, call=context),
+    OptionSet("usual/memory", {"attn_num_mem_kv": 2}),
+    OptionSet("usual/rotary", {"rotary_pos_emb": True}),
+]
+"""What most models have, joined to a combination now and then."""
+
+
+def features(version: str) -> list[OptionSet]:
+    """The sets of one feature that upstream computes, of which combinations are made."""
+    return [
+        one
+        for one in all_sets()
+        if one.feature and version in one.versions and not (one.wrong or one.incompatible or one.random or one.ours)
+    ]
+
+
+def joined(parts: list[OptionSet], name: str, fused: bool) -> OptionSet | None:
+    """All of `parts` in one set; None where they give one keyword two values, or need different stacks."""
+    layers: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for one in parts:
+        for found, given in ((layers, one.layers), (model, one.model)):
+            if any(found.get(key, value) is not value and found[key] != value for key, value in given.items()):
+                return None
+            found.update(given)
+    stacks = {one.stack for one in parts if one.stack != "Decoder"}
+    if len(stacks) > 1:
+        return None
+    layers.pop("attn_flash", None)
+    calls = [one.call for one in parts if one.call is not None]
+    return OptionSet(
+        name=name,
+        layers=layers,
+        model=model,
+        ours={"attn_flash": True} if fused else {},  # upstream without flash is the oracle: with it it takes less
+        stack=stacks.pop() if stacks else "Decoder",
+        call=together(calls) if calls else None,
+    )
+
+
+def together(calls: list[Call]) -> Call:
+    """One call with the arguments of all; the first says what two of them give."""
+
+    def call(ids: Tensor) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for one in calls:
+            given = {**one(ids), **given}
+        return given
+
+    return call
+
+
+OTHERWISE = (
+    ("xpos.*memory", "upstream's memories weigh differently in sequences of different lengths"),
+    ("memories.*(rotary|xpos|rope).*usual/memory", "learned keys stand at 0, where remembered tokens begin here"),
+    (
+        "memories.*(shift-tokens|selective|hybrid)",
+        "upstream leaves remembered tokens out of what goes from token to token",
+    ),
+    ("forget.*(dynamic|alibi|t5)", "upstream drops the bias"),
+    ("top-k.*interspersed", "equal memory tokens have equal scores, up to rounding"),
+)
+"""Names of features that upstream computes otherwise, and why that is not compared; see docs/differences.md."""
+
+REFUSED = (
+    "has no effect",
+    "self-attention alone has it",
+    "in causal self-attention alone",
+    "the order of heads counts",
+    "context was given, and no part of this model reads it",
+    "no layer attends to its own sequence",
+    "there are memories for 2 steps, and",
+    "the memory of this step is",
+    "a step that reads what earlier steps were given cannot have memories",
+    "so there is nothing to remember",
+    "a prediction of the next token's features needs causal layers",
+)
+"""What is refused here though upstream runs it, with an option or an input left unread, or a meaning that differs."""
+
+
+def otherwise(one: OptionSet) -> bool:
+    """Whether upstream is known to compute something else."""
+    names = sorted(one.name.split("+"), key=lambda name: ("usual/" in name, "memories" not in name, name))
+    ways = ["+".join(names), "+".join(reversed(names))]
+    return any(re.search(pattern, way) for pattern, _ in OTHERWISE for way in ways)
+
+
+def combinations(seed: int, version: str) -> Iterator[OptionSet]:
+    """Endless combinations: two to four features of different families, and what is usual beside them."""
+    draw = random.Random(seed)
+    families: dict[str, list[OptionSet]] = {}
+    for one in features(version):
+        families.setdefault(one.name.split("/")[0], []).append(one)
+    while True:
+        chosen = draw.sample(sorted(families), draw.choice((2, 2, 3, 4)))
+        parts = [draw.choice(families[family]) for family in chosen]
+        parts += [one for one in USUAL if draw.random() < 0.2]
+        fused = draw.random() < 0.5
+        found = joined(parts, "+".join(part.name for part in parts) + ("+fused" if fused else ""), fused)
+        if found is not None and not otherwise(found):
+            yield found

@@ -1,0 +1,99 @@
+"""Combinations that nobody chose: drawn by a seed, compared with upstream, decoded, compiled, copied."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import variform.dialects.x_transformers as ours
+from tests.parity.x_transformers import test_decoding as decoding
+from tests.parity.x_transformers.combine import REFUSED, combinations
+from tests.parity.x_transformers.harness import agree, in_its_dtype, pair, upstream
+from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
+from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of
+from variform.errors import ConfigError, ShapeError
+
+FEW = list(islice(combinations(2, VERSIONS[-1]), 60))
+MANY = list(islice(combinations(1, VERSIONS[-1]), 300))
+DRAWN = [*FEW, *(pytest.param(one, marks=pytest.mark.slow) for one in MANY)]
+NAMES = [one.name for one in (*FEW, *MANY)]
+
+
+def runs_upstream(one: OptionSet) -> bool:
+    """Whether upstream builds and runs it."""
+    torch.manual_seed(0)
+    try:
+        model = builder(one)(upstream).double().eval()
+        in_its_dtype(model)
+        model(ids_of(one), **arguments(one, ids_of(one)))
+    except Exception:  # it fails in many ways
+        return False
+    return True
+
+
+def ours_of(one: OptionSet) -> nn.Module | None:
+    """Our model; None where it, or a call of it, is refused for a reason that we know of."""
+    try:
+        model: nn.Module = builder(one)(ours).double().eval()
+        model(ids_of(one), **arguments(one, ids_of(one)))
+    except (ConfigError, ShapeError) as error:
+        if not any(reason in str(error) for reason in REFUSED) and runs_upstream(one):
+            raise
+        return None
+    return model
+
+
+@pytest.mark.parametrize("one", DRAWN, ids=NAMES)
+def test_values_and_gradients(one: OptionSet) -> None:
+    if ours_of(one) is None or not runs_upstream(one):
+        return
+    theirs, mine = pair(builder(one))
+    ids, given = ids_of(one), arguments(one, ids_of(one))
+
+    def run(model: nn.Module) -> Any:
+        return flat(model(ids, **given))
+
+    expected, keep = run(theirs), given.get("mask")
+    if expected.std() > 1e-3:  # else the random weights say nothing
+        agree(theirs, mine, run, keep=None if keep is None or expected.shape[:2] != keep.shape else keep)
+
+
+@pytest.mark.parametrize("one", DRAWN, ids=NAMES)
+@torch.no_grad()
+def test_decoding_in_chunks(one: OptionSet) -> None:
+    if one.stack != "Decoder" or ours_of(one) is None:
+        return
+    ids = decoding.ids_of(one)
+    given = decoding.sides(one, ids)
+    model = decoding.native(one)
+    try:
+        decoding.state_of(model, len(ids), given)
+    except ConfigError:  # it says that it cannot decode
+        return
+    whole = decoding.features(model(ids, **given))
+    for chunked in (decoding.in_chunks, decoding.in_ragged_chunks):
+        torch.testing.assert_close(chunked(model, ids, given), whole, rtol=0, atol=1e-9)
+    for side in ("right", "left"):
+        together, alone = decoding.padded(model, ids, given, side)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("one", [*FEW[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in FEW)])
+@torch.no_grad()
+def test_compiling_and_copying(one: OptionSet) -> None:
+    torch._dynamo.reset()
+    model = ours_of(one)
+    if model is None:
+        return
+    ids, given = ids_of(one), arguments(one, ids_of(one))
+    expected = flat(model(ids, **given))
+    others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    others.append(torch.compile(model, backend="aot_eager", fullgraph=True))  # type: ignore[arg-type]
+    for other in others:
+        torch.testing.assert_close(flat(other(ids, **given)), expected, rtol=0, atol=1e-9)

@@ -146,10 +146,11 @@ class Sublayer(Layer):
     def check(cls, facts: Facts) -> list[Problem]:
         """A branch has the features that it joins; a body that is handed views for keys and values must read them."""
         residual, entry, body = (described(facts[name]) for name in ("residual", "entry", "body"))
-        found, given = [], body.get("dim_out")
+        found, given = [], body.part.features_out(body.args)
         if given not in (None, facts.get("dim", given)):
             message = f"the branch joins a stream of {facts['dim']} features"
-            found.append(Problem("body.dim_out", message, given, "leave it out"))
+            at = "body.dim_out" if "dim_out" in body.args else "body"
+            found.append(Problem(at, message, given, "leave out how many features go out"))
         mixes = residual is not None and issubclass(residual.part, MultiResidual)
         views = residual.part.views(residual.args) if mixes else 1
         if entry is not None and views > 1:

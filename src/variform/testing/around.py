@@ -11,6 +11,7 @@ from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.key_values.linear import LinearKeyValues
 from variform.parts.mixer.folded import FoldedMixer
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
@@ -66,14 +67,15 @@ def _gated_projection() -> list[Sample]:
 
 @samples_for(ProjectedAttention)
 def _projected() -> list[Sample]:
-    own = LatentKeyValues.spec(dim_latent=5, own_heads=1)
+    own = LatentKeyValues.spec(dim_latent=5, own_heads=1, dim_value=3)
     shared = LatentKeyValues.spec(dim_latent=5, own_features=2, norm="rms_norm")
     gated = GatedAttention.spec(attention=HeadScaleAttention.spec())
     query, output = LowRankProjection.spec(rank=5), GatedProjection.spec()
+    values = LinearKeyValues.spec(dim_value=3)
     return [
-        Sample(ProjectedAttention.spec(query=query, output=output, kv_heads=2, dim_value=3, attention=gated), "maps"),
+        Sample(ProjectedAttention.spec(query=query, output=output, kv_heads=2, keys=values, attention=gated), "maps"),
         Sample(ProjectedAttention.spec(keys=LatentKeyValues.spec(dim_latent=5), kv_heads=2), "latent"),
-        Sample(ProjectedAttention.spec(keys=own, dim_value=3, rotation=RotaryRotation.spec()), "latent, own heads"),
+        Sample(ProjectedAttention.spec(keys=own, rotation=RotaryRotation.spec()), "latent, own heads"),
         Sample(ProjectedAttention.spec(keys=shared, rotation=RotaryRotation.spec()), "latent, own features"),
         Sample(
             ProjectedAttention.spec(
@@ -87,8 +89,9 @@ def _projected() -> list[Sample]:
 
 @samples_for(ProjectedCrossAttention)
 def _projected_cross() -> list[Sample]:
+    values = LinearKeyValues.spec(dim_value=3)
     return [
-        Sample(ProjectedCrossAttention.spec(kv_heads=2, dim_value=3, output=GatedProjection.spec())),
+        Sample(ProjectedCrossAttention.spec(kv_heads=2, keys=values, output=GatedProjection.spec())),
         Sample(ProjectedCrossAttention.spec(keys=LatentKeyValues.spec(dim_latent=5, own_heads=2)), "latent"),
     ]
 

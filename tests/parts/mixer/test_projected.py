@@ -11,6 +11,7 @@ import variform as vf
 from variform.errors import ConfigError, ShapeError
 from variform.parts.attention.values import OrthogonalValues
 from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.key_values.linear import LinearKeyValues
 from variform.parts.kinds import Sides
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.latents import attend_absorbed, attend_latents
@@ -18,7 +19,7 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.position.rotary import RotaryRotation
-from variform.parts.projection.maps import GatedProjection, IdentityProjection
+from variform.parts.projection.maps import GatedProjection, IdentityProjection, LinearProjection
 from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
@@ -81,7 +82,8 @@ def test_plain_maps_are_cross_attention() -> None:
 
 
 def test_values_of_another_size_and_a_gated_way_out() -> None:
-    part = made(ProjectedAttention.spec(dim_head=6, dim_value=5, output=GatedProjection.spec()))
+    values = LinearKeyValues.spec(dim_value=5)
+    part = made(ProjectedAttention.spec(dim_head=6, keys=values, output=GatedProjection.spec()))
     x = features()
     q, k = (heads_of(x @ w.T, 4) for w in (part.query.out.weight, part.keys.k.weight))
     attended = causal(q @ k.mT / 6**0.5) @ heads_of(x @ part.keys.v.weight.T, 4)
@@ -92,7 +94,7 @@ def test_values_of_another_size_and_a_gated_way_out() -> None:
 def test_latents_with_own_features_of_all_heads() -> None:
     """DeepSeek's layout: [own, rotated; from the latent] a key, the own part shared by all heads."""
     keys = LatentKeyValues.spec(dim_latent=5, own_features=2, norm="rms_norm")
-    part = made(ProjectedAttention.spec(dim_head=6, dim_value=3, keys=keys, rotation=RotaryRotation.spec()))
+    part = made(ProjectedAttention.spec(dim_head=6, keys=keys.replace(dim_value=3), rotation=RotaryRotation.spec()))
     x = features()
     c = part.keys.norm(x @ part.keys.latent.weight.T)
     own = turned((x @ part.keys.own.weight.T).unsqueeze(1), 2)
@@ -123,7 +125,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "latent": {"keys": LatentKeyValues.spec(dim_latent=5), "kv_heads": 2},
     "own-features": {"keys": LatentKeyValues.spec(dim_latent=5, own_features=2, norm="rms_norm")},
     "all-own-features": {"keys": LatentKeyValues.spec(dim_latent=5, own_features=6)},
-    "own-heads": {"keys": LatentKeyValues.spec(dim_latent=5, own_heads=3), "dim_value": 4},
+    "own-heads": {"keys": LatentKeyValues.spec(dim_latent=5, own_heads=3, dim_value=4)},
     "own-heads-grouped": {"keys": LatentKeyValues.spec(dim_latent=5, own_heads=1), "kv_heads": 2},
     "all-own-heads": {"keys": LatentKeyValues.spec(dim_latent=5, own_heads=4)},
 }
@@ -184,8 +186,14 @@ def test_an_attention_that_keeps_values_itself_does_not_decode_latents() -> None
 
 
 def test_features_out_of_another_number() -> None:
-    part = made(ProjectedAttention.spec(dim_head=6, dim_out=7))
+    part = made(ProjectedAttention.spec(dim_head=6, output=LinearProjection.spec(outputs=7)))
     assert part(features(), {}).shape == (2, 7, 7)
+
+
+def test_a_branch_has_the_features_that_it_joins() -> None:
+    body = ProjectedAttention.spec(output=LinearProjection.spec(outputs=7))
+    with pytest.raises(ConfigError, match=r"body: the branch joins a stream of 12 features"):
+        vf.resolve(Sublayer.spec(body=body), dim=12, heads=4)
 
 
 @pytest.mark.parametrize(

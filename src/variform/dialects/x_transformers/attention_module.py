@@ -204,7 +204,7 @@ class Attention(nn.Module):
             if not native.attention.able.cross:
                 raise InputError("this attention reads its own sequence alone: leave context out")
             spec, shared = native.spec, ("keys", "query", "output", "attention", "q_norm", "k_norm")
-            sizes = {name: spec[name] for name in ("dim", "heads", "dim_head", "dim_value", "kv_heads", "dim_out")}
+            sizes = {name: spec[name] for name in ("dim", "heads", "dim_head", "kv_heads")}
             parts: dict[str, Any] = {name: getattr(native, name) for name in shared}
             # A view of the same modules, and none of this module's own.
             other = self.__dict__["_across"] = ProjectedCrossAttention(**sizes, **parts, dim_context=spec["dim"])

@@ -41,7 +41,7 @@ class LinearKeyValues(KeyValues):
         init_std: float | None = INHERIT,
     ) -> None:
         super().__init__()
-        self.heads = kv_heads
+        self.heads, self.dim_value = kv_heads, dim_value
         self.k = Linear(inputs, kv_heads * dim_head, bias, std=init_std)
         self.v = Linear(inputs, kv_heads * dim_value, bias, std=init_std)
 

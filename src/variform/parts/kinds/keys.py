@@ -58,11 +58,15 @@ class KeyValues(Part):
 
     Shapes:
         of_k, of_v: [B, L, inputs]
+
+    Attributes:
+        dim_value: features of a value.
     """
 
     kind: ClassVar[str] = "key_values"
     follows: ClassVar[frozenset[str]] = frozenset({"inputs", "kv_heads", "dim_head", "dim_value"})
     compressed: ClassVar[bool] = False
+    dim_value: int
 
     @abstractmethod
     def forward(self, of_k: Tensor, of_v: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,11 @@ class StreamPart(Part):
             raise ShapeError(f"{cls.kind} {cls.name!r} publishes {', '.join(told)} and defines no out_streams(...)")
         return {}
 
+    @classmethod
+    def features_out(cls, args: Facts) -> int | None:
+        """How many features go out, where the arguments say so; by default what the field `dim_out` holds."""
+        return args.get("dim_out")
+
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """Empty decode state for `batch` rows of at most `max_len` tokens: by default the children's, by name."""
         return {

@@ -56,18 +56,17 @@ class ProjectedAttention(Mixer):
     the plain maps by default it is `multi_head`, which is faster to read.
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]
+        x: [B, L, dim] -> [B, L, dim], or as many features as the output map says, outside of residual steps
 
     Args:
         dim: features in, and out.
         heads: number of query heads.
         dim_head: features of a query and key; dim / heads by default.
-        dim_value: features of a value; as many as `dim_head` by default.
         kv_heads: number of key and value heads, a divisor of `heads`; as many as `heads` by default.
-        dim_out: features out, for a use outside of residual steps; `dim` by default.
-        keys: how keys and values are made, and what of them decoding keeps.
+        keys: how keys and values are made, and what of them decoding keeps; its `dim_value` are the features of a
+            value, as many as `dim_head` by default.
         query: the map to the heads' queries.
-        output: the map from the heads' values.
+        output: the map from the heads' values; its `outputs` are the features out, `dim` by default.
         attention: what happens between the heads' q, k and v.
         rotation: position code that rotates q and k.
         position_bias: position code that biases the scores.
@@ -83,9 +82,7 @@ class ProjectedAttention(Mixer):
         dim: Size = INHERIT,
         heads: Size = INHERIT,
         dim_head: Size | None = None,
-        dim_value: Size | None = None,
         kv_heads: Size | None = None,
-        dim_out: Size | None = None,
         keys: KeyValues = use("linear"),
         query: Projection = use("linear"),
         output: Projection = use("linear"),
@@ -99,7 +96,7 @@ class ProjectedAttention(Mixer):
         self.heads = heads
         self.kv_heads = kv_heads or heads
         self.dim_head = dim_head or dim // heads
-        self.dim_value = dim_value or self.dim_head
+        self.dim_value = keys.dim_value
         self.keys = keys
         self.query = query
         self.output = output
@@ -112,7 +109,12 @@ class ProjectedAttention(Mixer):
     @classmethod
     def derive(cls, facts: Facts) -> Facts:
         """The children see the sizes of a head."""
-        return projected_facts(facts)
+        return head_facts(facts)
+
+    @classmethod
+    def features_out(cls, args: Facts) -> int | None:
+        """Those of the output map."""
+        return told(args, "output", "outputs")
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
@@ -204,10 +206,17 @@ def changed_keys(keys: KeyValues, made: tuple[Tensor, Tensor], streams: Streams)
     return first, second
 
 
-def projected_facts(facts: Facts) -> dict[str, Any]:
+def told(facts: Facts, slot: str, name: str) -> int | None:
+    """A size that the part in a slot is given; None where it is left open."""
+    part = described(facts.get(slot))
+    size = part.args.get(name) if isinstance(part, Spec) else None
+    return size if isinstance(size, int) else None
+
+
+def _sizes(facts: Facts) -> dict[str, Any]:
     """The sizes of a head, given or derived."""
     sizes = head_facts(facts)
-    return {**sizes, "dim_value": facts["dim_value"] or sizes["dim_head"]}
+    return {**sizes, "dim_value": told(facts, "keys", "dim_value") or sizes["dim_head"]}
 
 
 def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
@@ -218,12 +227,12 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
         facts: of the mixer.
         inputs: features that keys and values are made of.
     """
-    sizes = projected_facts(facts)
+    sizes = _sizes(facts)
     dim, heads = facts["dim"], facts["heads"]
     own: dict[str, Any] = {
         "keys": {"inputs": inputs},
         "query": {"inputs": dim, "outputs": heads * sizes["dim_head"], "writes": None},
-        "output": {"inputs": heads * sizes["dim_value"], "outputs": facts.get("dim_out") or dim},
+        "output": {"inputs": heads * sizes["dim_value"], "outputs": told(facts, "output", "outputs") or dim},
         "q_norm": {"dim": sizes["dim_head"]},
         "k_norm": {"dim": sizes["dim_head"]},
         "attention": {"dim_head": key_size(facts)},
@@ -233,7 +242,7 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
 
 def projected_problems(facts: Facts) -> list[Problem]:
     """Heads must divide what they split, and the attention must be made for such heads."""
-    sizes = projected_facts(facts)
+    sizes = _sizes(facts)
     found = head_problems(facts) + slot_problems(facts, facts["heads"], key_size(facts), sizes["dim_value"])
     if key_size(facts) != sizes["dim_head"] and kept_outside(facts) is not None:
         message = "latents are multiplied as they are kept, and this rotation changes what features mean"

@@ -20,6 +20,7 @@ from variform.parts.mixer.cross import told_positions
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
+    head_facts,
     join_heads,
     keys_beside,
     refuse_streams,
@@ -27,7 +28,7 @@ from variform.parts.mixer.multi_head import (
     split_heads,
     with_added,
 )
-from variform.parts.mixer.projected import changed_keys, changed_query, projected_facts, projected_problems, slot_facts
+from variform.parts.mixer.projected import changed_keys, changed_query, projected_problems, slot_facts, told
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -40,20 +41,19 @@ class ProjectedCrossAttention(Mixer):
     context instead of its keys and values.
 
     Shapes:
-        x: [B, L, dim] -> [B, L, dim], or [B, L, dim_out]; context: [B, Lc, dim_context]; context_mask: [B, Lc] bool, or
-        a mask
+        x: [B, L, dim] -> [B, L, dim], or as many features as the output map says, outside of residual steps;
+        context: [B, Lc, dim_context]; context_mask: [B, Lc] bool, or a mask
 
     Args:
         dim: features in, and out.
         heads: number of query heads.
         dim_head: features of a query and key; dim / heads by default.
-        dim_value: features of a value; as many as `dim_head` by default.
         kv_heads: number of key and value heads, a divisor of `heads`; as many as `heads` by default.
         dim_context: features of the context; `dim` by default.
-        dim_out: features out, for a use outside of residual steps; `dim` by default.
-        keys: how keys and values are made, and what of them decoding keeps.
+        keys: how keys and values are made, and what of them decoding keeps; its `dim_value` are the features of a
+            value, as many as `dim_head` by default.
         query: the map to the heads' queries.
-        output: the map from the heads' values.
+        output: the map from the heads' values; its `outputs` are the features out, `dim` by default.
         attention: what happens between the heads' q, k and v.
         q_norm: a norm on each head's q.
         k_norm: a norm on each head's k.
@@ -67,10 +67,8 @@ class ProjectedCrossAttention(Mixer):
         dim: Size = INHERIT,
         heads: Size = INHERIT,
         dim_head: Size | None = None,
-        dim_value: Size | None = None,
         kv_heads: Size | None = None,
         dim_context: Size | None = INHERIT,
-        dim_out: Size | None = None,
         keys: KeyValues = use("linear"),
         query: Projection = use("linear"),
         output: Projection = use("linear"),
@@ -82,7 +80,7 @@ class ProjectedCrossAttention(Mixer):
         self.heads = heads
         self.kv_heads = kv_heads or heads
         self.dim_head = dim_head or dim // heads
-        self.dim_value = dim_value or self.dim_head
+        self.dim_value = keys.dim_value
         self.dim_context = dim_context or dim
         self.keys = keys
         self.query = query
@@ -95,7 +93,12 @@ class ProjectedCrossAttention(Mixer):
     @classmethod
     def derive(cls, facts: Facts) -> Facts:
         """The children see the sizes of a head."""
-        return projected_facts(facts)
+        return head_facts(facts)
+
+    @classmethod
+    def features_out(cls, args: Facts) -> int | None:
+        """Those of the output map."""
+        return told(args, "output", "outputs")
 
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:

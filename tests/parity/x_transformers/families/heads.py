@@ -143,7 +143,7 @@ SETS = [
         "value-dim-head",
         {"attn_value_dim_head": 5},
         feature="values of another size",
-        part="mixer/projected_attention.dim_value",
+        part="key_values/linear.dim_value",
     ),
     OptionSet(
         "value-dim-head-grouped-gated",

@@ -14,6 +14,7 @@ from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.memory import JoinedMemory, ZeroMemory
 from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.key_values.latent import LatentKeyValues
+from variform.parts.key_values.linear import LinearKeyValues
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
@@ -188,17 +189,22 @@ def _maps(draft: AttentionDraft) -> dict[str, Any]:
     """Maps into and out of the heads, fields of a `ProjectedAttention`."""
     given = draft.options
     fields: dict[str, Any] = {}
+    values = {} if given.get("value_dim_head") is None else {"dim_value": given["value_dim_head"]}
+    out = {} if given.get("dim_out") in (None, draft.dim) else {"outputs": given["dim_out"]}
     if given.get("use_latent_q"):
         fields["query"] = LowRankProjection.spec(rank=given["dim_latent_q"])
     if given.get("use_latent_kv"):
         own = given["latent_rope_subheads"] or 0
-        fields["keys"] = LatentKeyValues.spec(dim_latent=given["dim_latent_kv"], own_heads=own)
+        fields["keys"] = LatentKeyValues.spec(dim_latent=given["dim_latent_kv"], own_heads=own, **values)
+    elif values:
+        fields["keys"] = LinearKeyValues.spec(**values)
     if given.get("on_attn"):
-        fields["output"] = GatedProjection.spec()
+        fields["output"] = GatedProjection.spec(**out)
     elif not _maps_out(draft):
-        fields["output"] = IdentityProjection.spec()
-    fields |= {"dim_value": given["value_dim_head"]} if given.get("value_dim_head") is not None else {}
-    return fields | ({"dim_out": given["dim_out"]} if given.get("dim_out") not in (None, draft.dim) else {})
+        fields["output"] = IdentityProjection.spec(**out)
+    elif out:
+        fields["output"] = LinearProjection.spec(**out)
+    return fields
 
 
 def _maps_out(draft: AttentionDraft) -> bool:

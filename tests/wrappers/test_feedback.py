@@ -61,3 +61,46 @@ def test_models_that_do_not_fit() -> None:
         Feedback(model(), [(3, 1)])
     with pytest.raises(ConfigError, match="each of the 1"):
         Feedback(model(), transitions=[Nothing(), Nothing()])
+
+
+def test_padding_on_either_side_changes_nothing() -> None:
+    objective = Feedback(model(), [(2, 1), (1, 2)], [TRANSITIONS["glu"](16) for _ in range(2)], passes=3)
+    objective.double().eval()
+    ids = torch.randint(0, 7, (2, 6))
+    valid = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    alone = objective.answers(ids[1:, :3])
+    right = objective.answers(ids, valid=valid)
+    left = objective.answers(ids.roll(3, 1), valid=valid.roll(3, 1))
+    for n in range(3):
+        torch.testing.assert_close(right[n][1:, :3], alone[n], rtol=0, atol=1e-12)
+        torch.testing.assert_close(left[n][1:, 3:], alone[n], rtol=0, atol=1e-12)
+    losses = [objective(ids, valid), objective(ids.masked_fill(~valid, 6), valid)]
+    losses.append(objective(ids.roll(3, 1), valid.roll(3, 1)))
+    alone_again = [objective.losses(row[:-1][None], row[1:][None]).each for row in (ids[0], ids[1, :3])]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-12)
+    first = (alone_again[0][0] * 5 + alone_again[1][0] * 2) / 7
+    found = objective.losses(ids[:, :-1], ids[:, 1:], valid[:, 1:], valid=valid[:, :-1]).each
+    torch.testing.assert_close(found[0], first, rtol=0, atol=1e-12)
+
+
+def test_documents_are_not_fed_into_one_another() -> None:
+    objective = Feedback(model()).double().eval()
+    ids = torch.randint(0, 7, (1, 6))
+    both = objective.answers(ids, segments=torch.tensor([[0, 0, 0, 1, 1, 1]]))[-1]
+    torch.testing.assert_close(both[:, 3:], objective.answers(ids[:, 3:])[-1], rtol=0, atol=1e-12)
+
+
+def test_activations_that_are_computed_again_and_compilation() -> None:
+    torch.manual_seed(0)
+    objective = Feedback(model(), [(2, 1), (1, 2)], [TRANSITIONS["glu"](16) for _ in range(2)], jitter=0.0).double()
+    ids = torch.randint(0, 7, (2, 6))
+    grads = []
+    for executor in ("plain", "checkpoint"):
+        objective.model.stacks[0].executor = executor
+        objective.zero_grad()
+        objective(ids).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+    objective.eval()
+    compiled = torch.compile(lambda x: objective(x), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids), objective(ids), rtol=0, atol=1e-12)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from variform.errors import ConfigError, ShapeError
 from variform.generate.readers import evaluating
 from variform.parts.kinds import State
 from variform.stack.stack import LayerStack
-from variform.wrappers.rollouts import checked_model, logits_of, token_vectors
+from variform.stack.tapped import Change, tapped
+from variform.wrappers.rollouts import checked_model, logits_of
 from variform.wrappers.transitions import Gated
 
 Fuse = Callable[[Tensor, Tensor], Tensor]
@@ -84,10 +85,7 @@ class Feedback(nn.Module):
         stack = self.model.stacks[0]
         if len(self.model.stacks) != 1 or not isinstance(stack, LayerStack) or stack.executor == "reversible":
             raise ConfigError("one plain stack of layers is needed", path="model")
-        layers = list(stack.layers.in_order())
-        self.depth = len(layers)
-        if len({id(layer) for layer in layers}) < self.depth:
-            raise ConfigError("layers that stand several times cannot be told apart", path="model")
+        self.depth = len(stack.layers.order)
         if passes < 1:
             raise ConfigError("must be positive", path="passes", value=passes)
         chosen = [(self.depth, 1)] if routes is None else routes
@@ -111,10 +109,10 @@ class Feedback(nn.Module):
 
         Args:
             ids: token ids.
-            valid: [B, L] bool, False at padding on the right.
+            valid: [B, L] bool, False at padding.
             **streams: further inputs of the model.
         """
-        counted = None if valid is None else valid[:, 1:] & valid[:, :-1]
+        counted = None if valid is None else valid[:, 1:]
         seen = None if valid is None else valid[:, :-1]
         return self.losses(ids[:, :-1], ids[:, 1:], counted, valid=seen, **streams).loss
 
@@ -144,12 +142,12 @@ class Feedback(nn.Module):
         """
         counted = torch.ones_like(targets, dtype=torch.bool) if counted is None else counted
         logits = self.answers(inputs, passes, transition, **streams)
+        _, there = before(streams.get("valid"), streams.get("segments"), inputs)
         each = []
         for place, one in enumerate(logits):
             # The first token gets no features; where it is the only one, there is nothing else to count.
-            begin = int(place > 0 and inputs.shape[1] > 1)
-            errors = F.cross_entropy(one.transpose(1, 2), targets, reduction="none")[:, begin:]
-            here = counted[:, begin:]
+            here = counted & there if place > 0 and inputs.shape[1] > 1 else counted
+            errors = F.cross_entropy(one.transpose(1, 2), targets, reduction="none")
             each.append(torch.where(here, errors, 0.0).sum() / here.sum().clamp(min=1))
         loss = each[0]
         if len(each) > 1:
@@ -197,52 +195,43 @@ class Feedback(nn.Module):
             state: a decode state.
             **streams: further inputs of the model.
         """
-        stack = self.model.stacks[0]
-        assert isinstance(stack, LayerStack)
-        layers = list(stack.layers.in_order())
-        kept: dict[int, Tensor] = {}
-
-        def keep(source: int) -> Callable[..., None]:
-            def note(layer: nn.Module, given: Any, out: Any) -> None:
-                kept[source] = out[0] if isinstance(out, tuple) else out
-
-            return note
-
-        def fuse(target: int) -> Callable[..., Any]:
-            def change(layer: nn.Module, given: Any) -> Any:
-                return (self._fused(given[0], found or {}, target, transition, newest), *given[1:])
-
-            return change
-
-        with ExitStack() as hooks:
-            for source in {route.source for route in self.routes} - {self.depth}:
-                hooks.callback(layers[source - 1].register_forward_hook(keep(source)).remove)
-            if found is not None:
-                for target in {route.target for route in self.routes} - {1}:
-                    hooks.callback(layers[target - 1].register_forward_pre_hook(fuse(target)).remove)
-                vectors = token_vectors(self.model, ids)
-                fused = self._fused(vectors, found, 1, transition, newest)
-                if fused is not vectors:
-                    streams["added"] = fused - vectors
-            out = self.model(ids, hidden=True, state=state, **streams)
+        told: dict[int, Tensor] = {}
+        changes: dict[int, Change] = {}
+        if found is not None:
+            shifted = None if newest else before(streams.get("valid"), streams.get("segments"), ids)
+            changes = {
+                target - 1: partial(self._fused, found=found, target=target, transition=transition, shifted=shifted)
+                for target in {route.target for route in self.routes}
+            }
+        tokens = changes.pop(0, None)
+        # A view and no hooks: activations that are computed again in the backward pass are changed again.
+        out = tapped(self.model, tokens, changes, told)(ids, hidden=True, state=state, **streams)
         hidden, state = (out, None) if state is None else out
+        kept = {source: told[source - 1] for source in {route.source for route in self.routes}}
         kept[self.depth] = hidden
         return logits_of(self.model, hidden), kept, state
 
     def _fused(
-        self, stream: Tensor, found: Mapping[int, Tensor], target: int, transition: Fuse | None, newest: bool
+        self,
+        stream: Tensor,
+        found: Mapping[int, Tensor],
+        target: int,
+        transition: Fuse | None,
+        shifted: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
+        """The stream with the features of the token before, where there is one."""
         for route, own in zip(self.routes, self.transitions, strict=True):
             if route.target != target:
                 continue
-            latents = found[route.source]
-            if self.training and self.jitter > 0:
-                latents = latents + torch.empty_like(latents).uniform_(-self.jitter, self.jitter)
-            module = own if transition is None else transition
-            if newest:
+            latents, module = found[route.source], own if transition is None else transition
+            if shifted is None:
                 stream = torch.cat((stream[:, :-1], module(latents[:, -1:], stream[:, -1:])), 1)
-            elif stream.shape[1] > 1:
-                stream = torch.cat((stream[:, :1], module(latents[:, :-1], stream[:, 1:])), 1)
+                continue
+            if self.training and self.jitter:
+                latents = latents + torch.empty_like(latents).uniform_(-self.jitter, self.jitter)
+            place, there = shifted
+            latents = latents.gather(1, place.unsqueeze(-1).expand_as(latents))
+            stream = torch.where(there.unsqueeze(-1), module(latents, stream), stream)
         return stream
 
     @torch.no_grad()
@@ -290,3 +279,17 @@ class Feedback(nn.Module):
                 again = kept if passes > 1 and (fuses is None or fuses(step)) else None
                 logits, kept, state = self.run(token.unsqueeze(1), again, transition, True, state)
         return torch.stack(made, 1)
+
+
+def before(valid: Tensor | None, segments: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the real token before each stands in its row and segment, and whether there is one.
+
+    Shapes:
+        valid: [B, L] bool; segments: [B, L] integers; ids: [B, L] -> [B, L], [B, L]
+    """
+    steps = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    newest = steps if valid is None else torch.where(valid, steps, -1).cummax(1).values
+    place = F.pad(newest[:, :-1], (1, 0), value=-1)
+    there = place >= 0
+    place = place.clamp(min=0)
+    return place, there if segments is None else there & (segments == segments.gather(1, place))

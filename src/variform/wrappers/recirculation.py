@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError
 from variform.parts.kinds import State
 from variform.parts.linear import Linear
-from variform.parts.mixer.multi_head import MultiHead
 from variform.stack.decodable import refuse_undecodable
+from variform.stack.multi_stream import MultiStreamStack
 from variform.stack.recurrent import LoopedStack, RecycledStack
-from variform.stack.sublayer import Sublayer, innermost
+from variform.stack.tapped import Change, layer_stack, mixing_steps, tapped_mixing
 from variform.wrappers.rollouts import checked_model, logits_of
 
 
@@ -102,15 +102,13 @@ class Recirculation(nn.Module):
         refuse_undecodable(self.model)
         if any(isinstance(part, (LoopedStack, RecycledStack)) for part in self.model.modules()):
             raise ConfigError("is not compatible with stacks that run several times", path="model")
-        self.steps = [
-            part
-            for part in self.model.stacks.modules()
-            if isinstance(part, Sublayer) and isinstance(innermost(part.body), MultiHead)
-        ]
+        if len(self.model.stacks) != 1 or any(isinstance(part, MultiStreamStack) for part in self.model.modules()):
+            raise ConfigError("one stack, and one residual stream a token, are needed", path="model")
+        steps = len(mixing_steps(layer_stack(self.model).layers))
         for source, target in routes:
             for name, place in (("source", source), ("destination", target)):
-                if not 0 <= place < len(self.steps):
-                    message = f"{name} {place} is out of range: there are {len(self.steps)} attention layers"
+                if not 0 <= place < steps:
+                    message = f"{name} {place} is out of range: there are {steps} attention layers"
                     raise ConfigError(message, path="routes", value=(source, target))
             if target >= source:
                 message = "each destination must be shallower than its source"
@@ -187,19 +185,14 @@ class Recirculation(nn.Module):
         read: dict[int, Tensor] = {}
         # Without autograd a state that was used is void; with it, nothing is overwritten.
         first = state if torch.is_grad_enabled() else copy.deepcopy(state)
-        with ExitStack() as hooks:
-            for place, step in enumerate(self.steps):
-                hooks.callback(step.register_forward_pre_hook(_noted(read, place)).remove)
-            hidden, _ = self.model(token, valid=valid, state=first, hidden=True, **more)
+        # Views and no hooks: activations that are computed again in the backward pass are changed again.
+        hidden, _ = tapped_mixing(self.model, read)(token, valid=valid, state=first, hidden=True, **more)
         seen = state["seen"]
         counts = torch.full_like(token[:, 0], state["count"]) if seen is None else seen
-        with ExitStack() as hooks:
-            for route, (source, target) in enumerate(self.routes):
-                mixed = self._mixed(route, read[source], read[target], counts)
-                step = self.steps[target]
-                where = step.body if step.norm is None else step.norm
-                hooks.callback(where.register_forward_pre_hook(_given(mixed)).remove)
-            _, state = self.model(token, valid=valid, state=state, hidden=True, **more)
+        changes: dict[int, Change] = {}
+        for route, (source, target) in enumerate(self.routes):
+            changes[target] = partial(_other, by=self._mixed(route, read[source][:, -1:], read[target][:, -1:], counts))
+        _, state = tapped_mixing(self.model, None, changes)(token, valid=valid, state=state, hidden=True, **more)
         return logits_of(self.model, hidden), state
 
     def _mixed(self, route: int, source: Tensor, target: Tensor, counts: Tensor) -> Tensor:
@@ -216,15 +209,6 @@ class Recirculation(nn.Module):
         return found
 
 
-def _noted(read: dict[int, Tensor], place: int) -> Callable[..., None]:
-    def note(step: nn.Module, given: Any) -> None:
-        read[place] = given[0]
-
-    return note
-
-
-def _given(x: Tensor) -> Callable[..., Any]:
-    def change(part: nn.Module, given: Any) -> Any:
-        return (x, *given[1:])
-
-    return change
+def _other(x: Tensor, by: Tensor) -> Tensor:
+    """The last token's features are others; what stands in front, in the first call, stays."""
+    return torch.cat((x[:, :-1], by), 1)

@@ -99,7 +99,6 @@ def test_generation() -> None:
         (lambda: model(net(tie_embedding=False)), "weight tying"),
         (lambda: model(net(post_emb_norm=False)), "post embedding norm"),
         (lambda: model(net(num_memory_tokens=2)), "plain stack"),
-        (lambda: model(net({"weight_tie_layers": True})), "several times"),
     ],
 )
 def test_keywords_are_checked(build: Any, named: str) -> None:

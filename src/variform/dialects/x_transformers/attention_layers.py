@@ -15,7 +15,8 @@ from variform.dialects.x_transformers.attention_module import clip_stack, muon_w
 from variform.dialects.x_transformers.beside import Lent, heads_in_order
 from variform.dialects.x_transformers.call import STACK_CALL, documents, injected, refuse_call, streams_of, two_way
 from variform.dialects.x_transformers.causality import layers_with
-from variform.dialects.x_transformers.errors import KeywordError
+from variform.dialects.x_transformers.changes import Changes, layers_changed
+from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
@@ -23,6 +24,7 @@ from variform.dialects.x_transformers.reorder import Repeats, block_size, layers
 from variform.dialects.x_transformers.table import REQUIRED
 from variform.parts.kinds import Stack
 from variform.stack.remembering import check_taken, recall_of
+from variform.stack.tapped import Change
 
 
 class AttentionLayers(nn.Module):
@@ -87,6 +89,12 @@ class AttentionLayers(nn.Module):
         """A view of these layers, of the same modules, whose self-attention looks back alone, or not."""
         return layers_with(self, causal)
 
+    def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> AttentionLayers:
+        """A view of these layers, of the same modules, in which the inputs of blocks are changed on their way."""
+        if tokens is not None:
+            raise InputError("transform_token_embeds is an argument of models: layers alone have no tokens")
+        return layers_changed(self, blocks)
+
     @takes_orders
     def forward(
         self,
@@ -127,7 +135,8 @@ class AttentionLayers(nn.Module):
             mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
             return_hiddens: (the result, `LayerIntermediates`).
             **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention; those of `Lent`;
-                `flash_pack_seq_kwargs`, the documents of one row; upstream's other arguments, at their defaults.
+                `flash_pack_seq_kwargs`, the documents of one row; those of
+                `takes_orders`; upstream's other arguments, at their defaults.
         """
         bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
         lent = Lent.taken(more)

@@ -26,7 +26,7 @@ HONOURED = (
     *("return_next_embed_pred", "return_attn_z_loss", "attn_z_loss_weight", "cache", "input_not_include_cache"),
     *("cache_age", "recycle_steps", "looped_steps", "max_looped_steps", "looped_pred_all_logits", "looped_inference"),
     *("looped_exit_prob_threshold", "embed_ids", "sum_embeds", "to_logits_kwargs", "condition"),
-    "context_pos",
+    *("context_pos", "transform_block_inputs", "transform_token_embeds"),
     *("mems", "mem_masks", "return_mems", "detach_mems"),
 )
 
@@ -42,13 +42,11 @@ STACK_CALL: dict[str, Any] = {
     "deep_embeds_and_ids": None,
     "flash_pack_seq_kwargs": None,
     "flash_pack_seq_context_kwargs": None,
-    "transform_block_inputs": None,
 }
 """Arguments of a stack's forward that are known and not supported, with upstream's defaults."""
 
 MODEL_CALL: dict[str, Any] = {
     **{name: default for name, default in STACK_CALL.items() if name not in HONOURED},
-    "transform_token_embeds": None,
     "token_emb_kwargs": {},
 }
 """The same of a model's forward."""

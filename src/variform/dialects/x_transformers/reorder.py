@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from torch import nn
 
 from variform.dialects.x_transformers.errors import InputError
 from variform.parts.entry.layers import LayerMixture
@@ -15,10 +12,12 @@ from variform.parts.stream_ops.history import BeginHistory, JoinSkip
 from variform.parts.stream_ops.inject import InjectInput
 from variform.stack.execute import ModuleList
 from variform.stack.stack import LayerStack
+from variform.stack.tapped import changed, replaced
 from variform.weights.x_transformers.stack import steps_of
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
+    from variform.dialects.x_transformers.changes import Changes
     from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
 Repeats = Sequence[Any]
@@ -28,10 +27,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_orders(forward: F) -> F:
-    """A forward that takes `layers_execute_order`, `repeat_blocks` and `causal` too: they hold for this call.
+    """A forward that takes `layers_execute_order`, `repeat_blocks`, `causal` and changes of features: for this call.
 
     `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run;
-    `causal` whether self-attention looks back alone.
+    `causal` whether self-attention looks back alone; for `transform_block_inputs` see `changes`.
     """
 
     @functools.wraps(forward)
@@ -41,6 +40,7 @@ def takes_orders(forward: F) -> F:
         layers_execute_order: Sequence[int] | None = None,
         repeat_blocks: Repeats | None = None,
         causal: bool | None = None,
+        transform_block_inputs: Changes | None = None,
         **keywords: Any,
     ) -> Any:
         if causal is not None:
@@ -49,6 +49,11 @@ def takes_orders(forward: F) -> F:
             self = self.with_causality(causal)
         if layers_execute_order is not None or repeat_blocks is not None:
             self = self.reordered(layers_execute_order, repeat_blocks)
+        tokens = keywords.pop("transform_token_embeds", None)
+        if transform_block_inputs is not None or tokens is not None:
+            if keywords.get("cache") is not None:
+                raise InputError("features are changed in whole sequences: leave the cache out")
+            self = self.with_changes(transform_block_inputs, tokens)
         return forward(self, *args, **keywords)
 
     return ordered  # type: ignore[return-value]
@@ -76,8 +81,8 @@ def layers_in_order(
         if any(isinstance(module, part) for module in stack.modules()):
             raise InputError(f"layers built with {keyword} are made for one order, and cannot run in another")
     begin = [module for module in stack.modules() if isinstance(module, (BeginHistory, InjectInput))]
-    changed = _changed(stack, layers=ModuleList([*begin, *(steps[index] for index in order)]))
-    return _changed(layers, native=_replaced(layers.native, stack, changed))
+    other = changed(stack, layers=ModuleList([*begin, *(steps[index] for index in order)]))
+    return changed(layers, native=replaced(layers.native, stack, other))
 
 
 def model_in_order(
@@ -86,7 +91,7 @@ def model_in_order(
     """The same of a model around such a stack."""
     own: AttentionLayers = model.__dict__["attn_layers"]
     layers = layers_in_order(own, order, repeat_blocks)
-    view = _changed(model, native=_replaced(model.native, own.native, layers.native))
+    view = changed(model, native=replaced(model.native, own.native, layers.native))
     view.__dict__["attn_layers"] = layers
     return view
 
@@ -109,26 +114,6 @@ def _repeated(repeats: Repeats, size: int, steps: int) -> tuple[int, ...]:
         order += [*range(block * size, (last + 1) * size)] * times
         block = last + 1
     return tuple(order)
-
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def _changed(module: M, **children: nn.Module) -> M:
-    """A view of a module, with all that it has but these children."""
-    view = copy.copy(module)
-    view.__dict__["_modules"] = {**module._modules, **children}
-    view.__dict__.pop("_signature", None)  # decode states of one order are not those of another
-    return view
-
-
-def _replaced(module: Any, old: nn.Module, new: nn.Module) -> Any:
-    """A view of a module in which one of those below it is another."""
-    if module is old:
-        return new
-    children = {name: _replaced(child, old, new) for name, child in module._modules.items() if child is not None}
-    changed = {name: child for name, child in children.items() if child is not module._modules[name]}
-    return _changed(module, **changed) if changed else module
 
 
 def block_size(draft: Any) -> int:

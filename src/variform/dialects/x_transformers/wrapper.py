@@ -30,6 +30,7 @@ from variform.dialects.x_transformers.call import (
     two_way,
 )
 from variform.dialects.x_transformers.causality import model_with
+from variform.dialects.x_transformers.changes import Changes, model_changed
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
 from variform.dialects.x_transformers.memory import memories_of
@@ -40,6 +41,7 @@ from variform.dialects.x_transformers.reorder import Repeats, model_in_order, ta
 from variform.errors import ConfigError
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.model import Transformer
+from variform.stack.tapped import Change
 
 
 class TransformerWrapper(nn.Module):
@@ -124,6 +126,10 @@ class TransformerWrapper(nn.Module):
     def with_causality(self, causal: bool) -> TransformerWrapper:
         """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
         return model_with(self, causal)
+
+    def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> TransformerWrapper:
+        """A view of this model, of the same modules, in which features are changed on their way."""
+        return model_changed(self, blocks, tokens)
 
     def attn_qk_clip_(self, intermediates: LayerIntermediates, tau: float = 100.0) -> None:
         """Scale the maps of queries and keys down so that no score of a call is above `tau` (arXiv:2507.20534)."""
@@ -254,7 +260,7 @@ class TransformerWrapper(nn.Module):
                 if remembers:
                     hidden, left = hidden
                     kept = list((left.detached() if detach_mems else left).features)
-                if recorder is not None:
+                if recorder is not None and not self.__dict__.get("changing"):
                     recorder.found.cache = Cache(
                         x, {k: v for k, v in streams.items() if k not in ("positions", "memories")}, positions
                     )

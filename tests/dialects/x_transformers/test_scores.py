@@ -153,3 +153,14 @@ def test_explain_says_what_serves_scores_under_flash(keywords: dict[str, Any], d
     model = xt.TransformerWrapper(num_tokens=11, max_seq_len=1024, attn_layers=layers)
     found = vf.explain(model.native, batch=2, length=1024, device=device)
     assert [choice.chosen for choice in found.rows] == [backend]
+
+
+@pytest.mark.parametrize("keywords", [{}, {"attn_on_attn": True}])
+@torch.no_grad()
+def test_causality_of_a_call_leaves_cross_attention_alone(keywords: dict[str, Any]) -> None:
+    layers = xt.Encoder(dim=16, depth=1, heads=2, attn_dim_head=8, cross_attend=True, **keywords).eval()
+    x, context = torch.randn(1, 5, 16), torch.randn(1, 5, 16)
+    other = context.clone()
+    other[:, -1] += 1.0
+    found, changed = (layers(x, context=one, causal=True) for one in (context, other))
+    assert (found[:, 0] != changed[:, 0]).any()

@@ -11,6 +11,7 @@ from variform.ops.masks import Causal
 from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.kinds import Attention, Mixer
 from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.stack.tapped import changed, replaced
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _seen(module: Any, causal: bool, done: dict[int, nn.Module]) -> Any:
     """A view of a module in which self-attention is causal or not; modules that stand in several places stay one."""
     if id(module) in done:
         return done[id(module)]
-    if isinstance(module, CrossMultiHead):
+    if isinstance(module, (CrossMultiHead, ProjectedCrossAttention)):
         return module
     children = {name: _seen(child, causal, done) for name, child in module._modules.items() if child is not None}
     other = {name: child for name, child in children.items() if child is not module._modules[name]}

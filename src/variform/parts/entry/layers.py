@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
-from variform.core.part import Facts, use
+from variform.core.part import use
 from variform.core.registry import register
 from variform.errors import ShapeError
 from variform.parts.activation import ACTIVATIONS, Activation
-from variform.parts.kinds import Entry, Norm, Streams
+from variform.parts.entry.history import HistoryEntry
+from variform.parts.kinds import Norm, Streams
 from variform.parts.linear import Linear
 
 Size = Annotated[int, Field(gt=0)]
@@ -23,7 +24,7 @@ Views = Literal[1, 3]
 
 
 @register("layer_mixture")
-class LayerMixture(Entry):
+class LayerMixture(HistoryEntry):
     """Reads a mixture of the inputs h_1 ... h_k of this step and all before it.
 
     y = sum_l w_l(x) h_l with weights w = softmax(W N(x) + b) of the newest, h_k = x.
@@ -63,21 +64,6 @@ class LayerMixture(Entry):
         self.stream = stream
         self.mix = Linear(dim, views * count)
 
-    @classmethod
-    def views(cls, args: Facts) -> int:
-        """As told."""
-        return int(args["views"])
-
-    @classmethod
-    def publishes(cls, args: Facts) -> tuple[str, ...]:
-        """The history, longer by one."""
-        return (args.get("stream", "history"),)
-
-    @classmethod
-    def reads_streams(cls, args: Facts) -> frozenset[str]:
-        """The history."""
-        return frozenset({args.get("stream", "history")})
-
     def forward(self, x: Tensor, streams: Streams) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Mix."""
         history = (*streams[self.stream], x)
@@ -90,7 +76,7 @@ class LayerMixture(Entry):
 
 
 @register("layer_attention")
-class LayerAttention(Entry):
+class LayerAttention(HistoryEntry):
     """Attends over the inputs h_1 ... h_k of this step and all before it, with a query made of the newest, h_k = x.
 
     q = N_q(x + U act(D N(x))), keys N_k(h_l), weights softmax_l(q . N_k(h_l) / sqrt(dim)), and the h_l themselves are
@@ -137,21 +123,6 @@ class LayerAttention(Entry):
     def reset_parameters(self) -> None:
         """The query begins as the newest input."""
         nn.init.zeros_(self.up)
-
-    @classmethod
-    def views(cls, args: Facts) -> int:
-        """As told."""
-        return int(args["views"])
-
-    @classmethod
-    def publishes(cls, args: Facts) -> tuple[str, ...]:
-        """The history, longer by one."""
-        return (args.get("stream", "history"),)
-
-    @classmethod
-    def reads_streams(cls, args: Facts) -> frozenset[str]:
-        """The history."""
-        return frozenset({args.get("stream", "history")})
 
     def forward(self, x: Tensor, streams: Streams) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Attend."""

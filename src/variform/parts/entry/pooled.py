@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from variform.core.inherit import INHERIT
 from variform.core.part import Facts, use
 from variform.core.registry import register
-from variform.parts.kinds import Entry, Norm, Rotation, Streams
+from variform.parts.entry.history import HistoryEntry
+from variform.parts.kinds import Norm, Rotation, Streams
 from variform.parts.linear import Linear
 
 Size = Annotated[int, Field(gt=0)]
 
 
 @register("layer_pooling")
-class LayerPooling(Entry):
+class LayerPooling(HistoryEntry):
     """Attends with several heads over the inputs h_1 ... h_k of this step and all before it (arXiv:2601.21582).
 
     y = W_o concat_head sum_l softmax_l(q . N_k(W_k h_l) / sqrt(D)) W_v h_l, where q = W_q u of a learned vector u, or
@@ -79,21 +80,6 @@ class LayerPooling(Entry):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """A norm on keys works on one head's features."""
         return {"dim": facts["dim_head"] or facts["dim"] // facts["heads"]} if slot == "key_norm" else {}
-
-    @classmethod
-    def views(cls, args: Facts) -> int:
-        """As told."""
-        return int(args["views"])
-
-    @classmethod
-    def publishes(cls, args: Facts) -> tuple[str, ...]:
-        """The history, longer by one."""
-        return (args.get("stream", "history"),)
-
-    @classmethod
-    def reads_streams(cls, args: Facts) -> frozenset[str]:
-        """The history."""
-        return frozenset({args.get("stream", "history")})
 
     def forward(self, x: Tensor, streams: Streams) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Attend."""

@@ -121,16 +121,12 @@ class CrossMultiHead(Mixer):
     @classmethod
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The own positions too, where the attention goes by them."""
-        slot = described(args.get("attention"))
-        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
-        return cls.reads | {"positions", "context_positions"} if takes else cls.reads
+        return cls.reads | positions_read(args)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
         """Nothing of the own sequence is read, so causality is kept, unless the attention mixes queries."""
-        can, slot = slot_abilities(args), described(args.get("attention"))
-        alone = not (isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.queries_mixed(slot.args))
-        return Can(alone, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, alone)
+        return cross_abilities(args)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
@@ -186,6 +182,20 @@ class CrossMultiHead(Mixer):
         """The context's keys and values, computed once."""
         k, v = self._keys_values(streams)
         return {"k": k, "v": v, **told_positions(streams, batch, self.placed)}
+
+
+def positions_read(args: Facts) -> frozenset[str]:
+    """The streams of positions, where the attention of such a mixer goes by them."""
+    slot = described(args.get("attention"))
+    takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
+    return frozenset({"positions", "context_positions"} if takes else ())
+
+
+def cross_abilities(args: Facts) -> Can:
+    """Those of a mixer over a context, by the attention in its slot."""
+    can, slot = slot_abilities(args), described(args.get("attention"))
+    alone = not (isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.queries_mixed(slot.args))
+    return Can(alone, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, alone)
 
 
 def told_positions(streams: Streams, batch: int, placed: bool) -> State:

@@ -11,12 +11,11 @@ from variform.core.dims import Shape, parse_shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
-from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, Sides, State, Streams
-from variform.parts.mixer.cross import told_positions
+from variform.parts.mixer.cross import cross_abilities, positions_read, told_positions
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
@@ -24,7 +23,6 @@ from variform.parts.mixer.multi_head import (
     join_heads,
     keys_beside,
     refuse_streams,
-    slot_abilities,
     split_heads,
     with_added,
 )
@@ -121,15 +119,12 @@ class ProjectedCrossAttention(Mixer):
     @classmethod
     def reads_streams(cls, args: Facts) -> frozenset[str]:
         """The own positions too, where the attention goes by them."""
-        slot = described(args.get("attention"))
-        takes = isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.positions_taken(slot.args)
-        return cls.reads | {"positions", "context_positions"} if takes else cls.reads
+        return cls.reads | positions_read(args)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """Causality towards the own sequence is kept: nothing of it is read."""
-        can = slot_abilities(args)
-        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+        """Nothing of the own sequence is read, so causality is kept, unless the attention mixes queries."""
+        return cross_abilities(args)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""

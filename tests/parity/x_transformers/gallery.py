@@ -19,11 +19,14 @@ from tests.parity.x_transformers.option_set import LAYERS, MODEL, OptionSet
 
 PAGE = Path(__file__).parents[3] / "docs" / "features.md"
 WORDS = Path(__file__).with_name("gallery.yaml")
-CUT = "# ---- next snippet ----"
 
 
 def words() -> dict[str, Any]:
-    """What `gallery.yaml` says: `head`, `sections` (titles of families), `features` (about, example), `tail`."""
+    """What `gallery.yaml` says.
+
+    `head`, `sections` (titles of families), `features` (about, example, section; in order), `wrappers` (title, about,
+    paper, example), `tail`.
+    """
     told: dict[str, Any] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     return told
 
@@ -52,12 +55,10 @@ def snippet(one: OptionSet) -> str:
     )
 
 
-def formatted(snippets: list[str]) -> list[str]:
-    """Snippets in the style of the docs."""
-    text = f"\n{CUT}\n".join(snippets)
-    command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    return [part.strip() for part in done.stdout.split(CUT)]
+def formatted(text: str) -> str:
+    """The page with its snippets in the style of the project."""
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(PAGE), "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
 def page() -> str:
@@ -65,17 +66,33 @@ def page() -> str:
     told = words()
     sets = {one.name: one for one in featured()}
     said = told["features"]
-    order = [name for family in told["sections"] for name in sets if name.startswith(f"{family}/")]
-    codes = formatted([said.get(name, {}).get("example") or snippet(sets[name]) for name in order])
-    lines, family = [told["head"].strip(), ""], ""
-    for name, code in zip(order, codes, strict=True):
+    in_order = [name for name in dict.fromkeys((*said, *sets)) if name in sets]
+    order = sorted(in_order, key=lambda name: list(told["sections"]).index(section(name, said)))
+    lines, begun = [told["head"].strip(), ""], ""
+    for name in order:
         one = sets[name]
-        if name.partition("/")[0] != family:
-            family = name.partition("/")[0]
-            lines += [f"## {told['sections'][family]}", ""]
+        if section(name, said) != begun:
+            begun = section(name, said)
+            lines += [f"## {told['sections'][begun]}", ""]
         lines += [f"### {one.feature}", "", sentence(said.get(name, {}).get("about") or one.about, one), ""]
-        lines += ["```python", code, "```", ""]
-    return "\n".join([*lines, told["tail"].strip(), ""])
+        lines += ["```python", (said.get(name, {}).get("example") or snippet(one)).strip(), "```", ""]
+    lines += around(told["wrappers"])
+    return formatted("\n".join([*lines, told["tail"].strip(), ""]))
+
+
+def section(name: str, said: dict[str, dict[str, str]]) -> str:
+    """Where a feature stands: among its family, unless its words say otherwise."""
+    return said.get(name, {}).get("section", name.partition("/")[0])
+
+
+def around(wrappers: list[dict[str, str]]) -> list[str]:
+    """The section of what stands around models: wrappers that train and generate, and models made of several."""
+    lines = ["## Wrappers and models around", ""]
+    for one in wrappers:
+        paper = f" ({link(one['paper'])})" if "paper" in one else ""
+        lines += [f"### {one['title']}", "", re.sub(r"\.$", "", one["about"].strip()) + paper + ".", ""]
+        lines += ["```python", one["example"].strip(), "```", ""]
+    return lines
 
 
 def sentence(about: str, one: OptionSet) -> str:

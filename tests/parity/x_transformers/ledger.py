@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,21 @@ VERSION = importlib.metadata.version("x-transformers")
 LONG = 2048
 """Tokens for which backends are told: kernels that skip or fuse are chosen for long sequences."""
 
+HEAD_DIM = 64
+"""Features of a head for which backends are told, unless a set has its own: kernels for GPUs need some."""
+
 HEAD = """# Features of x-transformers
 
 Every feature, measured by the tests: `python -m tests.parity.x_transformers.ledger` writes this page. Where a
 result differs on purpose is told in [differences](differences.md).
 
 - *Difference*: the largest difference of an output to x-transformers 2.31.10 (2.26.4 where that alone has the
-  keyword) with the same perturbed weights in float64, its softmax included.
+  keyword) with the same perturbed weights in float64, its softmax included. *On purpose*: the original is wrong there;
+  *alone*: it has no counterpart, or cannot run it.
 - *Causal*: in a `Decoder` no output changes by a bit when later tokens do.
 - *Decodes*: token by token with a cache, equal to the whole sequence to 1e-10 in float64.
-- *CPU*, *CUDA*: what runs the attention in a training step of {long} tokens, as `vf.explain` tells.
+- *CPU*, *CUDA*: what runs the attention in a training step of {long} tokens with heads of {head} features, as
+  `vf.explain` tells.
 
 | feature | keywords | part | paper | difference | causal | decodes | CPU | CUDA |
 |---|---|---|---|---|---|---|---|---|
@@ -65,16 +70,19 @@ def featured() -> list[OptionSet]:
 
 def fixed(one: OptionSet) -> tuple[str, str, str, str]:
     """Feature, keywords, part and paper."""
-    given = {**changed(one.layers, LAYERS), **changed(one.model, MODEL)}
+    given = {**changed(one.layers, LAYERS), **one.ours, **changed(one.model, MODEL), **one.ours_model}
     if one.stack != "Decoder":
         given = {one.stack: None, **given}
-    words = ", ".join(f"`{name}`" if value is None else f"`{name}={shown(value)}`" for name, value in given.items())
-    return one.feature, words or "none", f"`{one.part}`" if one.part else "", link(one.paper)
+    words = [f"`{name}`" if value is None else f"`{name}={shown(value)}`" for name, value in given.items()]
+    if one.call is not None:
+        words += [f"`{name}` of a call" for name in one.call(ids_of(one))]
+    return one.feature, ", ".join(words) or "none", f"`{one.part}`" if one.part else "", link(one.paper)
 
 
 def changed(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that a set is about, without sizes."""
-    return {name: value for name, value in given.items() if name not in usual}
+    """The keywords that a set is about, without sizes that every set has."""
+    told = ("attn_dim_head", "max_seq_len")
+    return {n: value for n, value in given.items() if n not in usual or (n in told and value != usual[n])}
 
 
 def shown(value: Any) -> str:
@@ -85,7 +93,9 @@ def shown(value: Any) -> str:
 
 
 def link(paper: str) -> str:
-    """A paper as a link."""
+    """A paper as a link, or several with commas between."""
+    if ", " in paper:
+        return ", ".join(map(link, paper.split(", ")))
     if paper.startswith("arXiv:"):
         return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
     return f"[link]({paper})" if paper.startswith("http") else paper
@@ -116,9 +126,9 @@ def perturbed(model: nn.Module) -> nn.Module:
 def difference(one: OptionSet) -> str:
     """The largest difference to upstream's output."""
     if one.wrong:
-        return f"upstream is wrong: {one.wrong}"
+        return "[on purpose](differences.md#x-transformers)"
     if one.incompatible:
-        return f"not comparable: {one.incompatible}"
+        return "alone"
     if one.random:
         return "random"
     if VERSION not in one.versions:
@@ -162,10 +172,9 @@ def in_one(out: Any) -> Tensor:
 
 def backends(one: OptionSet, device: str) -> str:
     """What runs the attentions in training."""
-    long = {name: value for name, value in one.model.items() if name != "max_seq_len"}
-    model = builder(
-        OptionSet(one.name, one.layers, {**long, "max_seq_len": LONG}, one.ours, one.ours_model, one.stack)
-    )(ours)
+    made_to_size = any(isinstance(value, nn.Module) for value in one.layers.values())
+    layers = {**({} if made_to_size else {"attn_dim_head": HEAD_DIM}), **one.layers}
+    model = builder(replace(one, layers=layers, model={**one.model, "max_seq_len": LONG}))(ours)
     told = vf.explain(model.native.spec, batch=1, length=LONG, device=device)
     names = {row.chosen or "refused" for row in told.rows}
     return ", ".join(sorted(names)) or "–"
@@ -173,7 +182,7 @@ def backends(one: OptionSet, device: str) -> str:
 
 def page(rows: Iterable[Row]) -> str:
     """The whole page."""
-    return HEAD.format(long=LONG) + "\n".join(map(str, rows)) + "\n"
+    return HEAD.format(long=LONG, head=HEAD_DIM) + "\n".join(map(str, rows)) + "\n"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,7 +4,13 @@ from tests.parity.x_transformers.option_set import OptionSet
 
 SETS = [
     OptionSet("plain", same=True),
-    OptionSet("dim-head-64", layers={"attn_dim_head": 64}),
+    OptionSet(
+        "dim-head-64",
+        layers={"attn_dim_head": 64},
+        feature="Head width",
+        part="mixer/multi_head.dim_head",
+        paper="arXiv:1706.03762",
+    ),
     OptionSet(
         "flash",
         layers={"attn_flash": True},
@@ -13,20 +19,62 @@ SETS = [
         paper="arXiv:2205.14135",
         same=True,
     ),
-    OptionSet("rotary", layers={"rotary_pos_emb": True}),
-    OptionSet("rotary-all", layers={"rotary_pos_emb": True, "rotary_emb_dim": 8}),
-    OptionSet("rotary-interpolated", layers={"rotary_pos_emb": True, "rotary_interpolation_factor": 2.0}),
     OptionSet(
-        "rotary-rescaled", layers={"rotary_pos_emb": True, "rotary_emb_dim": 8, "rotary_base_rescale_factor": 4.0}
+        "rotary",
+        layers={"rotary_pos_emb": True},
+        feature="Rotary positions (RoPE)",
+        part="rotation/rotary",
+        paper="arXiv:2104.09864",
+    ),
+    OptionSet(
+        "rotary-all",
+        layers={"rotary_pos_emb": True, "rotary_emb_dim": 8},
+        feature="Rotary width",
+        part="rotation/rotary.rotary_dim",
+        paper="arXiv:2104.09864",
+    ),
+    OptionSet(
+        "rotary-interpolated",
+        layers={"rotary_pos_emb": True, "rotary_interpolation_factor": 2.0},
+        feature="Interpolated rotary positions",
+        part="rotation/rotary.interpolation",
+        paper="arXiv:2306.15595",
+    ),
+    OptionSet(
+        "rotary-rescaled",
+        layers={"rotary_pos_emb": True, "rotary_emb_dim": 8, "rotary_base_rescale_factor": 4.0},
+        feature="Rescaled rotary base (NTK-aware)",
+        part="rotation/rotary.ntk",
+        paper="arXiv:2309.00071",
     ),
     OptionSet("rotary-and-absolute", layers={"rotary_pos_emb": True, "disable_abs_pos_emb": False}),
-    OptionSet("no-absolute", layers={"disable_abs_pos_emb": True}),
-    OptionSet("alibi", layers={"alibi_pos_bias": True}),
-    OptionSet("alibi-some-heads", layers={"alibi_pos_bias": True, "alibi_num_heads": 3}),
+    OptionSet(
+        "no-absolute",
+        layers={"disable_abs_pos_emb": True},
+        feature="Stack without absolute positions",
+        part="embedding/tokens.position",
+        paper="arXiv:2203.16634",
+    ),
+    OptionSet("alibi", layers={"alibi_pos_bias": True}, feature="ALiBi", part="bias/alibi", paper="arXiv:2108.12409"),
+    OptionSet(
+        "alibi-some-heads",
+        layers={"alibi_pos_bias": True, "alibi_num_heads": 3},
+        feature="ALiBi in some heads",
+        part="bias/alibi",
+        paper="arXiv:2108.12409",
+    ),
     OptionSet("alibi-odd-heads", layers={"alibi_pos_bias": True, "heads": 6}),
     OptionSet("alibi-grouped", layers={"alibi_pos_bias": True, "attn_kv_heads": 2}),
-    OptionSet("t5", layers={"rel_pos_bias": True}),
-    OptionSet("t5-few-buckets", layers={"rel_pos_bias": True, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 9}),
+    OptionSet(
+        "t5", layers={"rel_pos_bias": True}, feature="T5 relative bias", part="bias/t5", paper="arXiv:1910.10683"
+    ),
+    OptionSet(
+        "t5-few-buckets",
+        layers={"rel_pos_bias": True, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 9},
+        feature="Buckets of the T5 bias",
+        part="bias/t5",
+        paper="arXiv:1910.10683",
+    ),
     OptionSet("t5-grouped", layers={"rel_pos_bias": True, "attn_kv_heads": 2}),
     OptionSet(
         "grouped",
@@ -43,7 +91,13 @@ SETS = [
         part="mixer/multi_head.kv_heads",
         paper="arXiv:1911.02150",
     ),
-    OptionSet("grouped-by-layer", layers={"attn_kv_heads": (1, 2)}),
+    OptionSet(
+        "grouped-by-layer",
+        layers={"attn_kv_heads": (1, 2)},
+        feature="Key heads by layer",
+        part="mixer/multi_head.kv_heads",
+        paper="arXiv:2305.13245",
+    ),
     OptionSet("one-head", layers={"heads": 1, "attn_project_out": True}),
     OptionSet(
         "rmsnorm", layers={"use_rmsnorm": True}, feature="RMSNorm", part="norm/rms_norm", paper="arXiv:1910.07467"
@@ -62,7 +116,12 @@ SETS = [
         part="norm/scale_norm",
         paper="arXiv:1910.05895",
     ),
-    OptionSet("no-unit-offset", layers={"norm_add_unit_offset": False}),
+    OptionSet(
+        "no-unit-offset",
+        layers={"norm_add_unit_offset": False},
+        feature="Norm gains without an offset",
+        part="norm/layer_norm",
+    ),
     OptionSet("rmsnorm-no-unit-offset", layers={"use_rmsnorm": True, "norm_add_unit_offset": False}),
     OptionSet(
         "post-norm",
@@ -74,11 +133,14 @@ SETS = [
     OptionSet(
         "pre-and-post-norm",
         layers={"pre_and_post_norm": True},
-        feature="Norms before and after",
+        feature="Pre- and post-norm",
         part="layer/sublayer.out_norm",
     ),
     OptionSet(
-        "no-final-norm", layers={"pre_norm_has_final_norm": False}, feature="No final norm", part="stack/stack.norm"
+        "no-final-norm",
+        layers={"pre_norm_has_final_norm": False},
+        feature="Stack without a final norm",
+        part="stack/stack.norm",
     ),
     OptionSet(
         "sandwich-norm",
@@ -107,7 +169,7 @@ SETS = [
     OptionSet(
         "tied-layers",
         layers={"weight_tie_layers": True, "depth": 3},
-        feature="Tied layers",
+        feature="Weight-tied layers",
         part="stack/stack.layers",
         paper="arXiv:1909.11942",
     ),
@@ -121,7 +183,7 @@ SETS = [
     OptionSet(
         "execution-order",
         layers={"custom_layers": ("a", "f", "a", "f"), "layers_execute_order": (0, 1, 0, 1, 2, 3), "depth": None},
-        feature="Layers run again",
+        feature="Repeated layers",
         part="stack/stack.layers",
         paper="arXiv:2405.15071",
     ),
@@ -129,17 +191,21 @@ SETS = [
     OptionSet(
         "sandwich-order",
         layers={"sandwich_coef": 1, "depth": 3},
-        feature="Sandwich order",
+        feature="Sandwich order of sublayers",
         part="stack/stack.layers",
         paper="arXiv:1911.03864",
     ),
     OptionSet(
-        "par", layers={"par_ratio": 4, "depth": 4}, feature="PAR", part="stack/stack.layers", paper="arXiv:2009.04534"
+        "par",
+        layers={"par_ratio": 4, "depth": 4},
+        feature="PAR order of sublayers",
+        part="stack/stack.layers",
+        paper="arXiv:2009.04534",
     ),
     OptionSet(
         "only-attention",
         layers={"only_attn": True},
-        feature="Attention alone",
+        feature="Attention-only stack",
         part="stack/stack.layers",
         versions=("2.31.10",),
     ),
@@ -170,7 +236,7 @@ SETS = [
     OptionSet(
         "qk-norm-dim-scale",
         layers={"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
-        feature="Norms of queries and keys with gains",
+        feature="Query and key norm with gains",
         part="mixer/multi_head.q_norm",
         paper="arXiv:2302.05442",
     ),
@@ -191,7 +257,7 @@ SETS = [
     OptionSet(
         "memory",
         layers={"attn_num_mem_kv": 3},
-        feature="Persistent memory",
+        feature="Persistent memory keys and values",
         part="memory/learned",
         paper="arXiv:1907.01470",
     ),
@@ -213,6 +279,8 @@ SETS = [
         "dropouts",
         layers={"attn_dropout": 0.1, "ff_dropout": 0.1, "layer_dropout": 0.1, "attn_sublayer_dropout": 0.1},
         same=True,
+        feature="Dropouts together",
+        part="attention/softmax.dropout",
     ),
     OptionSet(
         "many",

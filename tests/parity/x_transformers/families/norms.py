@@ -30,21 +30,35 @@ def _set(name: str, feature: str = "", part: str = "", paper: str = "", **layers
 
 
 SETS = [
-    _set("tanh", "dynamic tanh", "norm/dynamic_tanh", TANH, use_dynamic_tanh=True),
-    _set("tanh-slope", use_dynamic_tanh=True, dynamic_tanh_init_alpha=0.3),
+    _set("tanh", "Dynamic tanh", "norm/dynamic_tanh", TANH, use_dynamic_tanh=True),
+    _set(
+        "tanh-slope",
+        use_dynamic_tanh=True,
+        dynamic_tanh_init_alpha=0.3,
+        feature="Initial slope of dynamic tanh",
+        part="norm/dynamic_tanh",
+        paper="arXiv:2503.10622",
+    ),
     _set("tanh-no-offset", use_dynamic_tanh=True, dynamic_tanh_init_alpha=0.3, norm_add_unit_offset=False),
     _set("tanh-sandwich", use_dynamic_tanh=True, sandwich_norm=True, macaron=True),
-    _set("derf", "dynamic erf", "norm/derf", ERF, use_derf=True),
+    _set("derf", "Dynamic erf", "norm/derf", ERF, use_derf=True),
     _set("derf-no-offset", use_derf=True, norm_add_unit_offset=False),
     _set("derf-post", use_derf=True, pre_norm=False),
-    _set("adaptive", "adaptive LayerNorm", "norm/adaptive", DIT, use_adaptive_layernorm=True, dim_condition=10),
-    _set("adaptive-rms", "adaptive RMSNorm", "norm/adaptive.norm", DIT, use_adaptive_rmsnorm=True, dim_condition=10),
-    _set("adaptive-by-token", use_adaptive_layernorm=True, call=_by_token),
+    _set("adaptive", "Adaptive LayerNorm", "norm/adaptive", DIT, use_adaptive_layernorm=True, dim_condition=10),
+    _set("adaptive-rms", "Adaptive RMSNorm", "norm/adaptive.norm", DIT, use_adaptive_rmsnorm=True, dim_condition=10),
+    _set(
+        "adaptive-by-token",
+        use_adaptive_layernorm=True,
+        call=_by_token,
+        feature="Condition of each token",
+        part="norm/adaptive",
+        paper="arXiv:2212.09748",
+    ),
     _set("adaptive-post", use_adaptive_rmsnorm=True, dim_condition=10, pre_norm=False, stack="Encoder"),
     _set("adaptive-both", use_adaptive_rmsnorm=True, dim_condition=10, pre_and_post_norm=True),
     _set(
         "adaptive-mlp",
-        "map of the condition",
+        "Map of the condition",
         "stack/conditioned",
         DIT,
         use_adaptive_layernorm=True,
@@ -59,7 +73,12 @@ SETS = [
         adaptive_condition_mlp_expansion=2,
     ),
     _set(
-        "adaptive-scale", "adaptive scale", "layer/adaptive_branch", DIT, use_adaptive_layerscale=True, dim_condition=10
+        "adaptive-scale",
+        "Adaptive layer scale",
+        "layer/adaptive_branch",
+        DIT,
+        use_adaptive_layerscale=True,
+        dim_condition=10,
     ),
     _set(
         "adaptive-zero",

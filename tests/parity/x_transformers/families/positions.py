@@ -34,11 +34,18 @@ def _set(name: str, feature: str = "", part: str = "", paper: str = "", **layers
 
 SETS = [
     _set("xpos", "xPos", "rotation/rotary.xpos", XPOS, rotary_xpos=True),
-    _set("xpos-base", rotary_xpos=True, rotary_xpos_scale_base=37),
+    _set(
+        "xpos-base",
+        rotary_xpos=True,
+        rotary_xpos_scale_base=37,
+        feature="Scale base of xPos",
+        part="rotation/rotary.xpos",
+        paper="arXiv:2212.10554",
+    ),
     _set("xpos-all", rotary_xpos=True, rotary_emb_dim=8, rotary_interpolation_factor=2.0, attn_kv_heads=2),
     _set("xpos-given", rotary_xpos=True, rotary_xpos_scale_base=37, call=_places),
     _set("xpos-memory", rotary_xpos=True, rotary_xpos_scale_base=37, attn_num_mem_kv=2, wrong=CENTRE),
-    _set("some-heads", "rotation of some heads", "rotation/some_heads", "", rotary_pos_emb=True, rotate_num_heads=2),
+    _set("some-heads", "Rotation of some heads", "rotation/some_heads", "", rotary_pos_emb=True, rotate_num_heads=2),
     _set("some-heads-xpos", rotary_xpos=True, rotary_xpos_scale_base=37, rotate_num_heads=3, rotary_emb_dim=8),
     _set(
         "some-heads-grouped",
@@ -48,8 +55,15 @@ SETS = [
         incompatible="refuses some heads of grouped ones",
     ),
     _set("all-heads", rotary_pos_emb=True, rotate_num_heads=4),
-    _set("rotary-given", rotary_pos_emb=True, call=_places),
-    _set("polar", "PoPE", "rotation/polar", POPE, polar_pos_emb=True),
+    _set(
+        "rotary-given",
+        rotary_pos_emb=True,
+        call=_places,
+        feature="Positions given by the caller",
+        part="rotation/rotary",
+        paper="arXiv:2104.09864",
+    ),
+    _set("polar", "Polar positions (PoPE)", "rotation/polar", POPE, polar_pos_emb=True),
     _set("polar-encoder", polar_pos_emb=True, stack="Encoder", attn_flash=True),
     _set("polar-given", polar_pos_emb=True, call=_places),
     _set("polar-cross", polar_pos_emb=True, cross_attend=True, call=_context),
@@ -58,7 +72,7 @@ SETS = [
     _set("polar-cosine-gains", polar_pos_emb=True, attn_qk_norm=True, attn_qk_norm_dim_scale=True),
     _set(
         "polar-uniform",
-        "PoPE, uniform phases",
+        "Uniform phases of PoPE",
         "rotation/polar.uniform_start",
         POPE,
         polar_pos_emb=True,
@@ -77,10 +91,10 @@ SETS = [
         attn_num_mem_kv=2,
         incompatible="fails at the first call: memories are of half the features",
     ),
-    _set("dynamic", "dynamic position bias", "bias/dynamic", DYNAMIC, dynamic_pos_bias=True),
+    _set("dynamic", "Dynamic position bias", "bias/dynamic", DYNAMIC, dynamic_pos_bias=True),
     _set(
         "dynamic-log",
-        "dynamic position bias, log distance",
+        "Dynamic position bias of log distance",
         "bias/dynamic.log",
         "arXiv:2111.09883",
         dynamic_pos_bias=True,
@@ -88,7 +102,7 @@ SETS = [
     ),
     _set(
         "dynamic-depth",
-        "dynamic position bias, depth",
+        "Depth of the dynamic position bias",
         "bias/dynamic.layers",
         DYNAMIC,
         dynamic_pos_bias=True,
@@ -96,7 +110,7 @@ SETS = [
     ),
     _set(
         "dynamic-norm",
-        "dynamic position bias, normed",
+        "Norms in the dynamic position bias",
         "bias/dynamic.norm",
         DYNAMIC,
         dynamic_pos_bias=True,
@@ -113,7 +127,7 @@ SETS = [
     _set("xpos-alibi-some", rotary_xpos=True, alibi_pos_bias=True, alibi_num_heads=2),
     _set(
         "alibi-slopes",
-        "ALiBi, slopes of one's own",
+        "ALiBi slopes",
         "bias/alibi.slopes",
         "arXiv:2108.12409",
         alibi_pos_bias=True,
@@ -135,7 +149,7 @@ SETS = [
     _set("rotary-cross", rotary_pos_emb=True, cross_attend=True, call=_context),
     _set(
         "rotary-context",
-        "positions of a context",
+        "Rotary positions of a context",
         "attention/rotated",
         ROPE,
         rotary_pos_emb=True,

@@ -32,13 +32,11 @@ def segments(name: str, layers: dict[str, Any] | None = None, **more: Any) -> Op
 
 
 SETS = [
-    OptionSet("plain", feature="decoder", part="stack/stack", paper="arXiv:1706.03762", same=True),
+    OptionSet("plain", feature="Decoder", part="stack/stack", paper="arXiv:1706.03762", same=True),
     segments(
         "plain",
-        feature="segments that remember: max_mem_len, mems",
-        about="Transformer-XL: keys and values are made of [m; x], the inputs m of the same attention in earlier "
-        "segments before those of this one; m is a constant in training.",
-        part="model/transformer.memories",
+        feature="Segment recurrence (Transformer-XL)",
+        part="model/transformer",
         paper="arXiv:1901.02860",
     ),
     segments("rotary", {"rotary_pos_emb": True}),
@@ -48,9 +46,8 @@ SETS = [
     segments(
         "shifted",
         model={"shift_mem_down": 1},
-        feature="each layer remembers the one above: shift_mem_down",
-        about="Enhanced recurrence (ERNIE-Doc): attention l reads what attention l + s read in earlier segments.",
-        part="model/transformer.memories",
+        feature="Enhanced recurrence (ERNIE-Doc)",
+        part="model/transformer",
         paper="arXiv:2012.15688",
     ),
     segments("llama-like", {"rotary_pos_emb": True, "use_rmsnorm": True, "ff_glu": True, "ff_swish": True}),

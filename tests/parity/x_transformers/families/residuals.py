@@ -39,7 +39,11 @@ def padding(ids: Tensor) -> dict[str, Any]:
 
 SETS = [
     OptionSet(
-        "gate-residual", {"gate_residual": True}, feature="GRU gating", part="residual/gru", paper="arXiv:1910.06764"
+        "gate-residual",
+        {"gate_residual": True},
+        feature="GRU-gated residual",
+        part="residual/gru",
+        paper="arXiv:1910.06764",
     ),
     OptionSet("gate-residual-scaled", {"gate_residual": True, "scale_residual": True}),
     OptionSet("gate-residual-post-norm", {"gate_residual": True, "pre_norm": False}),
@@ -49,7 +53,7 @@ SETS = [
     OptionSet(
         "scale-residual",
         {"scale_residual": True},
-        feature="learned scale of the stream (NormFormer)",
+        feature="Learned residual scale (NormFormer)",
         part="residual/scaled_stream",
         paper="arXiv:2110.09456",
     ),
@@ -57,14 +61,14 @@ SETS = [
     OptionSet(
         "scale-residual-constant",
         {"scale_residual_constant": 1.4},
-        feature="constant scale of the stream",
+        feature="Constant residual scale",
         part="residual/scaled.alpha",
     ),
     OptionSet("scale-residual-macaron", {"scale_residual": True, "macaron": True}),
     OptionSet(
         "depth-scale-residual-number",
         {"depth_scale_residual": 0.4},
-        feature="constant scale of the branches",
+        feature="Constant branch scale",
         part="residual/scaled.beta",
         versions=NEW,
     ),
@@ -72,7 +76,7 @@ SETS = [
     OptionSet(
         "orthog-residual",
         {"orthog_residual": True},
-        feature="orthogonal residual update",
+        feature="Orthogonal residual update",
         part="residual/orthogonal",
         paper="arXiv:2505.11881",
         wrong=LEAKS,
@@ -81,7 +85,7 @@ SETS = [
     OptionSet(
         "mv-split-residual",
         {"mv_split_residual": True},
-        feature="mean and variance split",
+        feature="Mean-variance split residual",
         part="residual/mean_split",
         paper="arXiv:2605.06169",
         wrong=MEANS,
@@ -90,6 +94,9 @@ SETS = [
         "mv-split-residual-learned",
         {"mv_split_residual": True, "residual_fn_kwargs": {"learned": True, "init_alpha": 0.2}},
         wrong=MEANS,
+        feature="Learned mean-variance split",
+        part="residual/mean_split.learned",
+        paper="arXiv:2605.06169",
     ),
     OptionSet("mv-split-residual-encoder", {"mv_split_residual": True}, stack="Encoder"),
     OptionSet("mv-split-residual-padding", {"mv_split_residual": True}, stack="Encoder", call=padding),
@@ -101,7 +108,7 @@ SETS = [
     OptionSet(
         "layerscale",
         {"use_layerscale": True, "layerscale_init_value": 0.3},
-        feature="layer scale",
+        feature="LayerScale",
         part="residual/layer_scale",
         paper="arXiv:2103.17239",
     ),
@@ -109,13 +116,13 @@ SETS = [
     OptionSet("layerscale-scaled-branches", {"use_layerscale": True, "depth_scale_residual": 0.5}, versions=NEW),
     OptionSet("layerscale-sandwich-norm", {"use_layerscale": True, "sandwich_norm": True, "macaron": True}),
     OptionSet("layerscale-no-unit-offset", {"use_layerscale": True, "norm_add_unit_offset": False}),
-    OptionSet("macaron", {"macaron": True}, feature="macaron", part="residual/scaled.beta", paper="arXiv:1906.02762"),
+    OptionSet("macaron", {"macaron": True}, feature="", part="residual/scaled.beta", paper="arXiv:1906.02762"),
     OptionSet("macaron-sandwich-norm", {"macaron": True, "sandwich_norm": True}),
     OptionSet("macaron-post-norm-rmsnorm", {"macaron": True, "pre_norm": False, "use_rmsnorm": True}),
     OptionSet(
         "softclamp-output",
         {"softclamp_output": True, "softclamp_output_value": 3.0},
-        feature="features clamped before the last norm",
+        feature="Bounded output features",
         part="norm/soft_clamp",
         paper="arXiv:2408.00118",
     ),
@@ -126,7 +133,7 @@ SETS = [
     OptionSet(
         "zero-init-branch-output",
         {"zero_init_branch_output": True},
-        feature="branches that begin as nothing",
+        feature="Zero-initialised branches",
         part="layer/branch_start",
         paper="arXiv:1901.09321",
         same=True,
@@ -134,7 +141,7 @@ SETS = [
     OptionSet(
         "attn-zero-init-output",
         {"attn_zero_init_output": True},
-        feature="attention that begins as nothing",
+        feature="Zero-initialised attention output",
         part="layer/branch_start",
         same=True,
     ),
@@ -142,7 +149,7 @@ SETS = [
     OptionSet(
         "depth-scale-residual",
         {"depth_scale_residual": True},
-        feature="branches that begin the smaller, the deeper they stand",
+        feature="Branch start scaled by depth",
         part="layer/branch_start.scale",
         versions=NEW,
         same=True,
@@ -150,16 +157,23 @@ SETS = [
     OptionSet(
         "layer-dropout",
         {"layer_dropout": 0.3},
-        feature="layer dropout",
+        feature="Layer dropout (stochastic depth)",
         part="layer/sublayer.layer_drop",
         paper="arXiv:1909.11556",
         same=True,
     ),
-    OptionSet("layer-dropout-tuple", {"layer_dropout": (0.0, 0.1, 0.2, 0.3)}, same=True),
+    OptionSet(
+        "layer-dropout-tuple",
+        {"layer_dropout": (0.0, 0.1, 0.2, 0.3)},
+        same=True,
+        feature="Layer dropout of each sublayer",
+        part="layer/sublayer.layer_drop",
+        paper="arXiv:1909.11556",
+    ),
     OptionSet(
         "residual-streams",
         HYPER,
-        feature="hyper connections",
+        feature="Hyper-connections",
         part="residual/hyper_connection",
         paper="arXiv:2512.24880, arXiv:2409.19606",
         wrong=ONES,
@@ -168,13 +182,20 @@ SETS = [
     OptionSet(
         "residual-streams-views",
         {**HYPER, "qkv_receive_diff_residuals": True, "hyper_conn_sinkhorn_iters": 9},
-        feature="queries, keys and values read streams apart",
+        feature="Hyper-connections with separate queries, keys and values",
         part="residual/hyper_connection.input_views",
         paper="arXiv:2409.19606",
         wrong=ONES,
         incompatible=ONES,
     ),
-    OptionSet("residual-streams-legacy", HYPER, ours={"legacy": True}),
+    OptionSet(
+        "residual-streams-legacy",
+        HYPER,
+        ours={"legacy": True},
+        feature="Hyper-connections of upstream's checkpoints",
+        part="residual/hyper_connection.legacy",
+        paper="arXiv:2409.19606",
+    ),
     OptionSet("residual-streams-legacy-views", {**HYPER, "qkv_receive_diff_residuals": True}, ours={"legacy": True}),
     OptionSet(
         "residual-streams-legacy-sandwich-macaron",
@@ -214,7 +235,7 @@ SETS = [
     OptionSet(
         "gated-multi-residual",
         GATED,
-        feature="gated multi residual",
+        feature="Gated multi-stream residual",
         part="residual/gated_multi",
         paper="https://qwen.ai/blog?id=qwen3.8-flash-next",
         versions=NEW,

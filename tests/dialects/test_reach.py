@@ -13,7 +13,11 @@ from variform.dialects.configaformers import program_spec
 from variform.dialects.x_transformers import Decoder, Encoder, TransformerWrapper
 from variform.dialects.xformers.components.attention import build_attention
 from variform.dialects.xformers.factory import xFormer, xFormerConfig
+from variform.models.mixing import begun
+from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.mixer.multi_head import MultiHead
+from variform.stack.stack import LayerStack
+from variform.stack.sublayer import Sublayer, TransformerLayer
 from variform.testing.samples import samples_of
 
 LENGTH, DIM, HEADS = 16, 16, 4
@@ -21,8 +25,13 @@ PARTS = {
     f"{kind}/{name}": part
     for kind in ("attention", "mixer")
     for (_, name), part in vf.parts(kind).items()
-    if "context" not in part.reads and part is not MultiHead and not hasattr(part, "adopted")
+    if not {"context", "context_positions"} & part.reads and part is not MultiHead and not hasattr(part, "adopted")
 }
+HANDED = {label: part.publishes({}) for label, part in PARTS.items()}
+"""What goes on from one attention to the next."""
+SLOTS = {"scoring": "scores", "weighting": "weights", "memory": "memory"}
+"""Kinds of what softmax attention is made of, and the slots for them; `with_length` is for attention by distance."""
+SLOTTED = [f"{kind}/{name}" for kind in SLOTS for _, name in vf.parts(kind) if name != "with_length"]
 SMALL = {"shifted_windows": {"window": 2}}
 """Fields whose default is too large for the sequences here."""
 SIZES = {"vocab_size": 11, "dim": DIM, "depth": 1, "heads": HEADS, "max_seq_len": LENGTH}
@@ -35,6 +44,23 @@ def described(part: type[Part], **facts: Any) -> Spec:
     return Spec(
         part, {**given, **SMALL.get(part.name, {}), **{name: value for name, value in facts.items() if name in known}}
     )
+
+
+def block(attention: dict[str, Any]) -> dict[str, Any]:
+    """An encoder of xFormers around an attention."""
+    return {
+        "block_type": "encoder",
+        "dim_model": DIM,
+        "position_encoding_config": {"name": "vocab", "seq_len": LENGTH, "vocab_size": 11},
+        "multi_head_config": {"num_heads": HEADS, "residual_dropout": 0.0, "attention": attention},
+        "feedforward_config": {"name": "MLP", "dropout": 0.0, "activation": "gelu", "hidden_layer_multiplier": 1},
+    }
+
+
+def configaformers_program(line: dict[str, Any]) -> Spec:
+    """A program of an embedding and one line."""
+    blocks = [{"config": [{"type": "embedding", "output_dim": DIM, "num_classes": 11}, line], "repeat": 1}]
+    return program_spec(model_config={"blocks": blocks}, input_streams={"emb_ids": ["B", LENGTH]})
 
 
 def of_part(model: Any, part: type[Part]) -> list[Any]:
@@ -66,20 +92,42 @@ def test_the_presets(label: str) -> None:
     checked(vf.build(vf.models.vit(**vit, attention=spec)), part, torch.randn(2, 3, 16, 16))
 
 
+def with_slot(label: str) -> Spec:
+    """Softmax attention with the part in the slot for its kind."""
+    kind, name = label.split("/")
+    own = described(vf.parts(kind)[kind, name])
+    return SoftmaxAttention.spec(**{SLOTS[kind]: [own] if kind == "scoring" else own})
+
+
+@pytest.mark.parametrize("label", SLOTTED)
+def test_what_softmax_attention_is_made_of(label: str) -> None:
+    """Scores, weights and memories: by plain data in a preset and in each dialect, causal or not where they can."""
+    spec, part = with_slot(label), vf.parts(label.split("/")[0])[tuple(label.split("/"))]
+    data, causal = vf.to_dict(spec), part.can.causal
+    preset, layers = ("gpt", Decoder) if causal else ("bert", Encoder)
+    checked(vf.build(vf.from_dict({"preset": preset, **SIZES, "attention": data})), part, ids())
+    assert not vf.check(vf.from_dict({"preset": preset, **SIZES, "attention": data})).problems
+    stack = layers(dim=DIM, depth=1, heads=HEADS, attn_dim_head=4, attn_part=data)
+    checked(TransformerWrapper(num_tokens=11, max_seq_len=LENGTH, attn_layers=stack), part, ids())
+    config = {"name": "softmax", "dropout": 0.0, "causal": causal, **{k: v for k, v in data.items() if k != "part"}}
+    checked(xFormer.from_config(xFormerConfig([block(config)])), part, ids())
+    line = {"type": "mixer/multi_head", "heads": HEADS, "attention": {**data, "causal": causal}}
+    model = vf.build(configaformers_program(line))
+    assert of_part(model, part)
+    assert model({"emb_ids": ids()})["x"].isfinite().all()
+
+
 @pytest.mark.parametrize("label", PARTS)
 def test_the_xformers_dialect(label: str) -> None:
     part = PARTS[label]
+    if HANDED[label]:  # blocks of that dialect hand on features alone
+        with pytest.raises(vf.ConfigError, match="there is no attention"):
+            build_attention({"name": part.name})
+        return
     known = {"seq_len": LENGTH, "dim_model": DIM, "num_heads": HEADS, "dim_head": DIM // HEADS}
     config = {"name": _dialect_name(part), "dropout": 0.0, **described(part).args, **known, **_upstream(part)}
     assert of_part(build_attention(config), part)
-    stack = {
-        "block_type": "encoder",
-        "dim_model": DIM,
-        "position_encoding_config": {"name": "vocab", "seq_len": LENGTH, "vocab_size": 11},
-        "multi_head_config": {"num_heads": HEADS, "residual_dropout": 0.0, "attention": config},
-        "feedforward_config": {"name": "MLP", "dropout": 0.0, "activation": "gelu", "hidden_layer_multiplier": 1},
-    }
-    checked(xFormer.from_config(xFormerConfig([stack])), part, ids())
+    checked(xFormer.from_config(xFormerConfig([block(config)])), part, ids())
 
 
 @pytest.mark.parametrize("label", PARTS)
@@ -95,15 +143,14 @@ def test_the_configaformers_dialect(label: str) -> None:
     part = PARTS[label]
     own = described(part, max_seq_len=LENGTH)
     spec = own if part.kind == "mixer" else MultiHead.spec(attention=own)
+    if HANDED[label]:  # a stream between lines is one tensor: what attentions hand on stays in a stack
+        layer = TransformerLayer.spec(sublayers=[Sublayer.spec(body=spec, norm=None)])
+        spec = LayerStack.spec(layers=begun([layer]))
     step = {"type": spec.kind + "/" + spec.name, **vf.to_dict(spec)}
     step.pop("part")
     facts = {f.name for _, one in spec.walk() for f in fields_of(one.part) if f.inherits}
     step |= {"heads": HEADS} if "heads" in facts else {}
-    blocks = [
-        {"config": [{"type": "embedding", "output_dim": DIM, "num_classes": 11}, step], "repeat": 1},
-    ]
-    program = program_spec(model_config={"blocks": blocks}, input_streams={"emb_ids": ["B", LENGTH]})
-    model = vf.build(program)
+    model = vf.build(configaformers_program(step))
     assert of_part(model, part)
     assert model({"emb_ids": ids()})["x"].isfinite().all()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
-from variform.models.mixing import Attending, attending
+from variform.models.mixing import Attending, attending, begun
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import ClassifierHead, LMHead
@@ -60,6 +60,6 @@ def bert(
         vocab_size=vocab_size,
         init_std=init_std,
         embedding=TokenEmbedding.spec(position=LearnedPosition.spec(), norm=norm, dropout=dropout),
-        stacks=[LayerStack.spec(layers=[layer] * depth)],
+        stacks=[LayerStack.spec(layers=begun([layer] * depth))],
         head=LMHead.spec(bias=True) if classes is None else ClassifierHead.spec(classes=classes, pool="first"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from variform.core.spec import Shared, Spec
+from variform.models.mixing import begun
 from variform.parts.head.heads import LMHead, TiedLMHead
 from variform.stack.model import Transformer
 from variform.stack.stack import LayerStack
@@ -31,6 +32,6 @@ def language_model(tokens: Spec, layers: Sequence[Spec], norm: Spec, *, tie: boo
         **facts,
         causal=True,
         embedding=embedding,
-        stacks=[LayerStack.spec(layers=layers, norm=norm)],
+        stacks=[LayerStack.spec(layers=begun(layers), norm=norm)],
         head=TiedLMHead.spec(embedding=embedding) if tie else LMHead.spec(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variform.core.codec import as_spec
@@ -11,6 +11,7 @@ from variform.core.registry import lookup
 from variform.core.spec import Spec, described
 from variform.errors import ConfigError
 from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.stream_ops.history import BeginHistory
 
 Attending = str | Mapping[str, Any] | Spec | None
 """The name of an attention or a mixer, or its description; None for softmax attention."""
@@ -34,6 +35,18 @@ def attending(attention: Attending, dropout: float | None = None, **multi_head: 
     if dropout is not None:
         spec = with_dropout(spec, dropout)
     return spec if spec.kind == "mixer" else MultiHead.spec(**multi_head, attention=spec)
+
+
+def begun(layers: Sequence[Spec]) -> list[Spec]:
+    """Layers, and before them the beginnings of what their attentions hand on from one to the next."""
+    handed = {stream: None for one in {id(layer): layer for layer in layers}.values() for stream in handed_on(one)}
+    return [*(BeginHistory.spec(stream=stream) for stream in handed), *layers]
+
+
+def handed_on(spec: Spec) -> list[str]:
+    """The streams that parts of a layer carry on: each is read and published anew."""
+    known = [(one.part.publishes(one.args), one.part.reads_streams(one.args)) for _, one in spec.walk()]
+    return [stream for published, read in known for stream in published if stream in read]
 
 
 def mixing_spec(part: str | Mapping[str, Any] | Spec) -> Spec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Shared, Spec
-from variform.models.mixing import Attending, attending
+from variform.models.mixing import Attending, attending, begun
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import LMHead
@@ -66,13 +66,13 @@ def seq2seq(
     norm = LayerNorm.spec()
     encoder = Transformer.spec(
         embedding=embedding,
-        stacks=[LayerStack.spec(layers=[encoder_layer] * (encoder_depth or depth), norm=norm)],
+        stacks=[LayerStack.spec(layers=begun([encoder_layer] * (encoder_depth or depth)), norm=norm)],
         max_seq_len=source_len,
         vocab_size=source_vocab,
     )
     decoder = Transformer.spec(
         embedding=embedding,
-        stacks=[LayerStack.spec(layers=[decoder_layer] * depth, norm=norm)],
+        stacks=[LayerStack.spec(layers=begun([decoder_layer] * depth), norm=norm)],
         head=LMHead.spec(),
         causal=True,
         max_seq_len=max_seq_len,

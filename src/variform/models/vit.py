@@ -5,7 +5,7 @@ from __future__ import annotations
 from variform.core.fields import Depth
 from variform.core.registry import preset
 from variform.core.spec import Spec
-from variform.models.mixing import Attending, attending
+from variform.models.mixing import Attending, attending, begun
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.feedforward.mlp import MLP
 from variform.parts.head.heads import ClassifierHead, PoolHead
@@ -76,6 +76,6 @@ def vit(
         heads=heads,
         init_std=init_std,
         embedding=embedding,
-        stacks=[LayerStack.spec(layers=[layer(i) for i in range(depth)], norm=LayerNorm.spec())],
+        stacks=[LayerStack.spec(layers=begun([layer(i) for i in range(depth)]), norm=LayerNorm.spec())],
         head=PoolHead.spec(pool=pool) if classes is None else ClassifierHead.spec(classes=classes, pool=pool),
     )

@@ -502,7 +502,7 @@ def test_names_are_taken_once() -> None:
 def test_the_registry_is_a_mapping() -> None:
     assert ATTENTION_REGISTRY.keys() - ["local"] == set(ATTENTION_REGISTRY) - {"local"}
     assert {"local", "scaled_dot_product", "linear"} <= set(ATTENTION_REGISTRY)
-    assert "softmax" not in ATTENTION_REGISTRY  # scaled_dot_product stands for it
+    assert "window" not in ATTENTION_REGISTRY  # a bias is no attention
     assert ATTENTION_REGISTRY["scaled_dot_product"].constructor is ScaledDotProduct
     assert ATTENTION_REGISTRY.get("nothing") is None
     assert len(list(ATTENTION_REGISTRY)) == len(ATTENTION_REGISTRY)

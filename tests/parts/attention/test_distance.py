@@ -45,3 +45,14 @@ def test_memory_is_measured_by_distance_too() -> None:
     learned = part.attention.memory.memory
     keys, values = (torch.cat((m.expand(2, -1, -1, -1), x), 2) for m, x in ((learned.keys, k), (learned.values, v)))
     torch.testing.assert_close(part(q, k, v, Sides()), expected(q, keys, values, 3**-0.5), rtol=0, atol=1e-12)
+
+
+def test_memories_of_the_other_attention_are_refused() -> None:
+    x = torch.randn(1, 1, 3, 4)
+    plain = LearnedMemory.spec(count=2)
+    for wrong in (
+        DistanceAttention.spec(attention=SoftmaxAttention.spec(memory=plain)),
+        SoftmaxAttention.spec(memory=LengthMemory.spec(memory=plain)),
+    ):
+        with pytest.raises(vf.ShapeError, match="with_length"):
+            vf.build(wrong, heads=1, kv_heads=1, dim_head=4)(x, x, x, Sides())

@@ -39,6 +39,7 @@ UPSTREAM = {
     "prefix": "prepend_embeds",
     "prefix_valid": "prepend_mask",
     "exit": "looped_exit_prob_threshold",
+    "return_state": "return_intermediates",
 }
 """What upstream calls the options of the core."""
 

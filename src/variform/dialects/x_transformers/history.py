@@ -11,6 +11,7 @@ from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem, did_you_mean
+from variform.models.mixing import handed_on, mixing_spec
 from variform.parts.activation import ACTIVATIONS
 from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
 from variform.parts.attention.values import OrthogonalValues
@@ -281,6 +282,9 @@ def beginnings(draft: LayersDraft) -> list[Spec]:
         "first_values": on["add_value_residual"] and not draft.only_cross,
         "first_context_values": on["add_value_residual"] and draft.cross_attend,
     }
+    part = draft.inner["attn_"].get("part")
+    if part is not None:
+        streams |= dict.fromkeys(handed_on(mixing_spec(part)), True)
     found = [BeginHistory.spec(stream=name) for name, wanted in streams.items() if wanted]
     if on["reinject_input"] or on["learned_reinject_input_gate"]:
         found.append(InjectInput.spec(project=on["reinject_input"], gate=on["learned_reinject_input_gate"]))

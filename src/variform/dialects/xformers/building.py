@@ -17,8 +17,8 @@ from variform.dialects.xformers.errors import Wrong, config_error, wrongs
 from variform.dialects.xformers.utils import Item, Registry
 from variform.errors import ConfigError, did_you_mean
 
-NEVER_DROPPED = frozenset({"causal"})
-"""Keys that forbid a look at what may not be seen: a part that does not know them refuses them."""
+NEVER_DROPPED = frozenset({"causal", "scores", "weights", "memory"})
+"""Keys that say what may be seen, or what an attention computes: a part that does not know them refuses them."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.core.spec import Spec
-from variform.errors import Problem, did_you_mean
+from variform.errors import Problem, ShapeError, did_you_mean
 from variform.ops.attention.call import Call
 from variform.ops.attention.memory import with_memory
 from variform.ops.attention.select import attention, backends
@@ -260,6 +260,9 @@ def attend(
     weights: Normaliser | None = None,
 ) -> Tensor:
     """Run one softmax attention with everything that `sides` asks for; `modifiers` stand in the place of its scores."""
+    if memory is not None and memory[0].shape[-1] != k.shape[-1]:
+        size = f"memories have keys of {memory[0].shape[-1]} features, the sequence of {k.shape[-1]}"
+        raise ShapeError(f"{size}: attention by distance needs memories 'with_length', and nothing else has them")
     call = Call(
         q,
         k,

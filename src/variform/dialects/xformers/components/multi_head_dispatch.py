@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -167,7 +167,8 @@ class MultiHeadDispatch(nn.Module):
         if self.rotary_embeddings is not None:
             q, k = self.rotary_embeddings(q, k, positions)
         if isinstance(self.attention, NativeAttention):
-            y = self.attention.attend(q, k, v, self.attention.sides(att_mask, padding, sizes, positions))
+            sides = self.attention.sides(att_mask, padding, sizes, positions)
+            y = self.attention.attend(q, k, v, replace(sides, x=query))
         else:
             y = call_foreign(self.attention, q, k, v, att_mask, padding, sizes)
         assert self.proj is not None

@@ -194,8 +194,14 @@ def superset_of(name: str, keys: Mapping[str, Key], given: Mapping[str, Any]) ->
 
 
 def native_items(taken: frozenset[str]) -> Mapping[str, Item]:
-    """The library's own attentions that no class of the dialect stands for, under their native names."""
-    return {name: _item(part) for (_, name), part in parts("attention").items() if name not in taken}
+    """The library's own attentions that no class of the dialect stands for, under their native names.
+
+    Blocks here hand on features alone: what goes on with an earlier layer's scores or values, or rotates by the
+    positions of a context, has no place in them.
+    """
+    found = {name: part for (_, name), part in parts("attention").items() if name not in taken}
+    alone = {name: part for name, part in found.items() if "context_positions" not in part.reads}
+    return {name: _item(part) for name, part in alone.items() if not part.publishes({})}
 
 
 ALIASES: dict[str, dict[str, str]] = {"longformer": {"window_size": "window"}}
@@ -206,7 +212,7 @@ ALIASES: dict[str, dict[str, str]] = {"longformer": {"window_size": "window"}}
 def _item(part: type[Part]) -> Item:
     """A class of the dialect for a native part: its keys are the part's own fields."""
     own = [f.name for f in fields_of(part)]
-    surroundings = {"num_heads": "heads", "dim_head": "dim_head", "seq_len": "max_seq_len"}
+    surroundings = {"num_heads": "heads", "dim_head": "dim_head", "dim_model": "dim", "seq_len": "max_seq_len"}
 
     def init(self: NativeAttention, **given: Any) -> None:
         for name in aliases.keys() & given.keys():
@@ -214,6 +220,7 @@ def _item(part: type[Part]) -> Item:
                 message = f"is another name of {aliases[name]} = {given[aliases[name]]}"
                 raise config_error([Wrong(name, message, given[name], "give one of them")])
         facts = {fact: given[key] for key, fact in surroundings.items() if key in given and key not in own}
+        facts |= {"kv_heads": facts["heads"]} if "heads" in facts else {}
         args = {key: value for key, value in given.items() if key in own}
         dropped = superset_of(part.name, keys, given)
         NativeAttention.__init__(self, Spec(part, args), **facts)

@@ -18,6 +18,7 @@ SURROUNDINGS = ("dropout", "seq_len", "num_heads", "dim_model", "dim_head", "dim
 def _natives() -> Mapping[str, Item]:
     own = ATTENTION_REGISTRY.own()
     taken = frozenset(getattr(item.constructor, "stands_for", "") for item in own.values()) | set(own)
+    taken -= {"softmax"}  # scaled_dot_product has upstream's keys alone: scores, weights and memories have this name
     return {**mixer_items(taken), **native_items(taken)}
 
 

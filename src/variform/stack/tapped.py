@@ -28,7 +28,8 @@ M = TypeVar("M", bound=nn.Module)
 def changed(module: M, **children: nn.Module | None) -> M:
     """A view of a module, with all that it has but these children."""
     view = object.__new__(type(module))  # not copied: torch.compile follows no copies
-    own = {name: value for name, value in module.__dict__.items() if name != "_signature"}  # a state is of one order
+    left = {"_signature", *children}  # a decode state is of one order; a slot that was empty is no child
+    own = {name: value for name, value in module.__dict__.items() if name not in left}
     view.__dict__.update(own, _modules={**module._modules, **children})
     return view
 

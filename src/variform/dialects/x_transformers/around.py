@@ -23,9 +23,13 @@ from variform.dialects.x_transformers.call import (
     placing,
     refuse_call,
 )
+from variform.dialects.x_transformers.causality import model_with
+from variform.dialects.x_transformers.changes import Changes, model_changed
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.read import resolved
+from variform.dialects.x_transformers.reorder import Repeats, model_in_order, takes_orders
+from variform.dialects.x_transformers.rotations import Angles, model_turned
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
 from variform.errors import Problem
 from variform.parts.norm.norms import LayerNorm
@@ -34,6 +38,7 @@ from variform.stack.condition import condition_size
 from variform.stack.decodable import undecodable
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
+from variform.stack.tapped import Change
 
 
 @dataclass
@@ -158,6 +163,23 @@ class AroundWrapper(nn.Module):
         """Whether inputs can be read one after another with cached keys and values."""
         return not undecodable(self.native.spec)
 
+    def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> AroundWrapper:
+        """A view of this model, of the same modules, in which the sublayers run in another order."""
+        return model_in_order(self, order, repeat_blocks)
+
+    def with_causality(self, causal: bool) -> AroundWrapper:
+        """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
+        return model_with(self, causal)
+
+    def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> AroundWrapper:
+        """A view of this model, of the same modules, in which features are changed on their way."""
+        return model_changed(self, blocks, tokens, embeds=False)
+
+    def with_angles(self, rotary: Angles | None, polar: Angles | None) -> AroundWrapper:
+        """A view of this model, of the same modules, in which self-attention goes by given angles."""
+        return model_turned(self, rotary, polar)
+
+    @takes_orders
     def hidden(
         self,
         inputs: Tensor,
@@ -209,7 +231,7 @@ class AroundWrapper(nn.Module):
                 read.
             input_not_include_cache: the inputs are the new ones alone, and not all.
             streams: further streams of the embedding.
-            **more: upstream's other arguments, at their defaults.
+            **more: those of `takes_orders`; upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, AROUND_CALL, more)
         layers: AttentionLayers = self.__dict__["attn_layers"]
@@ -246,7 +268,7 @@ class AroundWrapper(nn.Module):
                 steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal)
                 out, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
                 kept = None
-            if told is not None:
+            if told is not None and not self.__dict__.get("changing"):
                 told.cache = after
         return Found(out, valid, kept, told, return_intermediates)
 

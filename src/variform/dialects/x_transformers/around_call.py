@@ -13,7 +13,7 @@ from variform.dialects.x_transformers.intermediates import LayerIntermediates
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 
-AROUND_CALL: dict[str, Any] = {"rotary_pos_emb": None}
+AROUND_CALL: dict[str, Any] = {}
 """Arguments of the forward methods that are known and not supported, with upstream's defaults."""
 
 

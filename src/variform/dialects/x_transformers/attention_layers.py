@@ -21,6 +21,7 @@ from variform.dialects.x_transformers.intermediates import LayerIntermediates, r
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
+from variform.dialects.x_transformers.rotations import Angles, layers_turned
 from variform.dialects.x_transformers.table import REQUIRED
 from variform.parts.kinds import Stack
 from variform.stack.remembering import check_taken, recall_of
@@ -94,6 +95,10 @@ class AttentionLayers(nn.Module):
         if tokens is not None:
             raise InputError("transform_token_embeds is an argument of models: layers alone have no tokens")
         return layers_changed(self, blocks)
+
+    def with_angles(self, rotary: Angles | None, polar: Angles | None) -> AttentionLayers:
+        """A view of these layers, of the same modules, in which self-attention goes by given angles."""
+        return layers_turned(self, rotary, polar)
 
     @takes_orders
     def forward(

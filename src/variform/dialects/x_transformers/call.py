@@ -27,6 +27,7 @@ HONOURED = (
     *("cache_age", "recycle_steps", "looped_steps", "max_looped_steps", "looped_pred_all_logits", "looped_inference"),
     *("looped_exit_prob_threshold", "embed_ids", "sum_embeds", "to_logits_kwargs", "condition"),
     *("context_pos", "transform_block_inputs", "transform_token_embeds"),
+    *("rotary_pos_emb", "polar_pos_emb"),
     *("mems", "mem_masks", "return_mems", "detach_mems"),
 )
 
@@ -37,8 +38,6 @@ STACK_CALL: dict[str, Any] = {
     "input_not_include_cache": False,
     "cache_age": 1,
     "return_gumbel_log_probs": False,
-    "rotary_pos_emb": None,
-    "polar_pos_emb": None,
     "deep_embeds_and_ids": None,
     "flash_pack_seq_kwargs": None,
     "flash_pack_seq_context_kwargs": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,9 +13,11 @@ from variform.stack.sublayer import Sublayer
 from variform.stack.tapped import Change, changed, layer_stack, replaced, tapped, tapped_stack
 
 if TYPE_CHECKING:
+    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
     from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
+W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
 Changes = Mapping[int, Change] | Callable[[int, Tensor], Tensor]
 """What is done to the inputs of blocks, which count from 1: by their number, or one function of number and features.
 
@@ -49,14 +51,23 @@ def layers_changed(layers: AttentionLayers, blocks: Changes | None) -> Attention
     return changed(layers, native=tapped_stack(layers.native, changes)) if changes else layers
 
 
-def model_changed(model: TransformerWrapper, blocks: Changes | None, tokens: Change | None) -> TransformerWrapper:
+def model_changed(model: W, blocks: Changes | None, tokens: Change | None, embeds: bool = True) -> W:
     """A view of a model in which the inputs of its blocks and the vectors of tokens are changed.
+
+    Args:
+        model: the model.
+        blocks: what is done to the inputs of blocks.
+        tokens: what is done to the vectors of tokens, which are the input of block 1.
+        embeds: whether it has such vectors, and no features of the caller's.
 
     Raises:
         InputError: blocks that there are not; two functions for the vectors of tokens.
     """
     own: AttentionLayers = model.__dict__["attn_layers"]
-    if isinstance(blocks, Mapping):
+    if not embeds:
+        if tokens is not None:
+            raise InputError("transform_token_embeds is for vectors of tokens, and this model has none")
+    elif isinstance(blocks, Mapping):
         if tokens is not None and 1 in blocks:
             raise InputError("transform_token_embeds and block 1 of transform_block_inputs are the same; give one")
         tokens = tokens or blocks.get(1)

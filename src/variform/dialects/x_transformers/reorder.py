@@ -16,6 +16,7 @@ from variform.stack.tapped import changed, replaced
 from variform.weights.x_transformers.stack import steps_of
 
 if TYPE_CHECKING:
+    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
     from variform.dialects.x_transformers.changes import Changes
     from variform.dialects.x_transformers.wrapper import TransformerWrapper
@@ -24,13 +25,15 @@ Repeats = Sequence[Any]
 """((block or (first, last)), times), or several such pairs; blocks count from 0."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
 
 
 def takes_orders(forward: F) -> F:
     """A forward that takes `layers_execute_order`, `repeat_blocks`, `causal` and changes of features: for this call.
 
     `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run;
-    `causal` whether self-attention looks back alone; for `transform_block_inputs` see `changes`.
+    `causal` whether self-attention looks back alone; for `transform_block_inputs` see `changes`, for `rotary_pos_emb`
+    and `polar_pos_emb` see `rotations`.
     """
 
     @functools.wraps(forward)
@@ -54,6 +57,12 @@ def takes_orders(forward: F) -> F:
             if keywords.get("cache") is not None:
                 raise InputError("features are changed in whole sequences: leave the cache out")
             self = self.with_changes(transform_block_inputs, tokens)
+        rotary, polar = keywords.pop("rotary_pos_emb", None), keywords.pop("polar_pos_emb", None)
+        if rotary is not None or polar is not None:
+            for name in ("cache", "context_pos"):
+                if keywords.get(name) is not None:
+                    raise InputError(f"rotary_pos_emb and polar_pos_emb of a call go without {name}")
+            self = self.with_angles(rotary, polar)
         return forward(self, *args, **keywords)
 
     return ordered  # type: ignore[return-value]
@@ -85,9 +94,7 @@ def layers_in_order(
     return changed(layers, native=replaced(layers.native, stack, other))
 
 
-def model_in_order(
-    model: TransformerWrapper, order: Sequence[int] | None, repeat_blocks: Repeats | None
-) -> TransformerWrapper:
+def model_in_order(model: W, order: Sequence[int] | None, repeat_blocks: Repeats | None) -> W:
     """The same of a model around such a stack."""
     own: AttentionLayers = model.__dict__["attn_layers"]
     layers = layers_in_order(own, order, repeat_blocks)

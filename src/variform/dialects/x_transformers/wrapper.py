@@ -38,6 +38,7 @@ from variform.dialects.x_transformers.model import ModelDraft, read_model, stack
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.reorder import Repeats, model_in_order, takes_orders
+from variform.dialects.x_transformers.rotations import Angles, model_turned
 from variform.errors import ConfigError
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.model import Transformer
@@ -130,6 +131,10 @@ class TransformerWrapper(nn.Module):
     def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> TransformerWrapper:
         """A view of this model, of the same modules, in which features are changed on their way."""
         return model_changed(self, blocks, tokens)
+
+    def with_angles(self, rotary: Angles | None, polar: Angles | None) -> TransformerWrapper:
+        """A view of this model, of the same modules, in which self-attention goes by given angles."""
+        return model_turned(self, rotary, polar)
 
     def attn_qk_clip_(self, intermediates: LayerIntermediates, tau: float = 100.0) -> None:
         """Scale the maps of queries and keys down so that no score of a call is above `tau` (arXiv:2507.20534)."""

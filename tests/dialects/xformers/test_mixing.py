@@ -46,7 +46,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "pooling": {"pool_size": 2, "stride": 2, "padding": 0},
     "visual": {},
     "compositional": {"num_rules": 4},
-    **{name: {} for name in mixer_items(frozenset()) if name not in CLASSES},
+    "folded": {"every": 2},
+    **{name: {} for name in mixer_items(frozenset()) if name not in (*CLASSES, "folded")},
 }
 NAMES = [*CONFIGS]
 
@@ -81,6 +82,7 @@ def test_upstreams_names_and_all_mixers_are_registered() -> None:
     assert set(NAMES) <= set(ATTENTION_REGISTRY)
     assert {"multi_head", "fourier_mix", "pooling", "visual"} <= set(NAMES)
     assert "cross_attention" not in ATTENTION_REGISTRY  # it reads another sequence
+    assert not {"rotated", "value_residual", "score_residual"} & set(ATTENTION_REGISTRY)  # by a context, by layers
     assert [ATTENTION_REGISTRY[n].constructor for n in ("fourier_mix", "pooling", "visual")] == [
         FourierMix,
         Pooling,

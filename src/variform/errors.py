@@ -121,6 +121,10 @@ class ShapeError(VariformError, ValueError):
     """Tensors do not fit: a size, a dtype or a range is wrong."""
 
 
+class TokenIdError(ShapeError, IndexError):
+    """An id is no token of the vocabulary; torch raises an `IndexError` there."""
+
+
 class BackendError(VariformError, RuntimeError):
     """An implementation was asked for by name and cannot compute this call; the message says why."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from variform.errors import ShapeError
+from variform.errors import ShapeError, TokenIdError
 
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 """One prompt (1-D) or several: a [B, L] tensor, or a list of prompts of any lengths."""
@@ -140,4 +140,4 @@ def _check_range(ids: Tensor, vocab_size: int | None) -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):
         bound = "the vocabulary" if vocab_size is None else str(vocab_size)
-        raise ShapeError(f"token ids must lie in [0, {bound}); the prompt's lie in [{low}, {high}]")
+        raise TokenIdError(f"token ids must lie in [0, {bound}); the prompt's lie in [{low}, {high}]")

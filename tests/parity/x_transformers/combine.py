@@ -110,6 +110,8 @@ REFUSED = (
     "a step that reads what earlier steps were given cannot have memories",
     "so there is nothing to remember",
     "a prediction of the next token's features needs causal layers",
+    "only one norm of queries and keys can be on",
+    "these scores are distances",
 )
 """What is refused here though upstream runs it, with an option or an input left unread, or a meaning that differs."""
 

@@ -148,10 +148,16 @@ def heads_in_order(layers: nn.Module, x: Tensor | None, name: str) -> Tensor | N
         x: [H, Lq, Lk] or [B, H, Lq, Lk]; others, and those of one head, are left as they are
 
     Raises:
-        InputError: layers of different key heads have different orders.
+        InputError: layers of different key heads have different orders, or there are other heads.
     """
     if x is None or x.dim() < 3 or x.shape[-3] == 1:
         return x
+    counts = {m.heads for m in layers.modules() if isinstance(m, OWN)}
+    if counts and x.shape[-3] not in counts:
+        raise InputError(
+            f"{name} {list(x.shape)} is of {x.shape[-3]} heads, and there are {min(counts)}: of three axes the first "
+            "counts heads; what differs from row to row is [batch, 1, L, L]"
+        )
     groups = {(m.heads, m.kv_heads) for m in layers.modules() if isinstance(m, OWN)}
     orders = {tuple(tiled_heads(*sizes)) for sizes in groups}
     if len(orders) > 1:

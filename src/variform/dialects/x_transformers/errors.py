@@ -15,5 +15,5 @@ class MissingKeywordError(KeywordError, KeyError):
     __str__ = Exception.__str__  # KeyError would show the message in quotes
 
 
-class InputError(ShapeError, AssertionError):
-    """What a model was called with does not fit it."""
+class InputError(ShapeError, AssertionError, TypeError, IndexError, RuntimeError):
+    """What a model was called with does not fit it; upstream asserts it, or torch fails on it in one of these ways."""

@@ -171,6 +171,7 @@ class ModelDraft:
         width = self.emb_dim or layers.dim
         yield self.max_seq_len < 0, "max_seq_len", "must be positive, or 0 for no absolute positions"
         yield (self.num_memory_tokens or 0) < 0, "num_memory_tokens", "must not be negative"
+        yield self.max_mem_len < 0, "max_mem_len", "must not be negative"
         yield not 0.0 < self.emb_frac_gradient <= 1.0, "emb_frac_gradient", "a part in (0, 1] is needed"
         message = f"token vectors of {width} features cannot answer for hidden states of {layers.dim}; leave one out"
         yield self.tie_embedding and width != layers.dim, "tie_embedding", message

@@ -115,6 +115,9 @@ class PositionDraft:
         if count is not None and own is not None:
             message = "the heads that are rotated are those of attn_latent_rope_subheads"
             return [Problem("rotate_num_heads", message, count, "leave it out")]
+        if self.rotary_xpos and draft.options.get("l2_distance"):
+            message = "products with keys fade with their distance, and these scores are distances"
+            return [Problem("rotary_xpos", message, True, "leave attn_l2_distance out, or take rotary_pos_emb")]
         if count is None or not count % (group := draft.heads // draft.key_heads):
             return []
         message = f"{group} query heads read one key head, and are rotated together with it"

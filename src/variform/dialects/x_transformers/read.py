@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from variform.core.resolve import resolve
@@ -39,7 +40,7 @@ def read_layers(owner: str, keywords: Mapping[str, Any], prefixed: bool = False)
     raise_any(draft.problems)
     spec = draft.spec()
     raise_any(draft.problems)
-    return draft, resolved(spec)
+    return draft, resolved(spec, keywords)
 
 
 def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -55,12 +56,32 @@ def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[s
     return own, inner
 
 
-def resolved(spec: Spec) -> Spec:
-    """`resolve`, with this dialect's error."""
+def resolved(spec: Spec, keywords: Mapping[str, Any] | None = None) -> Spec:
+    """`resolve`, with this dialect's error; what is wrong with a value is said of the keyword that gave it."""
     try:
         return resolve(spec)
     except ConfigError as error:
-        raise KeywordError(error.problems) from None
+        problems = [_of_keyword(problem, keywords or {}) for problem in error.problems]
+        raise KeywordError(list({str(problem): problem for problem in problems}.values())) from None
+
+
+def _of_keyword(problem: Problem, keywords: Mapping[str, Any]) -> Problem:
+    """The problem of the keyword of this value, if there is one alone: its own place is in the spec."""
+    if not problem.has_value:
+        return problem
+    given = [name for name, value in keywords.items() if _gave(value, problem.value)]
+    return replace(problem, path=given[0]) if len(given) == 1 else problem
+
+
+def _gave(value: Any, found: Any) -> bool:
+    """Whether a part has a value, or one of several, from a keyword."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, tuple) and not isinstance(found, tuple):
+        return any(_gave(one, found) for one in value)
+    if isinstance(value, bool) or isinstance(found, bool) or not isinstance(value, int | float | str | tuple):
+        return False
+    return bool(value == found or (value != value and found != found))  # the latter: not a number
 
 
 def _contradictions(draft: LayersDraft) -> list[Problem]:

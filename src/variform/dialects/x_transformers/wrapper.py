@@ -68,7 +68,7 @@ class TransformerWrapper(nn.Module):
         super().__init__()
         draft = read_model(type(self).__name__, keywords)
         layers: AttentionLayers = keywords["attn_layers"]
-        spec = resolved(draft.spec(layers))
+        spec = resolved(draft.spec(layers), keywords)
         self._hold(build(spec, ready={stack_path(draft): layers.native}), layers, draft)
 
     def _hold(self, native: Transformer, layers: AttentionLayers, draft: ModelDraft) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from variform.core.inherit import INHERIT
 from variform.core.registry import register
-from variform.errors import ConfigError, ShapeError
+from variform.errors import ConfigError, ShapeError, TokenIdError
 from variform.parts.kinds import Embedding, Norm, Position, Streams
 
 Size = Annotated[int, Field(gt=0)]
@@ -86,7 +86,7 @@ class TokenEmbedding(Embedding):
             x = F.embedding(inputs, self.weight)
         except IndexError:
             low, high = int(inputs.min()), int(inputs.max())
-            raise ShapeError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
+            raise TokenIdError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
         if self.unit:
             x = F.normalize(x, dim=-1)
         if self.factor != 1.0:

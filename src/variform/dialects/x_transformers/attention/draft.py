@@ -86,6 +86,10 @@ class AttentionDraft:
             message = "a limit on the past is supported in causal self-attention alone"
             hint = "cross_attn_max_attend_past=None leaves it out there" if cross else "take it in a Decoder"
             found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past, hint))
+        elif self.max_attend_past is not None and self.max_attend_past < 0:
+            found.append(Problem(f"{at}max_attend_past", "must not be negative", self.max_attend_past))
+        if self.qk_norm and not self.qk_norm_scale > 0:
+            found.append(Problem(f"{at}qk_norm_scale", "must be positive", self.qk_norm_scale))
         if self.num_mem_kv < 0:
             found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
         found += self._part_problems(cross)

@@ -16,7 +16,7 @@ from variform.dialects.xformers.components.positional_embedding.registry import 
     POSITION_EMBEDDING_REGISTRY,
     register_positional_embedding,
 )
-from variform.errors import ShapeError
+from variform.errors import ShapeError, TokenIdError
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.position.absolute import LearnedPosition
 
@@ -75,7 +75,7 @@ class VocabEmbedding(PlacedEmbedding):
             tokens = self.word_embeddings(x)
         except IndexError:
             low, high = int(x.min()), int(x.max())
-            raise ShapeError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
+            raise TokenIdError(f"token ids must lie in [0, {self.vocab_size}); these lie in [{low}, {high}]") from None
         return self.dropout(tokens + self.position_embeddings(positions))  # type: ignore[no-any-return]
 
     @property

@@ -43,9 +43,11 @@ class ChunkedBackend:
     weighs = True
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Graphs being compiled, what is drawn, functions that learn, and what looks at other queries."""
+        """Graphs being compiled, no tokens, what is drawn, functions that learn, and what looks at other queries."""
         if torch.compiler.is_compiling():
             return "a compiler fuses attention that is written out by itself"
+        if 0 in (*call.q.shape, *call.k.shape):
+            return "there is nothing to cut into chunks"
         if call.dropout or (call.weights is not None and call.weights.is_random):
             return "what is drawn would be drawn anew in the backward pass"
         if call.weights is not None and not call.weights.is_local:

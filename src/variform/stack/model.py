@@ -32,9 +32,9 @@ from variform.stack.inputs import (
     misfit,
     streams_read,
 )
-from variform.stack.prefix import behind_prefix, plan_prefixed
-from variform.stack.remembering import check_taken, plan_behind, recall_of, remembered
-from variform.stack.state import check_state, count_positions, new_state, signature, turned
+from variform.stack.placing import place_tokens, plan_tokens
+from variform.stack.remembering import check_taken, recall_of, remembered
+from variform.stack.state import new_state, signature, turned
 
 __all__ = ["EncoderDecoder", "Transformer", "losses_by_name"]
 
@@ -177,8 +177,9 @@ class Transformer(Model):
             "bias": bias,
             "passes": passes,
             "exit": exit,
+            "two_way": two_way,
+            "beside": beside,
         }
-        rare["two_way"], rare["beside"] = two_way, beside
         rare = {name: value for name, value in rare.items() if value is not None}
         streams: dict[str, Any] = {"positions": positions, **given}
         self._refuse_unread({**streams, **rare})
@@ -191,40 +192,22 @@ class Transformer(Model):
             check_two_way(two_way, batch, length if prefix is None else length + prefix.shape[1], state)
         recall = None if memories is None else recall_of(memories, self, streams, batch, state)
         planned = None
-        after: dict[str, Any] = {}
-        if state is not None:
-            streams["context_mask"] = check_state(state, self, tokens, streams)
-            if recall is None:
-                planned, own, after = plan_prefixed(state, streams, (batch, length), prefix, prefix_valid)
-            elif prefix is not None:
-                raise ShapeError("memories and a prefix cannot be read into one decode state: give one of them")
-            else:
-                planned = plan_behind(state, recall, batch, length, streams)
-                # What is in front takes up no place of the embedding.
-                own = (planned.positions - planned.state["ahead"]).clamp(min=0)  # padding may stand before the first
-                after = {"positions": planned.positions}
-            streams["positions"], streams["cache"] = own, planned.cache
-        elif positions is None and tokens:
-            streams["positions"] = count_positions(valid, segments)
+        if state is None:
+            after = place_tokens(streams, length, tokens, recall)
+        else:
+            planned, after = plan_tokens(self, streams, (batch, length), tokens, recall, state)
         if losses:
             if state is not None:
                 raise ShapeError("losses belong to whole sequences: they are not told while decoding with a state")
-            streams["losses"] = ()
-        if recall is not None:
-            if losses:
+            if recall is not None:
                 raise ShapeError("losses are not told of segments with memories")
-            streams["memories"] = recall
-        if planned is None:
-            after = behind_prefix(prefix, prefix_valid, streams, length)
+            streams["losses"] = ()
         try:
             x, branches = self._run(inputs, streams, after, state)
             out = x if self.head is None or hidden else self.head(x, streams)
         except RuntimeError as error:
-            wrong = (
-                None
-                if isinstance(error, VariformError)
-                else misfit(error, self, (("the input", inputs), *streams.items()))
-            )
+            named = (("the input", inputs), *streams.items())
+            wrong = None if isinstance(error, VariformError) else misfit(error, self, named)
             if wrong is None:
                 raise
             raise wrong from error

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
         generator: draws from this generator; not with `seed`.
         source: the encoder's input, for a model that has one.
         source_valid: [B, Ls] bool, False at padding of the source.
+        source_condition: [B, C] or [B, Ls, C], for adaptive parts of the encoder.
         context: [B, Lc, dim_context] for cross attention.
         context_mask: [B, Lc] bool, False at padding of the context.
         condition: [B, dim_condition] for adaptive parts.
@@ -66,6 +67,7 @@ class Options(TypedDict, total=False):
     generator: torch.Generator | None
     source: Tensor | None
     source_valid: Tensor | None
+    source_condition: Tensor | None
     context: Tensor | None
     context_mask: Tensor | None
     condition: Tensor | None

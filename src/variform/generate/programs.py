@@ -17,7 +17,7 @@ from variform.stack.program import ProgramModel
 from variform.stack.program_state import tokens_length
 
 OWN_OPTIONS = ("streams", "input", "output")
-_OTHERS = ("source", "source_valid", "context", "context_mask", "condition")
+_OTHERS = ("source", "source_valid", "source_condition", "context", "context_mask", "condition")
 
 
 class TokenProgram(nn.Module):

@@ -18,7 +18,7 @@ from variform.parts.kinds import State
 from variform.stack.state import room
 from variform.stack.state_rows import select_rows
 
-KEPT_STREAMS = ("source", "source_valid", "context", "context_mask")
+KEPT_STREAMS = ("source", "source_valid", "source_condition", "context", "context_mask")
 """Side inputs that a new decode state reads or keeps."""
 
 FIRST_STREAMS = ("prefix", "prefix_valid")
@@ -282,7 +282,7 @@ def _new_state(
 
 def _check_streams(streams: Mapping[str, Any], encodes: bool, continues: bool) -> None:
     for name in streams:
-        if name not in (*FIRST_STREAMS, *EACH_STREAMS) and name.startswith("source") != encodes:
+        if name not in (*FIRST_STREAMS, *EACH_STREAMS, "condition") and name.startswith("source") != encodes:
             kind = "has an encoder: give it `source`" if encodes else "has no encoder: give it `context`"
             raise ConfigError(f"this model {kind}", path=name)
         if continues and name in KEPT_STREAMS:

@@ -82,6 +82,7 @@ class EncoderDecoder(Model):
         target: Tensor,
         *,
         source_valid: Tensor | None = None,
+        source_condition: Tensor | None = None,
         valid: Tensor | None = None,
         state: State | None = None,
         losses: bool = False,
@@ -93,6 +94,7 @@ class EncoderDecoder(Model):
             source: the encoder's inputs.
             target: the decoder's inputs.
             source_valid: [B, Ls] bool, False at padding of the source.
+            source_condition: of the encoder's adaptive parts, [B, C] or [B, Ls, C].
             valid: [B, L] bool, False at padding of the target.
             state: decode state; the result is then (output, new state).
             losses: return (output, losses); see `Transformer.forward`. The encoder's come first.
@@ -106,15 +108,17 @@ class EncoderDecoder(Model):
             if name not in _DECODER_STREAMS:
                 raise ShapeError(f"an encoder-decoder takes no {name!r}; {did_you_mean(name, _DECODER_STREAMS)}")
         if state is not None:
-            self._check_state(state, source, source_valid)
+            self._check_state(state, source, source_valid, source_condition)
             if losses:
                 raise ShapeError("losses belong to whole sequences: they are not told while decoding with a state")
             out, new = self.decoder(target, valid=valid, state=state["decoder"], **streams)
             return out, {"decoder": new}
         if not losses:
-            context, seen = self.dropped(self.encode(source, source_valid), source_valid)
+            context, seen = self.dropped(self.encode(source, source_valid, source_condition), source_valid)
             return self.decoder(target, valid=valid, context=context, context_mask=seen, **streams)
-        context, first = self.encoder(_needed(source), valid=source_valid, hidden=True, losses=True)
+        context, first = self.encoder(
+            _needed(source), **_sides(source_valid, source_condition), hidden=True, losses=True
+        )
         context, seen = self.dropped(context, source_valid)
         more = {"context": context, "context_mask": seen, **streams}
         out, second = self.decoder(target, valid=valid, losses=True, **more)
@@ -132,9 +136,9 @@ class EncoderDecoder(Model):
         size: int | None = getattr(self.decoder, "vocab_size", None)
         return size
 
-    def encode(self, source: Tensor | None, valid: Tensor | None = None) -> Tensor:
+    def encode(self, source: Tensor | None, valid: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """The encoder's hidden states, [B, Ls, dim]."""
-        context: Tensor = self.encoder(_needed(source), valid=valid, hidden=True)
+        context: Tensor = self.encoder(_needed(source), **_sides(valid, condition), hidden=True)
         return context
 
     def init_state(
@@ -146,13 +150,18 @@ class EncoderDecoder(Model):
         ahead: int = 0,
         source: Tensor | None = None,
         source_valid: Tensor | None = None,
+        source_condition: Tensor | None = None,
+        condition: Tensor | None = None,
         **streams: Any,
     ) -> State:
-        """Decode state that has read `source`; see `Transformer.init_state`."""
+        """Decode state that has read `source`; see `Transformer.init_state`, of which it keeps a `condition`."""
         if streams:
-            raise ConfigError(f"an encoder-decoder's state takes source and source_valid, not {', '.join(streams)}")
-        context = self.encode(source, source_valid)
+            taken = "source, source_valid, source_condition and condition"
+            raise ConfigError(f"an encoder-decoder's state takes {taken}, not {', '.join(streams)}")
+        context = self.encode(source, source_valid, source_condition)
         more: dict[str, Any] = {} if source_valid is None else {"context_mask": source_valid}
+        if condition is not None:
+            more["condition"] = condition
         if ahead:
             more["ahead"] = ahead
         return {"decoder": self.decoder.init_state(batch, max_len, bucket=bucket, context=context, **more)}
@@ -168,12 +177,18 @@ class EncoderDecoder(Model):
         return drop_tokens(context, valid, self.context_dropout)
 
     @staticmethod
-    def _check_state(state: Any, source: Any, source_valid: Any) -> None:
+    def _check_state(state: Any, source: Any, source_valid: Any, source_condition: Any) -> None:
         if not isinstance(state, dict) or "decoder" not in state:
             raise ShapeError("this is no decode state of an encoder-decoder; make one with init_state")
-        for name, value in (("source", source), ("source_valid", source_valid)):
+        given = {"source": source, "source_valid": source_valid, "source_condition": source_condition}
+        for name, value in given.items():
             if value is not None:
                 raise ShapeError(f"the decode state has read the source already: give {name}=None")
+
+
+def _sides(valid: Tensor | None, condition: Tensor | None) -> dict[str, Any]:
+    """The encoder's side inputs."""
+    return {"valid": valid} if condition is None else {"valid": valid, "condition": condition}
 
 
 def _needed(source: Tensor | None) -> Tensor:

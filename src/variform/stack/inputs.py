@@ -203,13 +203,16 @@ def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> 
     """Refuse streams that a new decode state cannot keep.
 
     Raises:
-        ConfigError: another stream than a context, its mask and its positions.
+        ConfigError: another stream than a context, its mask and its positions, and a condition of each row.
         ShapeError: one that does not fit.
     """
     for name in streams:
-        kept = ("context", "context_mask", "context_positions")
+        kept = ("context", "context_mask", "context_positions", "condition")
         if name not in kept:
             raise ConfigError(f"a decode state keeps no {name!r}", hint=did_you_mean(name, kept))
+    condition = streams.get("condition")
+    if isinstance(condition, Tensor) and condition.dim() != 2:
+        raise ShapeError(f"a decode state keeps a condition of each row, [{batch}, features], not {about(condition)}")
     check_streams({"context_mask": None, **streams}, batch, 0, device, None)
 
 

@@ -258,7 +258,7 @@ class Transformer(Model):
                 `prefix`; they do not count against `max_len`.
             **streams: what stays the same while decoding: `context`, which is read here and not given again (nor are
                 `context_positions`), and
-                `context_mask`, which is given here or in each call.
+                `context_mask` and a `condition` of each row, which are given here or in each call.
 
         Raises:
             ConfigError: the model, or a part of it, cannot decode; a size that is none, or another stream.
@@ -282,7 +282,8 @@ class Transformer(Model):
             if holds_state(stack):
                 parts[f"stacks.{place}"] = stack.init_state(batch, capacity, streams)  # type: ignore[operator]
         state = new_state(batch, capacity, device, parts, bucket)
-        return {**state, "context_mask": streams.get("context_mask"), "made_for": signature(self)}
+        own = {"condition": streams["condition"]} if streams.get("condition") is not None else {}
+        return {**state, **own, "context_mask": streams.get("context_mask"), "made_for": signature(self)}
 
     def example_inputs(self, batch: int, length: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Arguments of the sizes asked for; a context of the same length and a condition where a part reads one."""

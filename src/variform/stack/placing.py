@@ -48,6 +48,7 @@ def plan_tokens(
         ShapeError: a state that is not this model's, or a prefix that does not fit or comes with memories.
     """
     streams["context_mask"] = check_state(state, model, tokens, streams)
+    streams["condition"] = state.get("condition", streams["condition"])
     prefix = streams["prefix"]
     if recall is None:
         planned, own, after = plan_prefixed(state, streams, sizes, prefix, streams["prefix_valid"])

@@ -77,6 +77,8 @@ def check_state(state: Any, model: Part, tokens: bool, streams: Mapping[str, Any
         raise ShapeError("images cannot be read into a decode state; run without one")
     if streams["context"] is not None:
         raise ShapeError("the decode state has read its context already: leave context out")
+    if state.get("condition") is not None and streams["condition"] is not None:
+        raise ShapeError("the decode state holds a condition already: leave condition out")
     if state["context_mask"] is None:
         return streams["context_mask"]
     if streams["context_mask"] is not None:

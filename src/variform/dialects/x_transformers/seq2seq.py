@@ -113,6 +113,9 @@ class XTransformer(nn.Module):
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         src_prepend_embeds: Tensor | None = None,
+        *,
+        src_condition: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """The decoder's mean loss.
 
@@ -122,14 +125,15 @@ class XTransformer(nn.Module):
             mask: [B, Ls] bool, True at real tokens of the source.
             attn_mask: what may attend to what within the source.
             src_prepend_embeds: [B, P, dim] features before the source's tokens.
+            src_condition: of the encoder's adaptive parts, [B, C] or [B, Ls, C].
+            condition: the same of the decoder's.
         """
-        context = self.encoder(
-            src, mask=mask, attn_mask=attn_mask, prepend_embeds=src_prepend_embeds, return_embeddings=True
-        )
+        sides = {"mask": mask, "attn_mask": attn_mask, "condition": src_condition}
+        context = self.encoder(src, **sides, prepend_embeds=src_prepend_embeds, return_embeddings=True)
         if mask is not None and src_prepend_embeds is not None:
             mask = F.pad(mask, (src_prepend_embeds.shape[1], 0), value=True)
         context, mask = self.native.dropped(context, mask)
-        loss: Tensor = self.decoder(tgt, context=context, context_mask=mask)
+        loss: Tensor = self.decoder(tgt, context=context, context_mask=mask, condition=condition)
         return loss
 
     @torch.no_grad()
@@ -140,6 +144,8 @@ class XTransformer(nn.Module):
         seq_len: int,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        *,
+        src_condition: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Continue target prompts for sources.
@@ -150,9 +156,11 @@ class XTransformer(nn.Module):
             seq_len: how many tokens to add.
             mask: [B, Ls] bool, True at real tokens of the source.
             attn_mask: what may attend to what within the source.
-            **options: of `AutoregressiveWrapper.generate`.
+            src_condition: of the encoder's adaptive parts.
+            **options: of `AutoregressiveWrapper.generate`, with the decoder's `condition` among them.
         """
-        context = self.encoder(seq_in, mask=mask, attn_mask=attn_mask, return_embeddings=True)
+        sides = {"mask": mask, "attn_mask": attn_mask, "condition": src_condition}
+        context = self.encoder(seq_in, **sides, return_embeddings=True)
         return self.decoder.generate(seq_out_start, seq_len, context=context, context_mask=mask, **options)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from variform.core.build import build
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.call import check_condition
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.table import (
@@ -26,6 +27,7 @@ from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.head.heads import ClassifierHead, PoolHead
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition
+from variform.stack.condition import condition_size
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
 
@@ -58,7 +60,8 @@ class VisionDraft:
         head = PoolHead.spec() if self.num_classes is None else ClassifierHead.spec(classes=self.num_classes)
         if self.num_register_tokens:
             stack = RegisterStack.spec(stack=stack, count=self.num_register_tokens, side="back", std=1.0)
-        return Transformer.spec(dim=dim, embedding=embedding, stacks=[stack], head=head)
+        size = condition_size(stack)
+        return Transformer.spec(dim=dim, dim_condition=size, embedding=embedding, stacks=[stack], head=head)
 
     def check(self) -> list[Problem]:
         """Patches tile the image."""
@@ -126,17 +129,26 @@ class ViTransformerWrapper(nn.Module):
         layers: AttentionLayers = self.__dict__["attn_layers"]
         return layers.unit_offset
 
-    def forward(self, img: Tensor, return_embeddings: bool = False, return_logits_and_embeddings: bool = False) -> Any:
+    def forward(
+        self,
+        img: Tensor,
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        *,
+        condition: Tensor | None = None,
+    ) -> Any:
         """Run the model.
 
         Args:
             img: images.
             return_embeddings: one vector a patch, in place of the classes.
             return_logits_and_embeddings: both.
+            condition: [B, C], for adaptive parts.
         """
+        check_condition(self.__dict__["attn_layers"], condition)
         if return_embeddings and return_logits_and_embeddings:
             raise InputError("choose one of return_embeddings and return_logits_and_embeddings")
-        hidden = self.native(img, hidden=True)
+        hidden = self.native(img, hidden=True, condition=condition)
         if return_embeddings:
             return hidden
         assert self.native.head is not None

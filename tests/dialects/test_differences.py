@@ -31,3 +31,9 @@ def test_every_row_names_a_test() -> None:
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     missing = [row for row in rows if not NAMED.search(row) and not row.startswith("| feature")]
     assert not missing
+
+
+@pytest.mark.parametrize(("dialect", "text"), sections(), ids=lambda value: value.split("\n")[0])
+def test_no_row_stands_twice(dialect: str, text: str) -> None:
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| feature")]
+    assert sorted({row for row in rows if rows.count(row) > 1}) == []

@@ -73,6 +73,16 @@ def test_views_of_earlier_layers_are_not_remembered(layers: dict[str, Any]) -> N
         model(ids(), mems=mems)
 
 
+@torch.no_grad()
+def test_a_window_is_measured_by_positions() -> None:
+    model = language(rotary_pos_emb=True, attn_max_attend_past=2, depth=None, custom_layers=("a",))
+    text, apart = ids(), torch.arange(9) * 2
+    changed = text.clone()
+    changed[:, 4] = (text[:, 4] + 1) % 11
+    differs = (model(text, pos=apart) - model(changed, pos=apart)).abs().amax((0, 2)) > 1e-9
+    assert differs.nonzero().flatten().tolist() == [4, 5], "a key two positions behind is the token before"
+
+
 # Inputs that cannot work: an error of ours that is also what upstream raises there, and that says what to write.
 
 SIDES: dict[str, Any] = {

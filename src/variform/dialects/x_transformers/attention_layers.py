@@ -152,7 +152,7 @@ class AttentionLayers(nn.Module):
         placed = (pos, seq_start_pos, condition, context_pos)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
         streams["injected"] = injected(in_attn_cond)
-        streams["two_way"] = two_way(self, prefix_attn_len, x)
+        streams["two_way"] = two_way(self, prefix_attn_len, x, pos)
         if bias is not None:
             streams["bias"] = bias
         beside = lent.beside(self.native)

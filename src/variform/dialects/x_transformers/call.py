@@ -114,13 +114,17 @@ def injected(condition: Tensor | None) -> Tensor | None:
     return condition.unsqueeze(1) if condition is not None and condition.dim() == 2 else condition
 
 
-def two_way(layers: AttentionLayers, length: int | Tensor | None, x: Tensor) -> Tensor | None:
-    """How many tokens of each row are seen by all, [B]."""
+def two_way(layers: AttentionLayers, length: int | Tensor | None, x: Tensor, pos: Tensor | None) -> Tensor | None:
+    """Below which position tokens are seen by all, [B]: so many tokens of each row are meant, wherever they stand."""
     if length is None:
         return None
     if not layers.prefixed:
         raise InputError("prefix_attn_len is an argument of models around a PrefixDecoder")
-    return torch.full((x.shape[0],), length, device=x.device) if isinstance(length, int) else length
+    counts = torch.full((x.shape[0],), length, device=x.device) if isinstance(length, int) else length
+    if pos is None:
+        return counts
+    places = torch.cat((pos, pos[..., -1:] + 1), -1).expand(x.shape[0], -1)
+    return places.gather(1, counts.clamp(0, pos.shape[-1]).unsqueeze(1)).squeeze(1)
 
 
 def placing(

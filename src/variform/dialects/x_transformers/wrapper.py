@@ -242,7 +242,7 @@ class TransformerWrapper(nn.Module):
             "beside": lent.beside(layers.native),
             "condition": condition,
             "injected": injected(in_attn_cond),
-            "two_way": two_way(layers, prefix_attn_len, x),
+            "two_way": two_way(layers, prefix_attn_len, x, pos),
             "passes": asked.passes,
             "exit": asked.exit,
         }

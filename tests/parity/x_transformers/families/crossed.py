@@ -60,6 +60,12 @@ SETS = [
         call=prefix,
     ),
     OptionSet("prefix-sigmoid-laser", {"attn_sigmoid": True, "attn_laser": True}, stack="PrefixDecoder", call=prefix),
+    OptionSet(
+        "prefix-placed",
+        {"rotary_pos_emb": True},
+        stack="PrefixDecoder",
+        call=lambda ids: {**prefix(ids), "pos": torch.arange(ids.shape[1]) * 2 + 3},
+    ),
     OptionSet("cope-qk-norm", {**COPE, "attn_qk_norm": True}),
     OptionSet("cope-qk-norm-dim-scale", {**COPE, "attn_qk_norm": True, "attn_qk_norm_dim_scale": True}),
     OptionSet("cope-qk-norm-groups", {**COPE, "attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_kv_heads": 2}),

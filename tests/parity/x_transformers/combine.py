@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ def context(ids: Tensor) -> dict[str, Any]:
     mask[1, -3:] = False
     features = torch.randn(len(ids), 9, LAYERS["dim"], generator=torch.Generator().manual_seed(8))
     return {"context": features, "context_mask": mask}
+
+
+def prefix(ids: Tensor) -> dict[str, Any]:
+    """The first tokens of each row are seen both ways."""
+    return {"prefix_attn_len": torch.tensor([3, 6, 5][: len(ids)])}
 
 
 USUAL = [
@@ -94,6 +100,7 @@ OTHERWISE = (
         "upstream leaves remembered tokens out of what goes from token to token",
     ),
     ("forget.*(dynamic|alibi|t5)", "upstream drops the bias"),
+    ("(top-k|hard).*some-heads|some-heads.*(top-k|hard)", "equal tokens have equal scores, up to rounding"),
     ("top-k.*interspersed", "equal memory tokens have equal scores, up to rounding"),
 )
 """Names of features that upstream computes otherwise, and why that is not compared; see docs/differences.md."""
@@ -126,9 +133,7 @@ def otherwise(one: OptionSet) -> bool:
 def combinations(seed: int, version: str) -> Iterator[OptionSet]:
     """Endless combinations: two to four features of different families, and what is usual beside them."""
     draw = random.Random(seed)
-    families: dict[str, list[OptionSet]] = {}
-    for one in features(version):
-        families.setdefault(one.name.split("/")[0], []).append(one)
+    families = by_family(features(version))
     while True:
         chosen = draw.sample(sorted(families), draw.choice((2, 2, 3, 4)))
         parts = [draw.choice(families[family]) for family in chosen]
@@ -137,3 +142,54 @@ def combinations(seed: int, version: str) -> Iterator[OptionSet]:
         found = joined(parts, "+".join(part.name for part in parts) + ("+fused" if fused else ""), fused)
         if found is not None and not otherwise(found):
             yield found
+
+
+def by_family(sets: list[OptionSet]) -> dict[str, list[OptionSet]]:
+    """The sets of each file."""
+    families: dict[str, list[OptionSet]] = {}
+    for one in sets:
+        families.setdefault(one.name.split("/")[0], []).append(one)
+    return families
+
+
+def in_stack(
+    seed: int, version: str, stack: Literal["Encoder", "CrossAttender", "PrefixDecoder"]
+) -> Iterator[OptionSet]:
+    """Endless combinations of what a decoder has, in another stack."""
+    fit = [one for one in features(version) if one.stack in ("Decoder", stack)]
+    sources = {"Encoder": [], "CrossAttender": [context], "PrefixDecoder": [prefix]}[stack]
+    draw, families = random.Random(seed), by_family([one for one in fit if not re.search(UNFIT[stack], one.name)])
+    while True:
+        parts = [draw.choice(families[family]) for family in draw.sample(sorted(families), draw.choice((1, 2, 3)))]
+        parts += [one for one in USUAL if draw.random() < 0.2]
+        found = joined(parts, "+".join([stack, *(part.name for part in parts)]), draw.random() < 0.5)
+        if found is not None and not otherwise(found):
+            own = {key: x for key, x in found.layers.items() if stack != "CrossAttender" or key != "cross_attend"}
+            calls = [call for call in (found.call, *sources) if call is not None]
+            yield replace(found, layers=own, stack=stack, call=together(calls) if calls else None)
+
+
+UNFIT = {
+    "Encoder": "recurrence|xpos|prefix",
+    "CrossAttender": "recurrence|xpos|only-cross|custom-layers|execution-order|attn-bias|prefix",
+    "PrefixDecoder": "recurrence|xpos|only-cross|shift-tokens|prefix",
+}
+"""What a stack does not have, or has otherwise."""
+
+
+def encoder_decoders(seed: int, version: str) -> Iterator[dict[str, Any]]:
+    """Endless keywords of an encoder and a decoder: those of layers, drawn for each side."""
+    draw = random.Random(seed)
+    plain = [one for one in features(version) if not (one.call or one.model) and one.stack in ("Decoder", "Encoder")]
+    kept = [one for one in plain if not re.search("sinu|cross|hybrid|max|window", one.name)]
+    shape = {"num_tokens": 37, "max_seq_len": 20, **{key: x for key, x in LAYERS.items() if key != "dim"}}
+    while True:
+        keywords: dict[str, Any] = {"dim": LAYERS["dim"]}
+        for side in ("enc", "dec"):
+            one = joined(draw.sample(kept, 2), "side", False)
+            if one is None or otherwise(one) or ("pre_norm" in one.layers and side == "enc"):
+                break
+            own = {**shape, **one.layers}
+            keywords |= {f"{side}_{key}": x for key, x in own.items() if x is not None}
+        else:
+            yield keywords

@@ -13,14 +13,22 @@ from torch import nn
 
 import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers import test_decoding as decoding
-from tests.parity.x_transformers.combine import REFUSED, combinations
-from tests.parity.x_transformers.harness import agree, in_its_dtype, pair, upstream
+from tests.parity.x_transformers.combine import REFUSED, combinations, encoder_decoders, in_stack
+from tests.parity.x_transformers.harness import agree, compare_gradients, in_its_dtype, pair, upstream
 from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
 from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of
 from variform.errors import ConfigError, ShapeError
 
-FEW = list(islice(combinations(2, VERSIONS[-1]), 60))
-MANY = list(islice(combinations(1, VERSIONS[-1]), 300))
+STACKS = ("Encoder", "CrossAttender", "PrefixDecoder")
+FEW = [
+    *islice(combinations(2, VERSIONS[-1]), 45),
+    *(one for stack in STACKS for one in islice(in_stack(2, VERSIONS[-1], stack), 6)),
+]
+MANY = [
+    *islice(combinations(1, VERSIONS[-1]), 250),
+    *(one for stack in STACKS for one in islice(in_stack(1, VERSIONS[-1], stack), 40)),
+]
+SIDES = list(islice(encoder_decoders(1, VERSIONS[-1]), 40))
 DRAWN = [*FEW, *(pytest.param(one, marks=pytest.mark.slow) for one in MANY)]
 NAMES = [one.name for one in (*FEW, *MANY)]
 
@@ -82,6 +90,30 @@ def test_decoding_in_chunks(one: OptionSet) -> None:
     for side in ("right", "left"):
         together, alone = decoding.padded(model, ids, given, side)
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("keywords", [*SIDES[:5], *(pytest.param(one, marks=pytest.mark.slow) for one in SIDES[5:])])
+def test_an_encoder_and_a_decoder(keywords: dict[str, Any]) -> None:
+    source, target = (torch.randint(0, 37, (2, length)) for length in (9, 7))
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    losses = []
+    try:
+        theirs = upstream.XTransformer(**keywords).double().eval()
+        in_its_dtype(theirs)
+        theirs(source, target, mask=mask)
+    except Exception:  # it fails in many ways
+        return
+    try:
+        theirs, mine = pair(lambda package: package.XTransformer(**keywords))
+    except ConfigError as error:
+        if not any(reason in str(error) for reason in REFUSED):
+            raise
+        return
+    for model in (theirs, mine):
+        losses.append(model(source, target, mask=mask))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-6)
+    compare_gradients(theirs, mine)
 
 
 @pytest.mark.parametrize("one", [*FEW[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in FEW)])

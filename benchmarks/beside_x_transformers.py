@@ -84,8 +84,8 @@ def generators(prompt: Tensor, new: int) -> dict[str, Callable[[], Tensor]]:
         package = ours if name == "variform" else __import__("x_transformers")
         wrapper = package.AutoregressiveWrapper(model.eval())
         runs[name] = lambda wrapper=wrapper: wrapper.generate(prompt, new, temperature=0.0, cache_kv=True)
-    compiled = torch.compile(models["variform"].native)
-    runs["variform compiled"] = lambda: vf.generate(compiled, prompt, new, greedy=True, bucket=64)
+    native = models["variform"].native
+    runs["variform compiled"] = lambda: vf.generate(native, prompt, new, greedy=True, compile=True)
     first = runs["x-transformers"]()
     for name, run in runs.items():
         if not torch.equal(run(), first):

@@ -8,6 +8,7 @@ from typing import Literal, Unpack, overload
 import torch
 from torch import Tensor, nn
 
+from variform.generate.compiled import BUCKET, with_compiled_steps
 from variform.generate.options import Options, check_options, end_tokens
 from variform.generate.programs import as_language_model
 from variform.generate.prompts import Prompts, batch_of
@@ -102,6 +103,10 @@ class Generation:
         pad = options.get("pad")
         self.pad = pad if pad is not None else ends[0] if ends else 0
         self.keep_state = keep_state
+        if options.get("compile"):
+            model = with_compiled_steps(model, options["compile"])
+            if options.get("state") is None:
+                options = {"bucket": BUCKET, **options}  # type: ignore[typeddict-item]
         self.reader = reader_of(model, self.batch.ids, max_new_tokens, options, keep_state)
 
     @property

@@ -50,7 +50,12 @@ class Options(TypedDict, total=False):
             ends at its `max_seq_len`, or with parts that take no mask, reads the last ones again for each new token.
             Cached or not, it is the same.
         use_cache: keep a decode state (default); False reads everything again for each token.
-        bucket: round the attended length up to a multiple of it, for compiled steps; 0 is exact.
+        bucket: round the attended length up to a multiple of it, for compiled steps; 0 is exact, the default, and 64
+            with `compile`.
+        compile: read single tokens with a step that `torch.compile` has made (a minute or more, the first time), for
+            this model and these weights: when they have changed it is made anew. On a CPU they are laid out once more
+            for the step's products. A string names another backend than inductor; what the prompt holds, and rows of
+            which some have ended, are read as without.
     """
 
     temperature: float
@@ -83,6 +88,7 @@ class Options(TypedDict, total=False):
     window: int | None
     use_cache: bool
     bucket: int
+    compile: bool | str
 
 
 def check_options(options: Mapping[str, Any], max_new_tokens: int) -> None:
@@ -105,7 +111,7 @@ def check_options(options: Mapping[str, Any], max_new_tokens: int) -> None:
     if not options.get("use_cache", True):
         problems += [
             Problem(name, "needs the cache, and use_cache is False")
-            for name in ("state", "bucket", "max_len")
+            for name in ("state", "bucket", "max_len", "compile")
             if options.get(name)
         ]
     if options.get("state") is not None and (options.get("bucket") or options.get("max_len")):

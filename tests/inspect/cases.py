@@ -27,6 +27,10 @@ MODELS: dict[str, Callable[[], Spec]] = {
     "local": lambda: with_attention({"part": "local", "window": 9}),
     "linear": lambda: with_attention("linear"),
     "alibi": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), [f"{BODY}.position_bias=alibi"]),
+    "dynamic_behind_memories": lambda: vf.override(
+        with_attention({"part": "softmax", "memory": {"part": "learned", "count": 2}}),
+        {f"{BODY}.position_bias": "dynamic"},
+    ),
     "checkpoint": lambda: vf.override(vf.models.gpt(**TOKENS, max_seq_len=64), ["stacks.0.executor=checkpoint"]),
     "shared": lambda: shared_layers(),
     "program": lambda: program_spec(**demo(dim=48, heads=4, depth=3, vocab=65, rotate_dim=4)),

@@ -11,6 +11,8 @@ from torch.nn import functional
 from variform.errors import ShapeError
 from variform.ops.attention.call import Call
 from variform.ops.masks import After, Dense, Mask
+from variform.ops.scores import ScoreMod
+from variform.ops.scores.base import Behind
 
 __all__ = ["with_memory"]
 
@@ -48,8 +50,15 @@ def with_memory(call: Call, k: Tensor, v: Tensor, valid: Tensor | None = None) -
         q_segments=None,
         k_segments=None,
         k_valid=None,
-        scores=tuple(modifier.behind(count, *call.positions()) for modifier in call.scores),
+        scores=tuple(_behind(modifier, count, call) for modifier in call.scores),
     )
+
+
+def _behind(modifier: ScoreMod, count: int, call: Call) -> ScoreMod:
+    made = modifier.behind(count, *call.positions())
+    if isinstance(modifier, Behind) or not isinstance(made, Behind) or not call.aligned:
+        return made
+    return replace(made, in_order=True)
 
 
 def _mask_beside(call: Call, valid: Tensor) -> Mask:

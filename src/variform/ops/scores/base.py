@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,12 +111,14 @@ class Behind(ScoreMod):
         modifier: of the others.
         count: keys in front.
         q_pos, k_pos: positions of the queries and of the other keys.
+        in_order: they are 0, 1, ... on both sides, which some modifiers are quicker to know.
     """
 
     modifier: ScoreMod
     count: int
     q_pos: Tensor
     k_pos: Tensor
+    in_order: bool = False
 
     @property
     def is_additive(self) -> bool:
@@ -135,7 +137,11 @@ class Behind(ScoreMod):
         return torch.cat((front, self.modifier.apply_seen(rest, seen, self.q_pos, self.k_pos)), -1)
 
     def additive(self, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor | None:
-        bias = self.modifier.additive(self.q_pos, self.k_pos, dtype)
+        if self.in_order:
+            sizes = self.q_pos.shape[-1], self.k_pos.shape[-1]
+            bias = self.modifier.aligned(*sizes, dtype, self.q_pos.device)
+        else:
+            bias = self.modifier.additive(self.q_pos, self.k_pos, dtype)
         if bias is None:
             return None
         shape = (*bias.shape[:-2], self.q_pos.shape[-1], self.k_pos.shape[-1])
@@ -159,7 +165,7 @@ class Behind(ScoreMod):
         return None if inner is None else Behind(inner, count, self.q_pos[..., rows], self.k_pos[..., rest])
 
     def behind(self, count: int, q_pos: Tensor, k_pos: Tensor) -> ScoreMod:
-        return Behind(self.modifier, self.count + count, self.q_pos, self.k_pos)
+        return replace(self, count=self.count + count)
 
     def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
         return self.modifier.flops(batch, heads, q_len, k_len - self.count)

@@ -208,6 +208,8 @@ def mask(case: Case) -> None:
     case.need_length()
     if case.reads_context and case.part.kind in MIXING:
         raise NotApplicable("it reads another sequence, whose mask is checked as padding")
+    if getattr(case.part, "passes_masks", False):
+        raise NotApplicable("what it moves goes by places; a mask is for its body")
     groups = torch.tensor([[0, 1, 0, 2, 1, 0, 2], [0, 0, 0, 0, 1, 1, 1]])
     allowed = (groups.unsqueeze(1) == groups.unsqueeze(2)).unsqueeze(1)
     for is_causal in causalities(case):

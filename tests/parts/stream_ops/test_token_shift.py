@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 import variform as vf
-from variform.errors import ConfigError, ShapeError
-from variform.ops.masks import Causal
+from variform.errors import ConfigError
+from variform.ops.masks import Dense
 from variform.parts.feedforward.mlp import MLP
+from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.token_shift import TokenShift
 
 X = torch.randn(2, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -48,10 +49,14 @@ def test_padding_anywhere_is_passed_over_and_documents_end(causal: bool) -> None
             torch.testing.assert_close(found[row, own], alone, rtol=0, atol=1e-12)
 
 
-def test_a_mask_of_pairs_is_refused() -> None:
-    part = vf.build(TokenShift.spec(body=MLP.spec()), dim=8, causal=True).double()
-    with pytest.raises(ShapeError, match="cannot honour the stream 'mask'"):
-        part(X, {"mask": Causal()})
+def test_a_mask_of_pairs_is_for_the_body() -> None:
+    """What a mask hides is no key; the neighbour whose features a token is given stays."""
+    part = vf.build(TokenShift.spec(body=MultiHead.spec(heads=2)), dim=8, causal=True).double()
+    mask = Dense(torch.eye(7, dtype=torch.bool))
+    moved = torch.stack([shifted(row, range(2)) for row in X])
+    expected = part.body(moved, {"mask": mask})
+    torch.testing.assert_close(part(X, {"mask": mask}), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(expected, part(X, {}))
 
 
 def test_what_looks_ahead_does_not_decode() -> None:

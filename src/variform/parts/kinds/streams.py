@@ -38,6 +38,7 @@ class StreamPart(Part):
     Class attributes:
         takes_views: whether keys and values are read off the streams `key_input` and `value_input`, [B, L, dim] each,
             where a sublayer hands them over; a part with a `body` leaves that to its body, and does nothing to `x`.
+        passes_masks: whether a mask of pairs is for its body alone, and what it moves itself goes by places.
 
     Attributes:
         remembers: whether it is run on the tokens of earlier segments too, where a model is given memories.
@@ -45,6 +46,7 @@ class StreamPart(Part):
 
     follows: ClassVar[frozenset[str]] = frozenset({"dim"})
     takes_views: ClassVar[bool] = False
+    passes_masks: ClassVar[bool] = False
     remembers: bool = False
 
     @abstractmethod

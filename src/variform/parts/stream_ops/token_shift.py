@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from variform.core.inherit import INHERIT, inherit
-from variform.core.part import Can, Facts
+from variform.core.part import Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.kinds import FeedForward, Layer, Mixer, Output, State, Streams, call
@@ -27,7 +27,8 @@ class TokenShift(Layer):
     The features are cut into amount + 1 equal pieces; piece i of a token is that of the token i places before it, zeros
     where there is none; features that are left over stay (as in RWKV, Peng et al. 2023, arXiv:2305.13048). In models
     that are not causal there are 2 amount + 1 pieces, from `amount` places further on to `amount` places before.
-    Places are counted over the real tokens of a row, and end with a document.
+    Places are counted over the real tokens of a row, and end with a document. A mask of pairs is for what attends: it
+    hides no neighbour here, and goes on to the body.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]; key_input, value_input: the same, shifted like x
@@ -38,15 +39,12 @@ class TokenShift(Layer):
         causal: only from tokens before.
         inputs: how many inputs the body is given: 3 with a residual or an entry of three views, else 1.
         dim: features.
-
-    Raises:
-        ShapeError: a mask of pairs is given: which features of another token it hides is not defined.
     """
 
-    can: ClassVar[Can] = Can(attention_mask=False)
-    reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments", "mask"})
+    reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments"})
     stateful: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
+    passes_masks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,10 +75,6 @@ class TokenShift(Layer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Shift, then run."""
-        if streams.get("mask") is not None:
-            raise ShapeError(
-                "a token shift cannot honour the stream 'mask': what it hides of a shifted token is not told"
-            )
         names = [name for name in INPUTS if name in streams]
         inputs = (x, *(streams[name] for name in names))
         if len(inputs) != self.inputs:

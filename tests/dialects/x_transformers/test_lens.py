@@ -11,8 +11,10 @@ from variform.dialects.x_transformers import (
     ContinuousAutoregressiveWrapper,
     ContinuousTransformerWrapper,
     Decoder,
+    Encoder,
     EntropyBasedTokenizer,
     NextLatentWrapper,
+    NonAutoregressiveWrapper,
     TransformerWrapper,
     XLAutoregressiveWrapper,
 )
@@ -103,3 +105,11 @@ def test_a_free_transformer_says_what_does_not_fit() -> None:
             model.generate(ids, 8)
     assert model.generate(IDS, 8, filter_logits_fn="top_k").shape == (2, 8)
     assert model.generate(IDS, 8, filter_logits_fn=lambda logits: logits).shape == (2, 8)
+
+
+def test_the_vector_for_no_states_always_has_a_gradient() -> None:
+    layers = Encoder(**SIZES)
+    net = TransformerWrapper(num_tokens=7, max_seq_len=6, attn_layers=layers)
+    model = NonAutoregressiveWrapper(net, mask_id=0, self_cond=True, self_cond_train_prob=1.0)
+    model(IDS).loss.backward()
+    assert torch.equal(model.null_embed.grad, torch.zeros(8))

@@ -101,6 +101,7 @@ OTHERWISE = (
     ),
     ("forget.*(dynamic|alibi|t5)", "upstream drops the bias"),
     ("(top-k|hard).*some-heads|some-heads.*(top-k|hard)", "equal tokens have equal scores, up to rounding"),
+    ("rotary-given.*(projected|window)|(projected|window).*rotary-given", "distances are those of pos"),
     ("top-k.*interspersed", "equal memory tokens have equal scores, up to rounding"),
 )
 """Names of features that upstream computes otherwise, and why that is not compared; see docs/differences.md."""
@@ -119,6 +120,9 @@ REFUSED = (
     "a prediction of the next token's features needs causal layers",
     "only one norm of queries and keys can be on",
     "these scores are distances",
+    "one slope for each of the",
+    "a limit on the past drops old ones",
+    "must be the same on both sides",
 )
 """What is refused here though upstream runs it, with an option or an input left unread, or a meaning that differs."""
 

@@ -18,6 +18,7 @@ from tests.parity.x_transformers.harness import agree, compare_gradients, in_its
 from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
 from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of
 from variform.errors import ConfigError, ShapeError
+from variform.stack.remembering import decodes_behind
 
 STACKS = ("Encoder", "CrossAttender", "PrefixDecoder")
 FEW = [
@@ -69,7 +70,8 @@ def test_values_and_gradients(one: OptionSet) -> None:
 
     expected, keep = run(theirs), given.get("mask")
     if expected.std() > 1e-3:  # else the random weights say nothing
-        agree(theirs, mine, run, keep=None if keep is None or expected.shape[:2] != keep.shape else keep)
+        told = keep is not None and expected.shape[:2] == keep.shape
+        agree(theirs, mine, run, keep=keep if told else None, tolerance=1e-5)  # upstream rounds in places
 
 
 @pytest.mark.parametrize("one", DRAWN, ids=NAMES)
@@ -83,6 +85,8 @@ def test_decoding_in_chunks(one: OptionSet) -> None:
     try:
         decoding.state_of(model, len(ids), given)
     except ConfigError:  # it says that it cannot decode
+        return
+    if "memories" in given and decodes_behind(model):  # it says what keeps them from its state
         return
     whole = decoding.features(model(ids, **given))
     for chunked in (decoding.in_chunks, decoding.in_ragged_chunks):
@@ -105,7 +109,8 @@ def test_an_encoder_and_a_decoder(keywords: dict[str, Any]) -> None:
         return
     try:
         theirs, mine = pair(lambda package: package.XTransformer(**keywords))
-    except ConfigError as error:
+        mine(source, target, mask=mask)
+    except (ConfigError, ShapeError) as error:
         if not any(reason in str(error) for reason in REFUSED):
             raise
         return

@@ -34,7 +34,17 @@ def load_x_transformers(
     Raises:
         ConfigError: the structure has no counterpart, or keys or shapes differ; all problems at once.
     """
-    load_entries(entries_of(model, prefix, unit_offset), tensors)
+    entries = entries_of(model, prefix, unit_offset)
+    if getattr(model, "has_ttt", False):
+        tensors = _unwrapped(entries, tensors)
+    load_entries(entries, tensors)
+
+
+def _unwrapped(entries: list[Entry], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Modules that learn while a text is read stand in a wrapper upstream, as its `module`, and here as they are."""
+    known = {entry.key for entry in entries}
+    plainly = {key: key.replace(".module.", ".") for key in tensors if key not in known}
+    return {plainly[key] if plainly.get(key) in known else key: tensor for key, tensor in tensors.items()}
 
 
 def to_x_transformers(model: nn.Module, *, prefix: str = "", unit_offset: bool | None = None) -> dict[str, Tensor]:
@@ -53,7 +63,7 @@ def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = No
     """
     held: Mapping[str, nn.Module | Tensor] = getattr(model, "upstream_modules", {})
     beside = [entry for key, part in held.items() for entry in _held(part, prefix + key, unit_offset)]
-    if held and not hasattr(model, "native"):
+    if held and ("net." in held or "net.net." in held or not hasattr(model, "native")):
         return beside
     offset = getattr(model, "unit_offset", True) if unit_offset is None else unit_offset
     native = getattr(model, "native", model)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import lookup_backend
 
 from variform.errors import ConfigError, did_you_mean
 from variform.generate.programs import TokenProgram
@@ -94,6 +93,8 @@ def _weights(model: nn.Module) -> Weights:
 
 def _backend(name: str, frozen: bool) -> Callable[[Any, Sequence[Any]], Any]:
     """A backend of its own for each model and weights, as graphs are shared between equal ones."""
+    from torch._dynamo import lookup_backend  # heavy, and for those alone who compile
+
     if not frozen:
         return lookup_backend(name)
     from torch._inductor.compile_fx import compile_fx

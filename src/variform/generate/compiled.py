@@ -91,12 +91,13 @@ def _weights(model: nn.Module) -> Weights:
     return tuple(found)
 
 
-def _backend(name: str, frozen: bool) -> Callable[[Any, Sequence[Any]], Any]:
+def _backend(name: str, frozen: bool) -> Callable[..., Any]:
     """A backend of its own for each model and weights, as graphs are shared between equal ones."""
     from torch._dynamo import lookup_backend  # heavy, and for those alone who compile
 
     if not frozen:
-        return lookup_backend(name)
+        found: Callable[..., Any] = lookup_backend(name)
+        return found
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import InductorError
 

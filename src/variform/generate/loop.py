@@ -106,7 +106,7 @@ class Generation:
         if options.get("compile"):
             model = with_compiled_steps(model, options["compile"])
             if options.get("state") is None:
-                options = {"bucket": BUCKET, **options}  # type: ignore[typeddict-item]
+                options = {"bucket": BUCKET, **options}
         self.reader = reader_of(model, self.batch.ids, max_new_tokens, options, keep_state)
 
     @property

@@ -59,7 +59,7 @@ def test_calls_are_checked() -> None:
         ({"context": features(width=16)}, "cross_attend"),
         ({"prepend_mask": torch.ones(2, 1).bool()}, "without prepend_embeds"),
         ({"cache": object()}, "return_intermediates=True"),
-        ({"rotary_pos_emb": features()}, "not supported yet"),
+        ({"rotary_pos_emb": features()}, "is a pair, angles"),
     ):
         with pytest.raises((KeywordError, InputError), match=named):
             net(features(), **call)

@@ -138,7 +138,8 @@ def further_keys(heads: int, key_heads: int, k: Tensor, v: Tensor, valid: Tensor
 def mixers_in_order(layers: nn.Module) -> list[Any]:
     """The attentions of a stack in the order in which they run."""
     stack = next(module for module in layers.modules() if isinstance(module, LayerStack))
-    return [body for step in steps_of(stack) if isinstance(body := body_of(step), (*OWN, *CROSS))]
+    bodies = [body_of(step) for step in steps_of(stack)]
+    return [body for body in bodies if isinstance(body, (*OWN, *CROSS))]
 
 
 def heads_in_order(layers: nn.Module, x: Tensor | None, name: str) -> Tensor | None:

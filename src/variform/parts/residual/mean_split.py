@@ -38,7 +38,7 @@ class MeanSplitResidual(Residual):
     """
 
     can: ClassVar[Can] = Can(attention_mask=False)
-    reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments"})
+    reads: ClassVar[frozenset[str]] = frozenset({"valid", "segments", "mask"})
     stateful: ClassVar[bool] = True
     follows: ClassVar[frozenset[str]] = frozenset({"dim", "causal"})
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from variform.core.part import Part
+from variform.errors import ConfigError
 from variform.export.shake import Shaken
 from variform.export.write import statements
 from variform.parts.kinds import Model
@@ -95,6 +96,9 @@ def _example(model: Part) -> list[str]:
         return [*lines, "    for name, output in model(inputs).items():", "        print(name, tuple(output.shape))"]
     names = ["inputs"] if len(args) == 1 else ["source", "target"]
     lines += [f"    {name} = {_random(name, value, sizes)}" for name, value in zip(names, args, strict=True)]
+    odd = [name for name, value in more.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ConfigError(f"this part has no standalone form: calls take {', '.join(odd)}, which is no tensor")
     lines += [f"    {name} = {_random(name, value, sizes)}" for name, value in more.items()]
     given = ", ".join([*names, *(f"{name}={name}" for name in more)])
     return [*lines, f"    print(tuple(model({given}).shape))"]

@@ -25,8 +25,9 @@ from variform.export.narrow import narrow, reached
 from variform.export.prune import prune
 from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, step_places, survey
+from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.softmax import LocalAttention
-from variform.parts.kinds import Attention, Embedding, StreamPart
+from variform.parts.kinds import Attention, Embedding, KeyValues, StreamPart
 from variform.stack.program import Program, ProgramModel
 
 
@@ -159,6 +160,10 @@ def _check_attention(spec: Spec) -> None:
         raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
     if issubclass(spec.part, Attention) and (spec.get("scores") or spec.get("weights") is not None):
         raise Unsupported("its changes of scores and weights are left to the library")
+    if issubclass(spec.part, KeyValues):
+        raise Unsupported("maps that make keys and values apart are left to the library")
+    if issubclass(spec.part, AroundAttention):
+        raise Unsupported("attentions around attentions are left to the library")
     if issubclass(spec.part, LocalAttention) and spec.get("memory") is not None:
         raise Unsupported("a window beside a memory is left to the library")
 

@@ -106,6 +106,8 @@ class Reducer(ast.NodeTransformer):
                 node.func = ast.Attribute(at(LAYERS, "nn"), "ModuleList", ast.Load())
             case ast.Call(func=ast.Name(id="call"), args=[part, x, streams, *_]) if not self.known.publishes:
                 return ast.Call(part, [x, streams], [])
+            case ast.Call(func=ast.Name(id="join"), args=[residual, onto, branch, *_]):
+                return ast.Call(residual, [onto, branch], [])
             case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=[x, ast.Constant(value=None)]) if (
                 name.endswith("norm")
             ):

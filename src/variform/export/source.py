@@ -27,7 +27,9 @@ from variform.export.shake import Shaken, Unsupported, unsupported
 from variform.export.survey import SIDE_INPUTS, STANDINS, modules_by_class, parts_of, step_places, survey
 from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.softmax import LocalAttention
-from variform.parts.kinds import Attention, Embedding, KeyValues, StreamPart
+from variform.parts.kinds import Attention, Embedding, KeyValues, Residual, StreamPart
+from variform.parts.mixer.folded import FoldedMixer
+from variform.parts.stream_ops.branch import BranchStart
 from variform.stack.program import Program, ProgramModel
 
 
@@ -112,6 +114,7 @@ class _Writer:
                         self.programs[spec] = writer.write()
                         problems += [(f"{path}.{at}" if path else at, reason) for at, reason in writer.problems]
                 else:
+                    _check_left(spec)
                     _check_attention(spec)
                     _check_executor(spec)
                     shaken.need(spec.part.__module__, spec.part.__qualname__)
@@ -160,12 +163,25 @@ def _check_attention(spec: Spec) -> None:
         raise Unsupported(f"the backend {backend!r} is asked for by name, and a file has torch's fused attention alone")
     if issubclass(spec.part, Attention) and (spec.get("scores") or spec.get("weights") is not None):
         raise Unsupported("its changes of scores and weights are left to the library")
-    if issubclass(spec.part, KeyValues):
-        raise Unsupported("maps that make keys and values apart are left to the library")
-    if issubclass(spec.part, AroundAttention):
-        raise Unsupported("attentions around attentions are left to the library")
     if issubclass(spec.part, LocalAttention) and spec.get("memory") is not None:
         raise Unsupported("a window beside a memory is left to the library")
+
+
+_LEFT: dict[type[Part], str] = {
+    BranchStart: "how weights begin is left to the library",
+    FoldedMixer: "sequences that are folded are left to the library",
+    KeyValues: "maps that make keys and values apart are left to the library",
+    AroundAttention: "attentions around attentions are left to the library",
+}
+"""Parts, or kinds of them, that standalone files do not have, and why."""
+
+
+def _check_left(spec: Spec) -> None:
+    for part, reason in _LEFT.items():
+        if issubclass(spec.part, part):
+            raise Unsupported(reason)
+    if issubclass(spec.part, Residual) and spec.part.reads:
+        raise Unsupported(f"a file hands no residual the streams that this one reads: {', '.join(spec.part.reads)}")
 
 
 def _check_executor(spec: Spec) -> None:

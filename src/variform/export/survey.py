@@ -17,6 +17,7 @@ from variform.parts.kinds import Attention, Bias, Entry, MultiResidual, Op
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
 from variform.parts.op.heads import Scores, WeightedSum
 from variform.parts.position.dynamic import DynamicBias
+from variform.parts.stream_ops.key_condition import KeyCondition
 from variform.stack.encoder_decoder import EncoderDecoder
 from variform.stack.execute import ModuleList
 from variform.stack.lines import Block, Step
@@ -104,7 +105,8 @@ def survey(model: nn.Module, spec: Spec) -> Known:
     if not any(issubclass(found.part, Bias) for found in specs):
         absent |= {"scores", "reach"}
     absent |= {"injected", "token_gains"} - {name for found in specs for name in found.part.publishes(found.args)}
-    if not any(found.part.views(found.args) > 1 for found in specs if issubclass(found.part, (Entry, MultiResidual))):
+    apart = any(found.part.views(found.args) > 1 for found in specs if issubclass(found.part, (Entry, MultiResidual)))
+    if not apart and not any(found.part is KeyCondition for found in specs):
         absent |= {"key_input", "value_input"}
     absent |= {name for name, has in _asked(model, specs).items() if not has}
     pairs = [found for found in specs if found.part is EncoderDecoder]

@@ -51,14 +51,13 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
         dropout = self.dropout if self.training else 0.0
+        reach = reach_of(sides, self.causal) if sides.scores else None
         if self.memory is not None:
             mask = attention_mask(q, k, sides, self.causal)
-            reach = reach_of(sides, self.causal) if sides.scores else None
             return attend_with_memory(q, k, v, mask, self.memory(), dropout=dropout, scale=self.scale, reach=reach)
         if self.causal and sides.k_valid is None and not sides.scores and q.shape[2] == k.shape[2]:
             return attend(q, k, v, causal=True, dropout=dropout, scale=self.scale)
         mask = attention_mask(q, k, sides, self.causal)
-        reach = reach_of(sides, self.causal) if sides.scores else None
         return attend(q, k, v, mask, dropout=dropout, scale=self.scale, reach=reach)
 
 

@@ -65,7 +65,7 @@ def join(
         slot: the name of this call within the caller.
         published: what the caller has published so far; changed in place.
     """
-    if not getattr(residual, "reads", ()):  # a standalone file has plain modules
+    if not residual.reads:
         out = residual(x, branch)
     else:
         state = streams.get("state")

@@ -115,8 +115,7 @@ class MultiHead(Mixer):
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
         valid = streams.get("valid")
         x = without_padding(x, valid)
-        of_k, of_v = streams.get("key_input"), streams.get("value_input")
-        of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
+        of_k, of_v = keys_input(x, streams)
         given = streams.get("beside") is not None
         if given:
             of_k, of_v = with_added(self, of_k, streams), with_added(self, of_v, streams)
@@ -148,6 +147,14 @@ class MultiHead(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention in the slot keeps state."""
         return self.attention.stateful
+
+
+def keys_input(x: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+    """What keys and what values are made of: x, or the views that a sublayer hands over for them."""
+    keys, values, valid = streams.get("key_input"), streams.get("value_input"), streams.get("valid")
+    of_k = x if keys is None else without_padding(keys, valid)
+    of_v = x if values is None else without_padding(values, valid)
+    return of_k, of_v
 
 
 def keys_beside(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:

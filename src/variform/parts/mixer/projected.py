@@ -34,6 +34,7 @@ from variform.parts.mixer.multi_head import (
     join_heads,
     key_size,
     keys_beside,
+    keys_input,
     own_sides,
     self_problems,
     slot_abilities,
@@ -141,8 +142,7 @@ class ProjectedAttention(Mixer):
         """Attend over `x` itself."""
         valid = streams.get("valid")
         x = without_padding(x, valid)
-        of_k, of_v = streams.get("key_input"), streams.get("value_input")
-        of_k, of_v = (x if one is None else without_padding(one, valid) for one in (of_k, of_v))
+        of_k, of_v = keys_input(x, streams)
         of_k, of_v = with_added(self, of_k, streams), with_added(self, of_v, streams)
         q = split_heads(changed_query(self.query(x), streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)

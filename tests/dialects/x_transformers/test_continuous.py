@@ -215,6 +215,24 @@ def test_memories_are_taken_as_they_are_returned() -> None:
         net(x[:, 4:], mems=mems, mem_masks=[one, none])
 
 
+def test_masks_of_memories_need_memories() -> None:
+    net, some = model(max_mem_len=4), torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(InputError, match="without mems"):
+        net(features(2, 4), mem_masks=[some])
+    _, told = net(features(2, 4), return_intermediates=True)
+    with pytest.raises(InputError, match="without memories"):
+        net(features(2, 5), cache=told, mem_masks=[some])
+
+
+@pytest.mark.parametrize("name", ["attn_mask", "attn_bias"])
+def test_masks_of_heads_are_in_upstreams_order(name: str) -> None:
+    net = model(layers={"attn_kv_heads": 2}, max_seq_len=None, dim_in=None, dim_out=None)
+    x, given = features(2, 5, 16), torch.randn(4, 5, 5)
+    given = given > 0 if name == "attn_mask" else given
+    found = net(x, return_embeddings=True, **{name: given})
+    torch.testing.assert_close(found, net.attn_layers(x, **{name: given}))
+
+
 @pytest.mark.parametrize("keywords", [{}, {"probabilistic": True}, {"num_memory_tokens": 2}])
 @pytest.mark.parametrize("alone", [False, True])
 def test_going_on_from_a_cache(keywords: dict[str, Any], alone: bool) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.around_call import AROUND_CALL, Found, Remembers
+from variform.dialects.x_transformers.around_call import Found, Remembers
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.beside import heads_in_order
 from variform.dialects.x_transformers.cache import Cache, Steps, cache_of, over_all
 from variform.dialects.x_transformers.call import (
     attention_mask,
@@ -233,14 +234,14 @@ class AroundWrapper(nn.Module):
             streams: further streams of the embedding.
             **more: those of `takes_orders`; upstream's other arguments, at their defaults.
         """
-        refuse_call(type(self).__name__, AROUND_CALL, more)
+        refuse_call(type(self).__name__, {}, more)
         layers: AttentionLayers = self.__dict__["attn_layers"]
         check_condition(layers, condition)
         if prepend_mask is not None and prepend_embeds is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
         given = {
-            "mask": attention_mask(attn_mask, self_attn_kv_mask),
-            "bias": attn_bias,
+            "mask": attention_mask(heads_in_order(layers.native, attn_mask, "attn_mask"), self_attn_kv_mask),
+            "bias": heads_in_order(layers.native, attn_bias, "attn_bias"),
             "context": context,
             "context_mask": context_mask,
             "prefix": prepend_embeds,
@@ -263,7 +264,7 @@ class AroundWrapper(nn.Module):
                 after = Cache(inputs, {**given, "valid": valid}, positions)
                 valid = over_all(valid, prepend_embeds, prepend_mask, inputs)
             else:
-                if mems is not None or return_mems:
+                if remembers.anything:
                     raise InputError("a cache holds what was read: it goes without memories of earlier segments")
                 steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal)
                 out, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)

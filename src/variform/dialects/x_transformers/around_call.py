@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates
-from variform.parts.memories import Memories
+from variform.dialects.x_transformers.memory import memories_of
 from variform.stack.model import Transformer
-
-AROUND_CALL: dict[str, Any] = {}
-"""Arguments of the forward methods that are known and not supported, with upstream's defaults."""
 
 
 class Found(NamedTuple):
@@ -50,7 +45,7 @@ class Remembers(NamedTuple):
 
     Args:
         mems: [B, M, dim], what each attention read; None for nothing.
-        masks: [B, M] bool, True at what is to be remembered.
+        masks: [B, M] bool, True at what is to be remembered; the same for all, given once or for each.
         keeps: whether this segment is to be remembered.
         limit: the most inputs that are.
     """
@@ -59,6 +54,11 @@ class Remembers(NamedTuple):
     masks: Sequence[Tensor] | Tensor | None
     keeps: bool
     limit: int
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to attend to or to keep."""
+        return self.mems is not None or self.masks is not None or self.keeps
 
     def run(
         self, model: Transformer, inputs: Tensor, streams: Mapping[str, Any], added: int
@@ -71,26 +71,12 @@ class Remembers(NamedTuple):
             streams: its side inputs.
             added: how many tokens the model adds of its own.
         """
-        if self.mems is None and not self.keeps:
+        if not self.anything:
             hidden: Tensor = model(inputs, hidden=True, **streams)
             return hidden, None
-        before = Memories(self.limit, 0, tuple(self.mems or ()), one_mask(self.masks), compact=False)
+        before = memories_of(self.mems, self.masks, self.limit, 0)._replace(compact=False)
         hidden, after = model(inputs, hidden=True, memories=before, **streams)
         if not self.keeps:
             return hidden, None
         count = min(self.limit, hidden.shape[1] + added)  # upstream keeps this segment's alone
         return hidden, tuple(one[:, one.shape[1] - count :].detach() for one in after.features)
-
-
-def one_mask(masks: Sequence[Tensor] | Tensor | None) -> Tensor | None:
-    """The mask of memories that all attentions have.
-
-    Raises:
-        InputError: they have several.
-    """
-    if masks is None or isinstance(masks, Tensor):
-        return masks
-    first, *rest = masks
-    if not all(torch.equal(first, other) for other in rest):
-        raise InputError("mem_masks are the same for all attentions: what is remembered of a token, all remember")
-    return first

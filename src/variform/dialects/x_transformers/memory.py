@@ -13,13 +13,13 @@ from variform.parts.memories import Memories
 
 
 def memories_of(
-    mems: Sequence[Tensor] | None, mem_masks: Sequence[Tensor | None] | None, limit: int, shift: int
+    mems: Sequence[Tensor] | None, mem_masks: Sequence[Tensor | None] | Tensor | None, limit: int, shift: int
 ) -> Memories:
     """Memories of the core.
 
     Args:
         mems: [B, M, dim] a self-attention, in the order in which they run.
-        mem_masks: [B, M] bool each, True at what is remembered; the same for all.
+        mem_masks: [B, M] bool each, True at what is remembered; the same for all, which may be given once.
         limit: the most tokens that are remembered afterwards.
         shift: each self-attention is given those of the one so many later.
 
@@ -31,16 +31,14 @@ def memories_of(
         raise InputError("mems are features [batch, length, dim], one tensor a self-attention, of one shape")
     if given and not given[0].shape[1]:
         given = ()
-    masks = [] if mem_masks is None else list(mem_masks)
+    masks = [] if mem_masks is None else [mem_masks] if isinstance(mem_masks, Tensor) else list(mem_masks)
     if masks and not given:
         raise InputError("mem_masks were passed without mems")
     first = masks[0] if masks else None
     if len({mask is None for mask in masks}) > 1 or any(
         mask is not first and not torch.equal(mask, first) for mask in masks if mask is not None and first is not None
     ):
-        raise InputError(
-            "mem_masks must be the same for every self-attention: rows remember the same tokens everywhere"
-        )
+        raise InputError("mem_masks must be the same for all self-attentions: rows remember the same tokens everywhere")
     if first is not None and (first.dtype != torch.bool or first.shape != given[0].shape[:2]):
         raise InputError(f"mem_masks are bool {list(given[0].shape[:2])}, not {first.dtype} {list(first.shape)}")
     return Memories(limit, shift, given, first)

@@ -238,6 +238,36 @@ class TestCaches:
         _, cache = model(ids()[:, :4], return_intermediates=True, **cut)
         close(model(ids(), cache=cache, **given), whole[:, 4:])
 
+    def test_a_cache_is_of_one_order(self) -> None:
+        model, order = built(), (0, 1, 0, 1, 2, 3)
+        _, cache = model(ids()[:, :4], layers_execute_order=order, return_intermediates=True)
+        close(model(ids(), cache=cache, layers_execute_order=order), model(ids(), layers_execute_order=order)[:, 4:])
+        for other in ({}, {"layers_execute_order": (0, 1)}):
+            with pytest.raises(InputError, match="give the same order"):
+                model(ids(), cache=cache, **other)
+        _, cache = model(ids()[:, :4], return_intermediates=True)
+        with pytest.raises(InputError, match="give the same order"):
+            model(ids(), cache=cache, repeat_blocks=(0, 2))
+
+    def test_no_cache_is_of_another_causality(self) -> None:
+        model = built()
+        _, cache = model(ids()[:, :4], causal=False, return_intermediates=True)
+        with pytest.raises(InputError, match="without causal"):
+            model(ids(), cache=cache)
+
+    @pytest.mark.parametrize("each", [False, True])
+    @pytest.mark.parametrize("name", ["condition", "in_attn_cond"])
+    def test_a_cache_that_is_used_again_knows_what_tokens_went_by(self, name: str, each: bool) -> None:
+        kind = {"use_adaptive_layernorm": True, "dim_condition": 16} if name == "condition" else {}
+        model = built(options=kind)
+        given = torch.randn(2, 3, 16).double()
+        whole = model(ids()[:, :3], **{name: given})
+        cut = [given[:, i : i + 1] if each else given[:, i] for i in range(3)]
+        _, cache = model(ids()[:, :1], return_intermediates=True, **{name: cut[0]})
+        _, cache = model(ids()[:, :2], return_intermediates=True, cache=cache, **{name: cut[1]})
+        for _ in range(2):  # the second time everything is read again
+            close(model(ids()[:, :3], cache=cache, **{name: cut[2]}), whole[:, 2:])
+
     def test_what_no_cache_does(self) -> None:
         _, cache = built(Encoder)(ids(), return_intermediates=True)
         with pytest.raises(InputError, match="only causal layers"):

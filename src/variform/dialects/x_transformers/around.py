@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from variform.core.build import build
 from variform.core.spec import Spec
@@ -24,22 +24,18 @@ from variform.dialects.x_transformers.call import (
     placing,
     refuse_call,
 )
-from variform.dialects.x_transformers.causality import model_with
-from variform.dialects.x_transformers.changes import Changes, model_changed
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.read import resolved
-from variform.dialects.x_transformers.reorder import Repeats, model_in_order, takes_orders
-from variform.dialects.x_transformers.rotations import Angles, model_turned
+from variform.dialects.x_transformers.reorder import takes_orders
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
+from variform.dialects.x_transformers.views import AroundLayers
 from variform.errors import Problem
 from variform.parts.norm.norms import LayerNorm
 from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPosition
 from variform.stack.condition import condition_size
-from variform.stack.decodable import undecodable
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
-from variform.stack.tapped import Change
 
 
 @dataclass
@@ -120,12 +116,13 @@ AROUND: Table = {
 """Keywords that all of these wrappers have."""
 
 
-class AroundWrapper(nn.Module):
+class AroundWrapper(AroundLayers):
     """A model around `attn_layers` whose inputs or answers are not plain tokens.
 
     What is built is a model of the core, `native`, which holds the very stack that was passed in.
     """
 
+    embeds: ClassVar[bool] = False
     table: ClassVar[Table]
     draft: ClassVar[type[AroundDraft]]
 
@@ -137,9 +134,8 @@ class AroundWrapper(nn.Module):
         draft = self.draft()
         apply_all(draft, table, keywords)
         raise_any(draft.check(layers))
-        self.native: Transformer = build(resolved(draft.spec(layers)), ready={draft.stack_path: layers.native})
-        # Not registered: its parameters are the native model's, and must not be listed twice.
-        self.__dict__["attn_layers"] = layers
+        native: Transformer = build(resolved(draft.spec(layers)), ready={draft.stack_path: layers.native})
+        self._hold_native(native, layers)
         self.max_seq_len = draft.max_seq_len
         self.max_mem_len = draft.max_mem_len
         self.num_memory_tokens = draft.num_memory_tokens or 0
@@ -147,38 +143,6 @@ class AroundWrapper(nn.Module):
 
     def _hold(self, draft: Any) -> None:
         """Keep what the call needs of the draft."""
-
-    @property
-    def spec(self) -> Spec:
-        """The full description of the model."""
-        return self.native.spec
-
-    @property
-    def unit_offset(self) -> bool:
-        """Whether upstream's checkpoints of this model store the gains of norms less one."""
-        layers: AttentionLayers = self.__dict__["attn_layers"]
-        return layers.unit_offset
-
-    @property
-    def can_cache_kv(self) -> bool:
-        """Whether inputs can be read one after another with cached keys and values."""
-        return not undecodable(self.native.spec)
-
-    def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> AroundWrapper:
-        """A view of this model, of the same modules, in which the sublayers run in another order."""
-        return model_in_order(self, order, repeat_blocks)
-
-    def with_causality(self, causal: bool) -> AroundWrapper:
-        """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
-        return model_with(self, causal)
-
-    def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> AroundWrapper:
-        """A view of this model, of the same modules, in which features are changed on their way."""
-        return model_changed(self, blocks, tokens, embeds=False)
-
-    def with_angles(self, rotary: Angles | None, polar: Angles | None) -> AroundWrapper:
-        """A view of this model, of the same modules, in which self-attention goes by given angles."""
-        return model_turned(self, rotary, polar)
 
     @takes_orders
     def hidden(
@@ -235,7 +199,7 @@ class AroundWrapper(nn.Module):
             **more: those of `takes_orders`; upstream's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, {}, more)
-        layers: AttentionLayers = self.__dict__["attn_layers"]
+        layers = self.attn_layers
         check_condition(layers, condition)
         if prepend_mask is not None and prepend_embeds is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
@@ -261,15 +225,15 @@ class AroundWrapper(nn.Module):
                 positions, valid = placing(layers.causal, inputs.shape[1], inputs.device, mask, pos, seq_start_pos)
                 placed = {**given, "positions": positions, "valid": valid}
                 out, kept = remembers.run(self.native, inputs, placed, self.num_memory_tokens)
-                after = Cache(inputs, {**given, "valid": valid}, positions)
+                after = Cache(inputs, {**given, "valid": valid}, positions, layers.order)
                 valid = over_all(valid, prepend_embeds, prepend_mask, inputs)
             else:
                 if remembers.anything:
                     raise InputError("a cache holds what was read: it goes without memories of earlier segments")
-                steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal)
+                steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal, layers.order)
                 out, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
                 kept = None
-            if told is not None and not self.__dict__.get("changing"):
+            if told is not None and not self.for_one_call:
                 told.cache = after
         return Found(out, valid, kept, told, return_intermediates)
 

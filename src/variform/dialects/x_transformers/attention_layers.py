@@ -48,6 +48,8 @@ class AttentionLayers(nn.Module):
 
     prefixed: ClassVar[bool] = False
     """Whether some tokens at the beginning of a row may see one another both ways."""
+    order: tuple[int, ...] | None = None
+    """The order of sublayers that a call asked for; None for that of the layers themselves."""
 
     def __init__(self, dim: int = REQUIRED, depth: int | None = None, heads: int = 8, **keywords: Any) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ from variform.stack.state import room
 KEPT = ("context", "context_mask")
 FIRST = ("prefix", "prefix_valid")
 BY_TOKEN = ("valid", "added", "numbers")
+CONDITIONS = ("condition", "injected")
+"""Streams that are the same for all tokens of a row, or of each."""
 
 
 @dataclass
@@ -31,12 +33,14 @@ class Cache:
         ids: [B, L] or features [B, L, n], what was read.
         streams: what was given with it, over all tokens; `prefix`, `context` and their masks.
         positions: [L] or [B, L] of the tokens; None for 0, 1, ...
+        order: of the sublayers, that the call asked for.
         state: that has read the tokens; None as long as there is none.
     """
 
     ids: Tensor
     streams: dict[str, Any] = field(default_factory=dict)
     positions: Tensor | None = None
+    order: tuple[int, ...] | None = None
     state: State | None = None
 
     @property
@@ -60,7 +64,7 @@ class Cache:
         given = {name: x for name, x in streams.items() if name not in (*KEPT, *FIRST)}
         hidden, state = model(new, state=state, hidden=True, **given)
         ids = torch.cat((self.ids, new), 1)
-        return hidden, Cache(ids, self._streams(streams, count), self._positions(streams, count), state)
+        return hidden, Cache(ids, self._streams(streams, count), self._positions(streams, count), self.order, state)
 
     def _state(self, model: Transformer, count: int) -> State:
         """A decode state that has read the tokens so far, with room for as many more."""
@@ -92,6 +96,9 @@ class Cache:
             elif (before is None) != (now is None):
                 raise InputError(f"{name} must be given with all tokens, or with none")
             joined[name] = None if before is None or now is None else torch.cat((before, now), 1)
+        prefix = self.streams.get("prefix")
+        read = self.length + (0 if prefix is None else prefix.shape[1])
+        joined |= {name: _spread(self.streams.get(name), new.get(name), read, count) for name in CONDITIONS}
         ids = self.streams.get("further_ids")
         if ids is not None:
             joined["further_ids"] = {name: torch.cat((ids[name], new["further_ids"][name]), 1) for name in ids}
@@ -109,6 +116,20 @@ class Cache:
         return torch.cat((before, now), -1)
 
 
+def _spread(before: Tensor | None, now: Tensor | None, read: int, count: int) -> Tensor | None:
+    """What the tokens so far and the new ones went by, [B, read + count, n]; left as it is where that is the same."""
+    like = before if now is None else now
+    if like is None:
+        return None
+    empty = torch.zeros_like(like[:, :1] if like.dim() == 3 else like)
+    first, last = (empty if x is None else x for x in (before, now))
+    of_rows = first.dim() == 2 or first.shape[1] == 1
+    if of_rows and first.shape == last.shape and torch.equal(first, last):
+        return first
+    parts = [(x.unsqueeze(1) if x.dim() == 2 else x, n) for x, n in ((first, read), (last, count))]
+    return torch.cat([x.expand(-1, n, -1) for x, n in parts], 1)
+
+
 def cache_of(given: Any) -> Cache:
     """What an earlier call has read.
 
@@ -117,7 +138,8 @@ def cache_of(given: Any) -> Cache:
     """
     found = getattr(given, "cache", None)
     if not isinstance(found, Cache):
-        raise InputError("the cache is what this model gave with return_intermediates=True")
+        unchanged = "in a call without causal=..., given angles and changed features"
+        raise InputError(f"the cache is what this model gave with return_intermediates=True, {unchanged}")
     return found
 
 
@@ -131,6 +153,7 @@ class Steps:
         alone: whether x is the new tokens alone.
         age: how many are said to be new; 1 is not checked.
         causal: whether the layers are.
+        order: of the sublayers, that this call asks for.
     """
 
     x: Tensor
@@ -138,6 +161,7 @@ class Steps:
     alone: bool
     age: int
     causal: bool
+    order: tuple[int, ...] | None
 
     def read(
         self, model: Transformer, given: dict[str, Any], mask: Tensor | None, pos: Tensor | None, start: Tensor | None
@@ -147,6 +171,9 @@ class Steps:
         count, total = new.shape[1], self.cache.length + new.shape[1]
         if not self.causal:
             raise InputError("only causal layers can go on from a cache")
+        if self.order != self.cache.order:
+            orders = f"{self.cache.order or 'their own order'}, and this call asks for {self.order or 'that'}"
+            raise InputError(f"what the cache holds was read by layers in {orders}: give the same order with each call")
         if self.x.dim() != self.cache.ids.dim() or self.x.shape[0] != self.cache.ids.shape[0] or not count:
             held = f"[{self.cache.ids.shape[0]}, {self.cache.length}]"
             raise InputError(f"the cache holds {held} tokens, and {list(self.x.shape)} hold no new ones for it")

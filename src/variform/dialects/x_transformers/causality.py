@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,14 +12,10 @@ from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.kinds import Attention, Mixer
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
-from variform.stack.tapped import changed, replaced
-
-W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
+from variform.stack.tapped import changed
 
 if TYPE_CHECKING:
-    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
-    from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
 
 def layers_with(layers: AttentionLayers, causal: bool) -> AttentionLayers:
@@ -32,17 +28,6 @@ def layers_with(layers: AttentionLayers, causal: bool) -> AttentionLayers:
         return layers
     view: AttentionLayers = changed(layers, native=_seen(layers.native, causal, {}))
     view.__dict__["causal"] = causal
-    return view
-
-
-def model_with(model: W, causal: bool) -> W:
-    """The same of a model around such a stack."""
-    own: AttentionLayers = model.__dict__["attn_layers"]
-    layers = layers_with(own, causal)
-    if layers is own:
-        return model
-    view = changed(model, native=replaced(model.native, own.native, layers.native))
-    view.__dict__["attn_layers"] = layers
     return view
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from variform.dialects.x_transformers.errors import InputError
 from variform.stack.sublayer import Sublayer
-from variform.stack.tapped import Change, changed, layer_stack, replaced, tapped, tapped_stack
+from variform.stack.tapped import Change, changed, layer_stack, tapped_stack
 
 if TYPE_CHECKING:
-    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
-    from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
-W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
 Changes = Mapping[int, Change] | Callable[[int, Tensor], Tensor]
 """What is done to the inputs of blocks, which count from 1: by their number, or one function of number and features.
 
@@ -49,38 +46,6 @@ def layers_changed(layers: AttentionLayers, blocks: Changes | None) -> Attention
         raise InputError("transform_block_inputs: block 1 reads the input of these layers, which is the caller's")
     changes = _changes(layers, blocks)
     return changed(layers, native=tapped_stack(layers.native, changes)) if changes else layers
-
-
-def model_changed(model: W, blocks: Changes | None, tokens: Change | None, embeds: bool = True) -> W:
-    """A view of a model in which the inputs of its blocks and the vectors of tokens are changed.
-
-    Args:
-        model: the model.
-        blocks: what is done to the inputs of blocks.
-        tokens: what is done to the vectors of tokens, which are the input of block 1.
-        embeds: whether it has such vectors, and no features of the caller's.
-
-    Raises:
-        InputError: blocks that there are not; two functions for the vectors of tokens.
-    """
-    own: AttentionLayers = model.__dict__["attn_layers"]
-    if not embeds:
-        if tokens is not None:
-            raise InputError("transform_token_embeds is for vectors of tokens, and this model has none")
-    elif isinstance(blocks, Mapping):
-        if tokens is not None and 1 in blocks:
-            raise InputError("transform_token_embeds and block 1 of transform_block_inputs are the same; give one")
-        tokens = tokens or blocks.get(1)
-        blocks = {number: change for number, change in blocks.items() if number != 1}
-    elif blocks is not None:
-        tokens = tokens or partial(blocks, 1)
-    layers = layers_changed(own, blocks)
-    native = replaced(model.native, own.native, layers.native)
-    if tokens is not None:
-        native = tapped(native, tokens)
-    view = changed(model, native=native)
-    view.__dict__.update(attn_layers=layers, changing=True)
-    return view
 
 
 def _changes(layers: AttentionLayers, blocks: Changes | None) -> dict[int, Change]:

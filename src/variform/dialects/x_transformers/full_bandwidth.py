@@ -241,7 +241,7 @@ def _output(told: dict[str, Any], logits: list[Tensor], tells: bool) -> Any:
 
 
 def _check(net: TransformerWrapper, given: Mapping[str, Any]) -> None:
-    draft, layers = net.draft, net.__dict__["attn_layers"]
+    draft, layers = net.draft, net.attn_layers
     if not layers.depth_scaled:
         message = "depth scaling must be turned on"
         raise KeywordError(message, path="net", hint="Decoder(depth_scale_residual=True)")

@@ -120,8 +120,7 @@ class MultiInputTransformerWrapper(nn.Module):
     @property
     def attn_layers(self) -> AttentionLayers:
         """The stack."""
-        layers: AttentionLayers = self.net.__dict__["attn_layers"]
-        return layers
+        return self.net.attn_layers
 
     @property
     def unit_offset(self) -> bool:

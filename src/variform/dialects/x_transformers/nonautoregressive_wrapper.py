@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
@@ -73,7 +72,7 @@ class SelfCritic(nn.Module):
     def __init__(self, net: TransformerWrapper) -> None:
         super().__init__()
         self.net = net
-        layers: AttentionLayers = net.__dict__["attn_layers"]
+        layers = net.attn_layers
         self.to_logits = nn.Linear(layers.dim, 1)
 
     @property
@@ -277,7 +276,7 @@ def _problems(net: TransformerWrapper, given: Mapping[str, Any]) -> list[Problem
     for name in ("self_cond_train_prob", "no_replace_prob", "random_token_prob"):
         if not 0 <= given[name] <= 1:
             found.append(Problem(name, "a probability in [0, 1] is needed", given[name]))
-    layers: AttentionLayers = net.__dict__["attn_layers"]
+    layers = net.attn_layers
     if given["self_cond"] and net.emb_dim != layers.dim:
         message = f"hidden states of {layers.dim} features cannot be added to embeddings of emb_dim = {net.emb_dim}"
         found.append(Problem("self_cond", message))

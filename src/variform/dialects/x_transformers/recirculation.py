@@ -127,7 +127,7 @@ class Recirculation(nn.Module):
     @property
     def upstream_modules(self) -> Mapping[str, nn.Module]:
         """Where upstream's checkpoints have what; the layers stand there twice."""
-        held: dict[str, nn.Module] = {"net.": self.net, "attn_layers.": self.net.__dict__["attn_layers"]}
+        held: dict[str, nn.Module] = {"net.": self.net, "attn_layers.": self.net.attn_layers}
         return held if self.inner.mixers is None else {**held, "learned_mixers.": self.inner.mixers}
 
     @property

@@ -16,16 +16,13 @@ from variform.stack.tapped import changed, replaced
 from variform.weights.x_transformers.stack import steps_of
 
 if TYPE_CHECKING:
-    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
     from variform.dialects.x_transformers.changes import Changes
-    from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
 Repeats = Sequence[Any]
 """((block or (first, last)), times), or several such pairs; blocks count from 0."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
 
 
 def takes_orders(forward: F) -> F:
@@ -91,15 +88,8 @@ def layers_in_order(
             raise InputError(f"layers built with {keyword} are made for one order, and cannot run in another")
     begin = [module for module in stack.modules() if isinstance(module, (BeginHistory, InjectInput))]
     other = changed(stack, layers=ModuleList([*begin, *(steps[index] for index in order)]))
-    return changed(layers, native=replaced(layers.native, stack, other))
-
-
-def model_in_order(model: W, order: Sequence[int] | None, repeat_blocks: Repeats | None) -> W:
-    """The same of a model around such a stack."""
-    own: AttentionLayers = model.__dict__["attn_layers"]
-    layers = layers_in_order(own, order, repeat_blocks)
-    view = changed(model, native=replaced(model.native, own.native, layers.native))
-    view.__dict__["attn_layers"] = layers
+    view: AttentionLayers = changed(layers, native=replaced(layers.native, stack, other))
+    view.__dict__["order"] = tuple(order)
     return view
 
 
@@ -131,4 +121,4 @@ def block_size(draft: Any) -> int:
     return mixers + (0 if draft.only_attn else 1) + (1 if draft.macaron and not draft.only_attn else 0)
 
 
-__all__ = ["block_size", "layers_in_order", "model_in_order", "takes_orders"]
+__all__ = ["block_size", "layers_in_order", "takes_orders"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,8 @@ from variform.parts.position.rotary import RotaryRotation
 from variform.stack.tapped import changed, replaced
 
 if TYPE_CHECKING:
-    from variform.dialects.x_transformers.around import AroundWrapper
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
-    from variform.dialects.x_transformers.wrapper import TransformerWrapper
 
-W = TypeVar("W", "TransformerWrapper", "AroundWrapper")
 Angles = tuple[Tensor, Any]
 """Upstream's pair: angles [B or 1, N, features], and the factors of xPos or the phases of heads."""
 
@@ -107,15 +104,6 @@ def layers_turned(layers: AttentionLayers, rotary: Angles | None, polar: Angles 
     if view is layers.native:
         raise InputError(f"{name} was passed, and no self-attention of these layers can be turned by it")
     return changed(layers, native=view)
-
-
-def model_turned(model: W, rotary: Angles | None, polar: Angles | None) -> W:
-    """The same of a model around such a stack."""
-    own: AttentionLayers = model.__dict__["attn_layers"]
-    layers = layers_turned(own, rotary, polar)
-    view = changed(model, native=replaced(model.native, own.native, layers.native))
-    view.__dict__.update(attn_layers=layers, changing=True)
-    return view
 
 
 def _seen(module: Any, angles: Tensor, second: Any, polar: bool, done: dict[int, nn.Module]) -> Any:

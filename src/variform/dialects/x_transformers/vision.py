@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from variform.core.build import build
 from variform.core.spec import Spec
@@ -22,6 +22,7 @@ from variform.dialects.x_transformers.table import (
     put,
     raise_any,
 )
+from variform.dialects.x_transformers.views import AroundLayers
 from variform.errors import Problem, nearest_multiples
 from variform.parts.embedding.patches import PatchEmbedding
 from variform.parts.head.heads import ClassifierHead, PoolHead
@@ -89,7 +90,7 @@ VISION: Table = {
 """Keyword -> what it does to a `VisionDraft`."""
 
 
-class ViTransformerWrapper(nn.Module):
+class ViTransformerWrapper(AroundLayers):
     """A vision transformer around `attn_layers`, described by upstream's keywords.
 
     Shapes:
@@ -105,6 +106,8 @@ class ViTransformerWrapper(nn.Module):
         KeywordError: unknown or unsupported keywords, and values that do not fit; all at once.
     """
 
+    embeds: ClassVar[bool] = False
+
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         raise_any(problems_of(type(self).__name__, VISION, keywords, VISION))
@@ -114,20 +117,8 @@ class ViTransformerWrapper(nn.Module):
         layers: AttentionLayers = keywords["attn_layers"]
         spec = resolved(draft.spec(layers.spec, layers.dim))
         place = "stacks.0.stack" if draft.num_register_tokens else "stacks.0"
-        self.native: Transformer = build(spec, ready={place: layers.native})
-        self.__dict__["attn_layers"] = layers  # not registered: its parameters are the native model's
+        self._hold_native(build(spec, ready={place: layers.native}), layers)
         self.patch_size = draft.patch_size
-
-    @property
-    def spec(self) -> Spec:
-        """The full description of the model."""
-        return self.native.spec
-
-    @property
-    def unit_offset(self) -> bool:
-        """Whether upstream's checkpoints of this model store the gains of norms less one."""
-        layers: AttentionLayers = self.__dict__["attn_layers"]
-        return layers.unit_offset
 
     def forward(
         self,
@@ -145,7 +136,7 @@ class ViTransformerWrapper(nn.Module):
             return_logits_and_embeddings: both.
             condition: [B, C], for adaptive parts.
         """
-        check_condition(self.__dict__["attn_layers"], condition)
+        check_condition(self.attn_layers, condition)
         if return_embeddings and return_logits_and_embeddings:
             raise InputError("choose one of return_embeddings and return_logits_and_embeddings")
         hidden = self.native(img, hidden=True, condition=condition)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
-from variform.core.spec import Spec
 from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.attention_module import clip_stack, muon_weights_of
@@ -29,23 +28,18 @@ from variform.dialects.x_transformers.call import (
     refuse_call,
     two_way,
 )
-from variform.dialects.x_transformers.causality import model_with
-from variform.dialects.x_transformers.changes import Changes, model_changed
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
-from variform.dialects.x_transformers.reorder import Repeats, model_in_order, takes_orders
-from variform.dialects.x_transformers.rotations import Angles, model_turned
-from variform.errors import ConfigError
-from variform.stack.decodable import refuse_undecodable
+from variform.dialects.x_transformers.reorder import takes_orders
+from variform.dialects.x_transformers.views import AroundLayers
 from variform.stack.model import Transformer
-from variform.stack.tapped import Change
 
 
-class TransformerWrapper(nn.Module):
+class TransformerWrapper(AroundLayers):
     """A language model around `attn_layers`, described by upstream's keywords.
 
     What is built is a model of the core, `native`, which holds the very stack that was passed in; `spec` is its full
@@ -72,9 +66,7 @@ class TransformerWrapper(nn.Module):
         self._hold(build(spec, ready={stack_path(draft): layers.native}), layers, draft)
 
     def _hold(self, native: Transformer, layers: AttentionLayers, draft: ModelDraft) -> None:
-        self.native = native
-        # Not registered: its parameters are the native model's, and must not be listed twice.
-        self.__dict__["attn_layers"] = layers
+        self._hold_native(native, layers)
         self.draft = draft
         self.num_tokens = draft.num_tokens
         self.max_seq_len = draft.max_seq_len
@@ -96,53 +88,17 @@ class TransformerWrapper(nn.Module):
         return wrapper
 
     @property
-    def spec(self) -> Spec:
-        """The full description of the model."""
-        return self.native.spec
-
-    @property
-    def unit_offset(self) -> bool:
-        """Whether upstream's checkpoints of this model store the gains of norms less one."""
-        layers: AttentionLayers = self.__dict__["attn_layers"]
-        return layers.unit_offset
-
-    @property
-    def can_cache_kv(self) -> bool:
-        """Whether tokens can be read one after another with cached keys and values."""
-        try:
-            refuse_undecodable(self.native)
-        except ConfigError:
-            return False
-        return self.native.causal
-
-    @property
     def can_cache_kv_outside_max_seq_len(self) -> bool:
         """Whether nothing but the caller bounds the length: there are no absolute positions."""
         return self.native.max_seq_len is None
 
-    def reordered(self, order: Sequence[int] | None, repeat_blocks: Repeats | None = None) -> TransformerWrapper:
-        """A view of this model, of the same modules, in which the sublayers run in another order."""
-        return model_in_order(self, order, repeat_blocks)
-
-    def with_causality(self, causal: bool) -> TransformerWrapper:
-        """A view of this model, of the same modules, whose self-attention looks back alone, or not."""
-        return model_with(self, causal)
-
-    def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> TransformerWrapper:
-        """A view of this model, of the same modules, in which features are changed on their way."""
-        return model_changed(self, blocks, tokens)
-
-    def with_angles(self, rotary: Angles | None, polar: Angles | None) -> TransformerWrapper:
-        """A view of this model, of the same modules, in which self-attention goes by given angles."""
-        return model_turned(self, rotary, polar)
-
     def attn_qk_clip_(self, intermediates: LayerIntermediates, tau: float = 100.0) -> None:
         """Scale the maps of queries and keys down so that no score of a call is above `tau` (arXiv:2507.20534)."""
-        clip_stack(self.__dict__["attn_layers"].native, intermediates.attn_intermediates, tau)
+        clip_stack(self.attn_layers.native, intermediates.attn_intermediates, tau)
 
     def muon_parameters(self) -> list[Tensor]:
         """The weights that the Muon optimiser is for: of values, output maps and feedforwards."""
-        return muon_weights_of(self.__dict__["attn_layers"].native)
+        return muon_weights_of(self.attn_layers.native)
 
     @takes_orders
     def forward(
@@ -221,7 +177,7 @@ class TransformerWrapper(nn.Module):
         asked.check(self.draft)
         if log_probs and not asked.gives_intermediates:
             raise InputError("return_gumbel_log_probs adds log_probs to the intermediates: return_intermediates=True")
-        layers: AttentionLayers = self.__dict__["attn_layers"]
+        layers = self.attn_layers
         check_condition(layers, condition)
         check_context_places(layers, context_pos)
         attn_mask = heads_in_order(layers.native, attn_mask, "attn_mask")
@@ -265,9 +221,12 @@ class TransformerWrapper(nn.Module):
                 if remembers:
                     hidden, left = hidden
                     kept = list((left.detached() if detach_mems else left).features)
-                if recorder is not None and not self.__dict__.get("changing"):
+                if recorder is not None and not self.for_one_call:
                     recorder.found.cache = Cache(
-                        x, {k: v for k, v in streams.items() if k not in ("positions", "memories")}, positions
+                        x,
+                        {k: v for k, v in streams.items() if k not in ("positions", "memories")},
+                        positions,
+                        layers.order,
                     )
                 valid = over_all(valid, prepend_embeds, prepend_mask, x)
                 embedded = initial_embeds(self.native, x, streams) if asked.return_next_embed_pred else None
@@ -277,7 +236,7 @@ class TransformerWrapper(nn.Module):
                 embedded = None
                 if input_not_include_cache is None:
                     input_not_include_cache = self.draft.input_not_include_cache
-                steps = Steps(x, cache_of(cache), input_not_include_cache, cache_age, layers.causal)
+                steps = Steps(x, cache_of(cache), input_not_include_cache, cache_age, layers.causal, layers.order)
                 hidden, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
                 if recorder is not None:
                     recorder.found.cache = after

@@ -81,7 +81,9 @@ def test_a_model_that_is_compiled_already_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch's own, while it compiles
 def test_weights_are_constants_under_inductor_until_they_change():
     net, prompt = model(), torch.randint(17, (1, 5))
     for _ in range(2):

@@ -231,7 +231,7 @@ def is_exported(spec: vf.Spec) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_every_registered_part_is_bit_equal(tmp_path: Path) -> None:
     specs: dict[str, vf.Spec] = {}
     refused = set()

@@ -184,6 +184,9 @@ class Tracer:
         results = []
         for tensor, source in zip(known.tensors, known.sources, strict=True):
             identity = storage_of(tensor)[0]
+            if identity in self._persistent:  # a parameter that a part hands out, or a piece of one
+                results.append(tensor)
+                continue
             if source is None and identity not in fresh:
                 fresh[identity] = _stand_in(tensor)
             base = fresh[identity] if source is None else tensors[source]

@@ -132,6 +132,22 @@ def test_a_sink_is_one_key_more_of_the_fused_kernel(more: dict[str, Any]) -> Non
         attention(replace(one, weights=SigmoidWeights()), "sdpa")
 
 
+def test_keys_may_end_before_the_windows_of_the_last_queries() -> None:
+    one = call(scores=(SoftCap(0.5),), structure=Window(6, 2))
+    one = replace(one, k=one.k[:, :, :9], v=one.v[:, :, :9])
+    torch.testing.assert_close(attention(one, "chunked"), attention(one, "reference"), rtol=0, atol=1e-12)
+
+
+def test_a_bias_that_no_single_pair_tells_is_left_to_others() -> None:
+    scores = (DistanceBias(lambda distance: torch.stack([distance * 0.01] * H, -1)),)
+    long = torch.randn(1, H, 2048, 8)
+    one = Call(long, long, long, structure=Causal() & Window(63), scores=scores)
+    assert candidates(one)[0].name == "sdpa"
+    torch.testing.assert_close(attention(one), attention(one, "reference"), rtol=0, atol=1e-5)
+    with pytest.raises(BackendError, match="pair by pair"):
+        attention(one, "block_sparse")
+
+
 def test_what_a_function_learns_is_not_lost() -> None:
     """A backward pass of its own reaches tensors that it is given, not those within a function."""
     network = torch.nn.Linear(1, H, dtype=torch.float64)

@@ -32,6 +32,10 @@ class DistanceBias(ScoreMod):
     def is_relative(self) -> bool:
         return True
 
+    @property
+    def is_pointwise(self) -> bool:
+        return False
+
     def apply(self, scores: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return scores + self.additive(q_pos, k_pos, scores.dtype)
 

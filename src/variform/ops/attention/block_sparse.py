@@ -37,15 +37,15 @@ class BlockSparseBackend:
     name = "block_sparse"
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Other devices than CPU, positions, graphs being compiled, modifiers that are not an added bias."""
+        """Other devices than CPU, positions, graphs being compiled, modifiers that are not an added bias of pairs."""
         if torch.compiler.is_compiling():
             return "blocks are chosen outside compiled graphs"
         if call.target != "cpu":
             return "gathering blocks is for CPUs"
         if not call.aligned:
             return "with positions given, which keys are near is not known beforehand"
-        if any(not modifier.is_additive for modifier in call.scores):
-            return "a score modifier is not an added bias"
+        if any(not (modifier.is_additive and modifier.is_pointwise) for modifier in call.scores):
+            return "a score modifier is not an added bias, or not one that is told pair by pair"
         if not readable(call, split(call)[0]) and _skippable(call) is None:
             return "no structure (window, blocks, global positions) tells which blocks to skip"
         return None
@@ -264,6 +264,6 @@ def _bias(call: Call, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     bias = torch.zeros((), dtype=dtype, device=call.q.device)
     for modifier in call.scores:
         function = modifier.score_mod()
-        assert function is not None, "refuses() lets additive modifiers through only"
+        assert function is not None, "refuses() lets modifiers with a point-wise form through only"
         bias = function(bias, b, h, q, k)
     return bias.to(dtype)

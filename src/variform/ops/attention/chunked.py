@@ -126,7 +126,7 @@ class _Work:
             if self.reach is not None:
                 before, after, front = self.reach
                 if before is not None and not front:
-                    first = max(0, start - before)
+                    first = min(max(0, start - before), keys - 1)
                 if after is not None:
                     last = min(keys, front + stop + after)
             yield slice(start, stop), slice(first, max(last, first + 1))

@@ -42,7 +42,7 @@ class FlexBackend:
             return f"FlexAttention does not run on {call.target}"
         if call.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"FlexAttention does not take {call.q.dtype}"
-        if any(modifier.score_mod() is None for modifier in call.scores):
+        if any(not modifier.is_pointwise for modifier in call.scores):
             return "a score modifier has no point-wise form"
         if call.target == "cpu" and any(tensor.requires_grad for tensor in _tensors(call)):
             return "FlexAttention on CPU has no backward"

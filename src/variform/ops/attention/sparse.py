@@ -38,15 +38,15 @@ class SparseBackend:
     name = "sparse"
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """Other devices than CPU, positions, graphs being compiled, modifiers that are not an added bias."""
+        """Other devices than CPU, positions, graphs being compiled, modifiers that are not an added bias of pairs."""
         if torch.compiler.is_compiling():
             return "single pairs are found outside compiled graphs"
         if call.target != "cpu":
             return "products of sparse matrices are for CPUs"
         if not call.aligned:
             return "with positions given, which pairs there are is not known beforehand"
-        if any(not modifier.is_additive for modifier in call.scores):
-            return "a score modifier is not an added bias"
+        if any(not (modifier.is_additive and modifier.is_pointwise) for modifier in call.scores):
+            return "a score modifier is not an added bias, or not one that is told pair by pair"
         if not readable(call, split(call)[0]):
             return "no mask of tensors that can be read tells which pairs there are"
         return None
@@ -138,7 +138,7 @@ def _changes(
     bias = torch.zeros((), dtype=_compute_dtype(call.q), device="cpu")
     for modifier in call.scores:
         function = modifier.score_mod()
-        assert function is not None, "refuses() lets additive modifiers through only"
+        assert function is not None, "refuses() lets modifiers with a point-wise form through only"
         bias = function(bias, b, h, q, k)
     return hidden, bias.to(_compute_dtype(call.q)).expand(shape).reshape(-1)
 

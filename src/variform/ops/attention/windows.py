@@ -29,11 +29,11 @@ class WindowsBackend:
     name = "windows"
 
     def refuses(self, call: Call, training: bool) -> str | None:
-        """No windows over exactly these tokens, positions, modifiers that are not an added bias."""
+        """No windows over exactly these tokens, positions, modifiers that are not an added bias of pairs."""
         if not call.aligned:
             return "with positions given, which tokens share a window is not known beforehand"
-        if any(not modifier.is_additive for modifier in call.scores):
-            return "a score modifier is not an added bias"
+        if any(not (modifier.is_additive and modifier.is_pointwise) for modifier in call.scores):
+            return "a score modifier is not an added bias, or not one that is told pair by pair"
         found = _windows(call)
         if found is None:
             return "the mask has no windows of a grid (ShiftedWindows)"
@@ -127,5 +127,5 @@ def _bias(call: Call, windows: ShiftedWindows, b: Tensor, h: Tensor, order: Tens
 
 def _added(modifier: ScoreMod, b: Tensor, h: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
     function = modifier.score_mod()
-    assert function is not None, "refuses() lets additive modifiers through only"
+    assert function is not None, "refuses() lets modifiers with a point-wise form through only"
     return function(torch.zeros((), dtype=dtype, device=places.device), b, h, places[:, :, None], places[:, None, :])

@@ -15,6 +15,10 @@ class Changing(ScoreMod):
     def is_additive(self) -> bool:
         return False
 
+    @property
+    def is_pointwise(self) -> bool:
+        return False
+
     def apply(self, scores: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         return self.apply_seen(scores, None, q_pos, k_pos)
 

@@ -52,6 +52,11 @@ class ScoreMod(ABC):
         """
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether there is a `score_mod`: the change of a single pair can be told."""
+        return self.score_mod() is not None
+
+    @property
     def is_late(self) -> bool:
         """Whether it comes after the masks: what it does depends on which pairs may attend (`apply_seen`)."""
         return False
@@ -89,6 +94,10 @@ class ScoreMod(ABC):
 class Additive(ScoreMod):
     """A modifier that adds a bias; by default a function of positions alone, the same for any part of a call."""
 
+    @property
+    def is_pointwise(self) -> bool:
+        return True
+
     @abstractmethod
     def _bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The bias in the parameters' dtype, `[B|1, H|1, Lq, Lk]`."""
@@ -123,6 +132,10 @@ class Behind(ScoreMod):
     @property
     def is_additive(self) -> bool:
         return self.modifier.is_additive
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.modifier.is_pointwise
 
     @property
     def is_late(self) -> bool:

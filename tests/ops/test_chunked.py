@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from variform.errors import BackendError
+from variform.errors import BackendError, ConfigError
 from variform.ops.attention import Call, attention, candidates
 from variform.ops.attention import chunked as module
 from variform.ops.attention.memory import with_memory
@@ -30,6 +30,7 @@ from variform.ops.weightings import (
     GumbelWeights,
     HardWeights,
     InvertedWeights,
+    Normaliser,
     ScaledWeights,
     SigmoidWeights,
     SignedWeights,
@@ -89,6 +90,10 @@ CASES: dict[str, Any] = {
     "hard": lambda: call(weights=HardWeights()),
     "sigmoid": lambda: call(weights=SigmoidWeights(), **PADDING),
     "signed": lambda: call(weights=SignedWeights(SinkWeights(drawn(H), TopKWeights(3)))),
+    "sink_talking": lambda: call(
+        weights=SinkWeights(drawn(H), ScaledWeights(drawn(H, H), TalkingWeights(drawn(H, H))))
+    ),
+    "sink_signed": lambda: call(weights=SinkWeights(drawn(H), SignedWeights(TopKWeights(3)))),
     "memory": lambda: with_memory(
         call(scores=(DistanceCurves(drawn(2, H, L, 3), drawn(3, 9)), SoftCap(1.0))), drawn(2, 3, D), drawn(2, 3, 6)
     ),
@@ -136,6 +141,27 @@ def test_keys_may_end_before_the_windows_of_the_last_queries() -> None:
     one = call(scores=(SoftCap(0.5),), structure=Window(6, 2))
     one = replace(one, k=one.k[:, :, :9], v=one.v[:, :, :9])
     torch.testing.assert_close(attention(one, "chunked"), attention(one, "reference"), rtol=0, atol=1e-12)
+
+
+def test_weights_within_weights_keep_all_they_do() -> None:
+    torch.manual_seed(0)
+    sink, mixing, inverted = drawn(H), drawn(H, H), InvertedWeights()
+    one = call()
+
+    def run(weights: Normaliser) -> Tensor:
+        return attention(replace(one, weights=weights), "reference")
+
+    within, around = SinkWeights(sink, TalkingWeights(mixing)), TalkingWeights(mixing, SinkWeights(sink))
+    torch.testing.assert_close(run(within), run(around), rtol=0, atol=1e-12)
+    assert replace(one, weights=within).flops() == replace(one, weights=around).flops()
+    assert run(SinkWeights(sink, inverted)).isfinite().all()
+    scores = (one.q @ one.expanded()[0].mT) * D**-0.5
+    seen = torch.ones(L, L, dtype=torch.bool).tril()
+    shares = scores.abs().softmax(-2).masked_fill(~seen, 0.0)
+    signed = scores.sign() * shares / shares.sum(-1, keepdim=True)
+    torch.testing.assert_close(run(SignedWeights(inverted)), signed @ one.expanded()[1], rtol=0, atol=1e-12)
+    with pytest.raises(ConfigError, match="signs come first"):
+        SignedWeights(SinkWeights(sink, TalkingWeights(mixing)))
 
 
 def test_a_bias_that_no_single_pair_tells_is_left_to_others() -> None:

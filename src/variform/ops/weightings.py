@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from variform.errors import ShapeError
-from variform.ops.learned_scores import mixed_heads
+from variform.errors import ConfigError, ShapeError
+from variform.ops.learned_scores import mixed_heads, square
 
 __all__ = [
     "CustomWeights",
@@ -62,6 +62,11 @@ class Normaliser(ABC):
     def after(self, weights: Tensor, products: Tensor) -> Tensor:
         """What becomes of the weights after their dropout; `products` are the scores before any modifier."""
         return weights
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether `after` does something."""
+        return False
 
     def magnitude(self) -> Normaliser:
         """The same of scores without signs."""
@@ -149,11 +154,10 @@ class GumbelWeights(Normaliser):
         return _straight_through(best, soft)
 
 
-@dataclass(frozen=True, eq=False)
-class SignedWeights(Normaliser):
-    """Negative weights (cog attention): P = sign(S) softmax(|S|). Source: https://openreview.net/forum?id=ezRrwwbxd0"""
+class _Around(Normaliser):
+    """A change of the weights of another normaliser."""
 
-    inner: Normaliser | None = None
+    inner: Normaliser | None
 
     @property
     def is_local(self) -> bool:
@@ -163,20 +167,70 @@ class SignedWeights(Normaliser):
     def is_random(self) -> bool:
         return self.inner is not None and self.inner.is_random
 
+    @property
+    def goes_on(self) -> bool:
+        return self.inner is not None and self.inner.goes_on
+
     def before(self, scores: Tensor) -> Tensor:
-        return scores.abs()
+        return scores if self.inner is None else self.inner.before(scores)
 
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
-        inner = None if self.inner is None else self.inner.magnitude()
-        return softmax_or(inner, scores, bare) * bare.sign()
+        return softmax_or(self.inner, scores, bare)
+
+    def after(self, weights: Tensor, products: Tensor) -> Tensor:
+        return weights if self.inner is None else self.inner.after(weights, products)
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        return 0 if self.inner is None else self.inner.flops(batch, heads, q_len, k_len)
 
     def check(self, heads: int) -> None:
         if self.inner is not None:
             self.inner.check(heads)
 
 
+class _Mixing(_Around):
+    """One that multiplies with a matrix of heads to heads.
+
+    Shapes: weight `[H, H]`.
+    """
+
+    weight: Tensor
+
+    @property
+    def goes_on(self) -> bool:
+        return True
+
+    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
+        return super().flops(batch, heads, q_len, k_len) + 2 * batch * heads * heads * q_len * k_len
+
+    def check(self, heads: int) -> None:
+        square(f"{type(self).__name__}(weight)", self.weight, heads)
+        super().check(heads)
+
+
 @dataclass(frozen=True, eq=False)
-class SinkWeights(Normaliser):
+class SignedWeights(_Around):
+    """Negative weights (cog attention): P = sign(S) softmax(|S|). Source: https://openreview.net/forum?id=ezRrwwbxd0
+
+    Errors: `ConfigError` where the weights inside are changed after their dropout, when they would have signs already.
+    """
+
+    inner: Normaliser | None = None
+
+    def __post_init__(self) -> None:
+        if self.inner is not None and self.inner.goes_on:
+            raise ConfigError(f"SignedWeights({type(self.inner).__name__}): signs come first; put them inside it")
+
+    def before(self, scores: Tensor) -> Tensor:
+        return super().before(scores.abs())
+
+    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
+        inner = None if self.inner is None else self.inner.magnitude()
+        return softmax_or(inner, scores, bare.abs()) * bare.sign()
+
+
+@dataclass(frozen=True, eq=False)
+class SinkWeights(_Around):
     """One more score a head that takes weight and has no value: P = softmax([s_h, S]) without its first column.
 
     Shapes: sink `[H]`. Source: gpt-oss, https://arxiv.org/abs/2508.10925
@@ -185,17 +239,12 @@ class SinkWeights(Normaliser):
     sink: Tensor
     inner: Normaliser | None = None
 
-    @property
-    def is_local(self) -> bool:
-        return self.inner is None or self.inner.is_local
-
-    @property
-    def is_random(self) -> bool:
-        return self.inner is not None and self.inner.is_random
-
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
         sink = self.sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        return softmax_or(self.inner, torch.cat((sink, scores), -1), bare)[..., 1:]
+        if self.inner is None:
+            return torch.softmax(torch.cat((sink, scores), -1), -1)[..., 1:]
+        wide = torch.cat((self.inner.before(sink), scores), -1)
+        return self.inner.weights(wide, torch.cat((sink, bare), -1))[..., 1:]
 
     def magnitude(self) -> Normaliser:
         return replace(self, sink=self.sink.abs())
@@ -203,6 +252,7 @@ class SinkWeights(Normaliser):
     def check(self, heads: int) -> None:
         if tuple(self.sink.shape) != (heads,):
             raise ShapeError(f"SinkWeights(sink): [{heads}] expected, one a head; got {list(self.sink.shape)}")
+        super().check(heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,35 +297,8 @@ class CustomWeights(Normaliser):
         return found.masked_fill(hidden, 0.0)
 
 
-class _Around(Normaliser):
-    """A change of the weights of another normaliser."""
-
-    inner: Normaliser | None
-
-    @property
-    def is_local(self) -> bool:
-        return self.inner is None or self.inner.is_local
-
-    @property
-    def is_random(self) -> bool:
-        return self.inner is not None and self.inner.is_random
-
-    def before(self, scores: Tensor) -> Tensor:
-        return scores if self.inner is None else self.inner.before(scores)
-
-    def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
-        return softmax_or(self.inner, scores, bare)
-
-    def after(self, weights: Tensor, products: Tensor) -> Tensor:
-        return weights if self.inner is None else self.inner.after(weights, products)
-
-    def flops(self, batch: int, heads: int, q_len: int, k_len: int) -> int:
-        inner = 0 if self.inner is None else self.inner.flops(batch, heads, q_len, k_len)
-        return inner + 2 * batch * heads * heads * q_len * k_len
-
-
 @dataclass(frozen=True, eq=False)
-class TalkingWeights(_Around):
+class TalkingWeights(_Mixing):
     """Heads mix their weights (talking heads): P_h = sum_g weight[h, g] P_g.
 
     Shapes: weight `[H, H]`. Paper: https://arxiv.org/abs/2003.02436
@@ -287,12 +310,9 @@ class TalkingWeights(_Around):
     def after(self, weights: Tensor, products: Tensor) -> Tensor:
         return mixed_heads(super().after(weights, products), self.weight)
 
-    def check(self, heads: int) -> None:
-        _square("TalkingWeights(weight)", self.weight, heads, self.inner)
-
 
 @dataclass(frozen=True, eq=False)
-class ScaledWeights(_Around):
+class ScaledWeights(_Mixing):
     """Weights are scaled by what heads mix of the products of queries and keys: P_h *= sum_g weight[h, g] (q k)_g.
 
     Shapes: weight `[H, H]`.
@@ -304,17 +324,7 @@ class ScaledWeights(_Around):
     def after(self, weights: Tensor, products: Tensor) -> Tensor:
         return super().after(weights, products) * mixed_heads(products, self.weight)
 
-    def check(self, heads: int) -> None:
-        _square("ScaledWeights(weight)", self.weight, heads, self.inner)
-
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The first's values with the second's gradients."""
     return hard.detach() + (soft - soft.detach())
-
-
-def _square(name: str, weight: Tensor, heads: int, inner: Normaliser | None) -> None:
-    if tuple(weight.shape) != (heads, heads):
-        raise ShapeError(f"{name}: [{heads}, {heads}] expected, got {list(weight.shape)}")
-    if inner is not None:
-        inner.check(heads)

@@ -282,6 +282,10 @@ def test_a_custom_function_has_a_name_in_files() -> None:
         ({"part": "softmax", "causal": False, "scores": ["selective"]}, "causal"),
         ({"part": "softmax", "scores": ["selective", "selective"]}, "one sum"),
         ({"part": "softmax", "weights": "inverted"}, "causal"),
+        (
+            {"part": "softmax", "weights": {"part": "signed", "weights": {"part": "sink", "weights": "talking_heads"}}},
+            "signs come before heads are mixed",
+        ),
     ],
 )
 def test_what_does_not_fit(attention: dict[str, Any], message: str) -> None:

@@ -12,6 +12,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.core.spec import Spec, described
+from variform.errors import Problem
 from variform.ops.weightings import Normaliser, ScaledWeights, SignedWeights, SinkWeights, TalkingWeights
 from variform.parts.kinds import Sides, Weighting
 
@@ -45,12 +46,23 @@ class SignedWeighting(AroundWeighting):
     """Negative weights (cog attention, https://openreview.net/forum?id=ezRrwwbxd0): P = sign(S) * weights(|S|).
 
     Args:
-        weights: of the sizes of scores; softmax by default.
+        weights: of the sizes of scores; softmax by default. Weights over which heads are mixed stand around this.
     """
 
     def __init__(self, weights: Weighting | None = None) -> None:
         super().__init__()
         self.weights = weights
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """What changes weights after their dropout would see signs already."""
+        inner = described(facts["weights"])
+        while isinstance(inner, Spec):
+            if issubclass(inner.part, _Mixing):
+                hint = f"put the signs inside: {inner.name}(weights=signed())"
+                return [Problem("weights", "signs come before heads are mixed", inner.name, hint)]
+            inner = described(inner.args.get("weights"))
+        return []
 
     def forward(self, sides: Sides) -> Normaliser:
         """The normaliser."""

@@ -8,6 +8,8 @@ import variform as vf
 from variform.errors import ConfigError
 from variform.parts.mixer.folded import FoldedMixer
 from variform.parts.mixer.gru import GatedRecurrentUnit
+from variform.parts.mixer.hyena import Hyena
+from variform.parts.mixer.multi_head import MultiHead
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -33,3 +35,9 @@ def test_folds_are_interleaved_sequences() -> None:
     y = part(x, {})
     for place in range(3):
         torch.testing.assert_close(y[:, place::3], part.mixer(x[:, place::3], {}), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", [MultiHead.spec(), Hyena.spec()], ids=["positions", "cache"])
+def test_folds_of_what_goes_by_the_whole_sequences_places_do_not_decode(mixer: vf.Spec) -> None:
+    assert FoldedMixer.abilities({"every": 2, "mixer": GatedRecurrentUnit.spec()}).decode
+    assert not FoldedMixer.abilities({"every": 2, "mixer": mixer}).decode

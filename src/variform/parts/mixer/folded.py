@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -15,6 +16,9 @@ from variform.core.spec import Spec, described
 from variform.ops.align import Aligned, align, restore
 from variform.parts.grid import refuse_unable
 from variform.parts.kinds import Mixer, Output, State, Streams, holds_state
+
+PLACES = frozenset({"positions", "cache"})
+"""Streams of the whole sequence that say where the tokens of a call stand in it."""
 
 
 @register("folded")
@@ -41,12 +45,17 @@ class FoldedMixer(Mixer):
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """What the mixer can do of what makes sense here; it must know padding, which decoding brings with it."""
+        """What the mixer can do of what makes sense here.
+
+        Decoding brings padding with it, and a state that knows by itself how far it has come: the plan of a cache is
+        that of the whole sequence.
+        """
         mixer = described(args.get("mixer"))
         if not isinstance(mixer, Spec):
             return cls.can
         can = cls.can & mixer.part.abilities(mixer.args)
-        return can if can.key_padding else Can(can.causal, False, False, False, False, can.lengths, False)
+        placed = any(not spec.part.reads_streams(spec.args).isdisjoint(PLACES) for _, spec in mixer.walk())
+        return replace(can, decode=can.decode and can.key_padding and not placed)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Fold, run, unfold."""

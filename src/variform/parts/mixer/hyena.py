@@ -100,7 +100,7 @@ class Hyena(Mixer):
     """
 
     can: ClassVar[Can] = Can(attention_mask=False, packed=False, cross=False)
-    reads: ClassVar[frozenset[str]] = frozenset({"valid"})
+    reads: ClassVar[frozenset[str]] = frozenset({"valid", "cache"})
     stateful: ClassVar[bool] = True
 
     def __init__(

@@ -67,3 +67,11 @@ def test_an_attention_without_keys_refuses_further_ones() -> None:
     k = torch.randn(1, 2, 3, 4)
     with pytest.raises(ShapeError, match="takes no further keys"):
         mixer(torch.randn(1, 5, 8), {"beside": {mixer: Beside(k, k)}})
+
+
+def test_further_keys_are_given_with_their_values() -> None:
+    mixer = vf.build(MultiHead.spec(), dim=8, heads=2, causal=False)
+    k = torch.randn(1, 2, 3, 4)
+    for given in (Beside(k=k), Beside(v=k), Beside(valid=torch.ones(1, 3, dtype=torch.bool))):
+        with pytest.raises(ShapeError, match="given together"):
+            mixer(torch.randn(1, 5, 8), {"beside": {mixer: given}})

@@ -9,6 +9,8 @@ from torch import Tensor
 import variform as vf
 from variform.errors import ConfigError
 from variform.ops.masks import Dense
+from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.mixer.compositional import Compositional, CrossCompositional
 
 DIM, HEADS = 12, 4
@@ -132,3 +134,17 @@ def test_a_norm_on_the_context() -> None:
     torch.testing.assert_close(
         part(x, {"context": source}), written_out(part, x, part.context_norm(source)), rtol=0, atol=1e-11
     )
+
+
+def test_the_attention_in_the_slot_reads_streams_and_tokens_and_hands_on() -> None:
+    fade = {"part": "softmax", "causal": True, "scores": [{"part": "forget", "causal": True}]}
+    prefixed, first, fading = built(attention={"part": "prefix", "causal": True}), built(), built(attention=fade)
+    first.attention = ValueResidual(SoftmaxAttention(causal=False), dim=DIM, kv_heads=HEADS)
+    x, two_way = inputs(), torch.tensor([3, 0])
+    seen = torch.arange(7) < 3
+    causal = torch.ones(7, 7, dtype=torch.bool).tril()
+    found = prefixed(x, {"two_way": two_way})
+    torch.testing.assert_close(found[0], written_out(prefixed, x, x, causal | seen)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1], written_out(prefixed, x, x, causal)[1], rtol=0, atol=1e-12)
+    assert set(first(x, {})[1]) == {"first_values"}
+    assert not torch.equal(fading(x, {}), written_out(fading, x, x, causal))

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 import variform as vf
 from variform.errors import ConfigError, ShapeError
 from variform.parts.attention.values import OrthogonalValues
+from variform.parts.beside import Beside
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.key_values.linear import LinearKeyValues
 from variform.parts.kinds import Sides
@@ -162,6 +163,22 @@ def test_decoding_equals_one_pass_with_a_smaller_state(layout: str, rotated: boo
     torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
     keys: Any = LAYOUTS[layout]["keys"].args
     assert kept == 5 + keys.get("own_features", 0) + 6 * keys.get("own_heads", 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_latents_beside_further_keys(layout: str) -> None:
+    body = ProjectedAttention.spec(dim_head=6, **LAYOUTS[layout])
+    stack = [LayerStack.spec(layers=[Sublayer.spec(body=body)])]
+    model = made(Transformer.spec(embedding=None, stacks=stack, max_seq_len=16, causal=True))
+    mixer = next(module for module in model.modules() if isinstance(module, ProjectedAttention))
+    x, k, v = features(5), torch.randn(2, 4, 3, 6).double(), torch.randn(2, 4, 3, mixer.dim_value).double()
+    beside = {mixer: Beside(k, v)}
+    whole, state, found = model(x, beside=beside), model.init_state(2, 5), []
+    for chunk in x.split([1, 1, 3], 1):
+        out, state = model(chunk, beside=beside, state=state)
+        found.append(out)
+    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
 
 
 def test_latents_of_a_context_of_another_width() -> None:

@@ -13,13 +13,13 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError, nearest_divisors
-from variform.ops.masks import Mask
-from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
+from variform.parts.kinds import Attention, Mixer, Norm, Output, State, Streams
 from variform.parts.linear import Linear
+from variform.parts.mixer.cross import context_sides, refuse_unequal
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     join_heads,
-    refuse_streams,
+    own_sides,
     slot_abilities,
     slot_problems,
     split_heads,
@@ -213,25 +213,15 @@ class Compositional(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
-        valid, segments, mask = streams.get("valid"), streams.get("segments"), streams.get("mask")
-        refuse_streams(self.attention, valid, segments, mask)
-        x, positions = without_padding(x, valid), streams.get("positions")
-        sides = Sides(
-            q_positions=positions,
-            k_positions=positions,
-            q_segments=segments,
-            k_segments=segments,
-            q_valid=valid,
-            k_valid=valid,
-            mask=mask,
-            cache=streams.get("cache"),
-            state=streams.get("state"),
-        )
+        x = without_padding(x, streams.get("valid"))
+        sides = own_sides(self.attention, None, x, streams)
         q, k, v = self.maps.by_head(self.maps.q(x), *self.maps.keys_values(x, x))
         out = self.attention(q, k, v, sides)
         found, state = out if isinstance(out, tuple) else (out, None)
         y = self.maps.chosen(x, q, found)
-        return y if state is None else (y, {"state": state})
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The attention's own state."""
@@ -347,18 +337,15 @@ class CrossCompositional(Mixer):
         """Attend to the context."""
         state = streams.get("state")
         k, v = self._read(streams) if state is None else (state["k"], state["v"])
-        if getattr(self.attention, "causal", False) and k.shape[1] != x.shape[1]:
-            raise ShapeError(
-                f"causal cross attention needs equal lengths, not {x.shape[1]} queries and {k.shape[1]} context tokens"
-            )
-        given = streams.get("context_mask")
-        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
-        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+        refuse_unequal(self.attention, x.shape[1], k.shape[1])
+        sides = context_sides(self.attention, False, x, streams)
         q, k, v = self.maps.by_head(self.maps.q(x), k, v)
-        found = self.attention(q, k, v, Sides(mask=mask, k_valid=valid))
+        found = self.attention(q, k, v, sides)
         assert isinstance(found, Tensor)
         y = self.maps.chosen(x, q, found)
-        return y if state is None else (y, {"state": state})
+        if state is None:
+            return (y, sides.published) if sides.published else y
+        return y, {**sides.published, "state": state}
 
     def _read(self, streams: Streams) -> tuple[Tensor, Tensor]:
         context = streams.get("context")

@@ -139,11 +139,8 @@ class CrossMultiHead(Mixer):
             k, v = self._keys_values(streams)
         else:
             k, v = state["k"], state["v"]
-        if getattr(self.attention, "causal", False) and k.shape[2] != length:
-            raise ShapeError(
-                f"causal cross attention needs equal lengths, not {length} queries and {k.shape[2]} context tokens"
-            )
-        sides = self._sides(x, streams)
+        refuse_unequal(self.attention, length, k.shape[2])
+        sides = context_sides(self.attention, self.placed, x, streams)
         if streams.get("beside") is not None:
             sides.beside = keys_beside(self, self.attention, streams)
         out = self.attention(q, k, v, sides)
@@ -167,16 +164,6 @@ class CrossMultiHead(Mixer):
         k = self.k(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         v = self.v(context).view(batch, length, self.kv_heads, self.dim_head).transpose(1, 2)
         return (k if self.k_norm is None else self.k_norm(k)), v
-
-    def _sides(self, x: Tensor, streams: Streams) -> Sides:
-        given = streams.get("context_mask")
-        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
-        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
-        state = streams.get("state")
-        positions = streams.get("positions") if self.placed else None
-        told = streams if state is None else state
-        k_positions = told.get("context_positions") if self.placed else None
-        return Sides(q_positions=positions, k_positions=k_positions, mask=mask, k_valid=valid, x=x, streams=streams)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
@@ -202,3 +189,36 @@ def told_positions(streams: Streams, batch: int, placed: bool) -> State:
     """What a decode state keeps of where the context's tokens stand, [B, Lc], where the attention goes by it."""
     positions = streams.get("context_positions") if placed else None
     return {} if positions is None else {"context_positions": positions.expand(batch, -1)}
+
+
+def context_sides(attention: Attention, placed: bool, x: Tensor, streams: Streams) -> Sides:
+    """What an attention over the stream `context` knows beside q, k and v.
+
+    Args:
+        attention: it.
+        placed: whether it goes by positions.
+        x: [B, L, dim] what the queries are made of.
+        streams: of the mixer.
+
+    Raises:
+        ShapeError: it cannot honour `context_mask`.
+    """
+    given = streams.get("context_mask")
+    mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
+    refuse_streams(attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+    sides = Sides(mask=mask, k_valid=valid, x=x, streams=streams)
+    if placed:
+        state = streams.get("state")
+        told = streams if state is None else state
+        sides.q_positions, sides.k_positions = streams.get("positions"), told.get("context_positions")
+    return sides
+
+
+def refuse_unequal(attention: Attention, queries: int, keys: int) -> None:
+    """Refuse a context of another length where attention is causal.
+
+    Raises:
+        ShapeError: naming both lengths.
+    """
+    if getattr(attention, "causal", False) and keys != queries:
+        raise ShapeError(f"causal cross attention needs equal lengths, not {queries} queries and {keys} context tokens")

@@ -45,17 +45,18 @@ def attend_latents(
         return _expanded(keys, attention, None if early else rotation, k_norm, (q, first, second), positions, sides)
     positions = sides.cache["positions"]
     first, second, sides, state = join_cache(first, second, sides, state, sides.cache, positioned=True)
-    if (early or rotation is None) and absorbs(keys, attention, k_norm, q.shape[2]):
+    if (early or rotation is None) and absorbs(keys, attention, k_norm, sides, q.shape[2]):
         return attend_absorbed(keys, attention, (q, first, second), sides), state
     return _expanded(keys, attention, None if early else rotation, k_norm, (q, first, second), positions, sides), state
 
 
-def absorbs(keys: LatentKeyValues, attention: Attention, k_norm: Norm | None, queries: int) -> bool:
+def absorbs(keys: LatentKeyValues, attention: Attention, k_norm: Norm | None, sides: Sides, queries: int) -> bool:
     """Whether latents can stand for keys and values, and that is the cheaper way for so many queries.
 
-    The attention must see keys in products with queries alone, and be linear in values.
+    The attention must see keys in products with queries alone, be linear in values, and see no keys but those.
     """
     plain = type(attention) is SoftmaxAttention and attention.memory is None
+    plain = plain and (sides.beside is None or sides.beside.k is None)
     plain = plain and getattr(attention, "scores", None) is None and k_norm is None
     return plain and keys.spares(queries)
 

@@ -161,11 +161,15 @@ def keys_beside(mixer: nn.Module, attention: Attention, streams: Streams) -> Bes
     """The further keys and values that the stream `beside` has for a mixer.
 
     Raises:
-        ShapeError: its attention takes none.
+        ShapeError: its attention takes none, or they are not whole.
     """
     given = streams.get("beside")
     found: Beside | None = None if given is None else given.get(mixer)
-    if found is not None and found.k is not None and not attention.takes_beside:
+    if found is None:
+        return None
+    if (found.k is None) != (found.v is None) or (found.k is None and found.valid is not None):
+        raise ShapeError("further keys and values are given together, and which of them there are with them")
+    if found.k is not None and not attention.takes_beside:
         raise ShapeError(f"the attention {attention.name!r} takes no further keys and values: leave them out")
     return found
 

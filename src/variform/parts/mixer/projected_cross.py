@@ -12,17 +12,21 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.ops.masks import Mask
 from variform.parts.key_values.latent import LatentKeyValues
-from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, Sides, State, Streams
-from variform.parts.mixer.cross import cross_abilities, positions_read, told_positions
+from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, State, Streams
+from variform.parts.mixer.cross import (
+    context_sides,
+    cross_abilities,
+    positions_read,
+    refuse_unequal,
+    told_positions,
+)
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     head_facts,
     join_heads,
     keys_beside,
-    refuse_streams,
     split_heads,
     with_added,
 )
@@ -132,19 +136,15 @@ class ProjectedCrossAttention(Mixer):
         q = q if self.q_norm is None else self.q_norm(q)
         state = streams.get("state")
         kept = self._of_context(streams) if state is None else (state["k"], state["v"])
-        if getattr(self.attention, "causal", False) and kept[0].shape[2] != x.shape[1]:
-            raise ShapeError(
-                f"causal cross attention needs equal lengths, not {x.shape[1]} queries and {kept[0].shape[2]} context "
-                "tokens"
-            )
-        sides = self._sides(x, streams)
+        refuse_unequal(self.attention, x.shape[1], kept[0].shape[2])
+        sides = context_sides(self.attention, self.placed, x, streams)
         if streams.get("beside") is not None:
             sides.beside = keys_beside(self, self.attention, streams)
         keys, length = self.keys, x.shape[1]
         if (
             isinstance(keys, LatentKeyValues)
             and state is not None
-            and absorbs(keys, self.attention, self.k_norm, length)
+            and absorbs(keys, self.attention, self.k_norm, sides, length)
         ):
             out = attend_absorbed(keys, self.attention, (q, *kept), sides)
         else:
@@ -166,16 +166,6 @@ class ProjectedCrossAttention(Mixer):
         context = context_without_padding(context, streams)
         of = with_added(self, context, streams)
         return changed_keys(self.keys, self.keys(of, of), streams)
-
-    def _sides(self, x: Tensor, streams: Streams) -> Sides:
-        given = streams.get("context_mask")
-        mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
-        refuse_streams(self.attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
-        state = streams.get("state")
-        positions = streams.get("positions") if self.placed else None
-        told = streams if state is None else state
-        k_positions = told.get("context_positions") if self.placed else None
-        return Sides(q_positions=positions, k_positions=k_positions, mask=mask, k_valid=valid, x=x, streams=streams)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """What is kept of the context's tokens, computed once."""

@@ -167,3 +167,32 @@ def test_a_seed_repeats_everything() -> None:
         torch.manual_seed(3)
         seen.append(torch.stack(list(model(x))))
     assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_padding_changes_nothing_for_a_critic(own: bool) -> None:
+    def net(**more: Any) -> TransformerWrapper:
+        layers = Encoder(dim=16, depth=1, heads=2, attn_dim_head=8)
+        return TransformerWrapper(num_tokens=11, max_seq_len=6, attn_layers=layers, **more)
+
+    torch.manual_seed(0)
+    critic = {"self_token_critic": True} if own else {"token_critic": net(logits_dim=1)}
+    wrapper = NonAutoregressiveWrapper(net(), mask_id=10, no_replace_prob=0.0, random_token_prob=0.0, **critic)
+    ids, mask = torch.randint(0, 10, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    mask[0, 4:] = False
+    other = torch.where(mask, ids, 9 - ids)
+    found = []
+    for x in (ids, other):
+        torch.manual_seed(1)
+        found.append(wrapper(x, mask=mask).critic_loss)
+    torch.testing.assert_close(*found)
+
+
+def test_the_models_own_critic_is_given_what_the_model_is() -> None:
+    torch.manual_seed(0)
+    layers = Encoder(dim=16, depth=1, heads=2, attn_dim_head=8, cross_attend=True)
+    net = TransformerWrapper(num_tokens=11, max_seq_len=6, attn_layers=layers)
+    wrapper = NonAutoregressiveWrapper(net, mask_id=10, steps=2, self_token_critic=True)
+    context = torch.randn(2, 3, 16)
+    assert wrapper(torch.randint(0, 10, (2, 6)), context=context).critic_loss > 0
+    assert wrapper.generate(batch_size=2, context=context).shape == (2, 6)

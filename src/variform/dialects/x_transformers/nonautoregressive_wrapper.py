@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +81,9 @@ class SelfCritic(nn.Module):
         """Where upstream's checkpoints have what."""
         return {"net.": self.net, "to_logits.": self.to_logits}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """How likely each token is to be wrong."""
-        logits: Tensor = self.to_logits(self.net(x, return_embeddings=True))
+    def forward(self, x: Tensor, **streams: Any) -> Tensor:
+        """How likely each token is to be wrong; the streams are arguments of the model."""
+        logits: Tensor = self.to_logits(self.net(x, return_embeddings=True, **streams))
         return logits
 
 
@@ -174,8 +175,9 @@ class NonAutoregressiveWrapper(nn.Module):
             raise KeywordError("there is no critic, or the generator alone is asked for", path="only_train_critic")
         times, mask = draw_masks(x, self.schedule_fn, streams.get("mask"))
         seen = corrupt(x, mask, self.mask_id, self.num_tokens, self.no_replace_prob, self.random_token_prob)
+        given = streams
         if self.self_cond:
-            streams["sum_embeds"] = self._condition(seen, streams)
+            streams = {**given, "sum_embeds": self._condition(seen, given)}
         with torch.no_grad() if only_train_critic else nullcontext():
             logits = self.net(seen, **streams)
             if self.weighted:
@@ -186,7 +188,10 @@ class NonAutoregressiveWrapper(nn.Module):
             return Losses(loss, loss, None)
         heat = float(torch.rand(())) if generator_sample_temperature is None else generator_sample_temperature
         made = torch.where(mask, draw(logits.detach(), heat), x)
-        critic_loss = F.binary_cross_entropy_with_logits(self._doubt(made), (made != x).to(logits.dtype))
+        doubt, wrong, real = self._doubt(made, given), (made != x).to(logits.dtype), given.get("mask")
+        if real is not None:
+            doubt, wrong = doubt[real], wrong[real]
+        critic_loss = F.binary_cross_entropy_with_logits(doubt, wrong)
         if only_train_critic:
             return Losses(critic_loss, None, critic_loss)
         return Losses(loss + critic_loss * self.critic_loss_weight, loss, critic_loss)
@@ -200,9 +205,14 @@ class NonAutoregressiveWrapper(nn.Module):
         projected: Tensor = self.to_self_cond(states)
         return projected
 
-    def _doubt(self, ids: Tensor) -> Tensor:
-        assert self.token_critic is not None
-        logits: Tensor = self.token_critic(ids)
+    def _doubt(self, ids: Tensor, streams: Mapping[str, Any]) -> Tensor:
+        critic, taken = self.token_critic, {}
+        assert critic is not None
+        if isinstance(critic, SelfCritic):
+            taken = dict(streams)
+        elif isinstance(critic, TransformerWrapper):  # what else the model is given need not be for it
+            taken = {"mask": streams.get("mask")}
+        logits: Tensor = critic(ids, **taken)
         return logits.squeeze(-1)
 
     @torch.no_grad()
@@ -236,7 +246,7 @@ class NonAutoregressiveWrapper(nn.Module):
                 self.schedule_fn,
                 temperature=start_temperature,
                 keep_likeliest=filter_thres,
-                scores=None if self.token_critic is None else self._doubt,
+                scores=None if self.token_critic is None else partial(self._doubt, streams=streams),
                 noise=noise_level_scale,
                 again=self.can_mask_prev_unmasked,
             )

@@ -138,3 +138,10 @@ def test_copies_and_weights(keywords: dict[str, Any], again: Any) -> None:
     torch.testing.assert_close(twin(features()), before, rtol=0, atol=0)
     load_x_transformers(net, tensors)
     torch.testing.assert_close(net(features()), before)
+
+
+@pytest.mark.parametrize("lens", [torch.tensor([3, 99]), torch.tensor([3.5, 2.0]), torch.tensor([3])])
+def test_lengths_that_are_none(lens: torch.Tensor) -> None:
+    sizes = {"heads": 2, "attn_dim_head": 8, "dim_input": 4, "max_seq_len": 8}
+    with pytest.raises(InputError, match="lens"):
+        ContinuousTransformerAutoencoder(dim=16, enc_depth=1, dec_depth=1, **sizes)(torch.randn(2, 6, 4), lens=lens)

@@ -10,7 +10,7 @@ import torch
 from tests.dialects.x_transformers.test_full_bandwidth import net as deep
 from tests.dialects.x_transformers.test_next_latent_wrapper import ids
 from tests.dialects.x_transformers.test_next_latent_wrapper import net as shallow
-from variform.dialects.x_transformers import AutoregressiveWrapper, Encoder
+from variform.dialects.x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.recirculation import Recirculation
 from variform.weights.x_transformers import load_x_transformers, to_x_transformers
@@ -102,3 +102,15 @@ def test_copies_and_weights(keywords: dict[str, Any], again: Any) -> None:
     torch.testing.assert_close(twin(ids()), before, rtol=0, atol=0)
     load_x_transformers(wrapper, tensors)
     torch.testing.assert_close(wrapper(ids()), before)
+
+
+def test_new_tokens_alone_may_be_more_than_were_read() -> None:
+    torch.manual_seed(0)
+    layers = Decoder(dim=16, depth=2, heads=2, attn_dim_head=8)
+    net = Recirculation(TransformerWrapper(num_tokens=11, max_seq_len=12, attn_layers=layers), 1, 0).eval()
+    ids = torch.tensor([[1, 5, 3, 8, 2, 7]])
+    with torch.no_grad():
+        whole = net(ids)
+        for new in (ids[:, 2:], ids):
+            _, cache = net(ids[:, :2], return_intermediates=True)
+            torch.testing.assert_close(net(new, cache=cache), whole[:, 2:])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from variform.dialects.x_transformers.continuous import ContinuousTransformerWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.latents import read, stacks, table_of
+from variform.dialects.x_transformers.lens import real_tokens
 from variform.dialects.x_transformers.table import REQUIRED, Table
 from variform.parts.head.heads import pool_tokens
 from variform.wrappers.latent import Deterministic, LatentToken, Variational
@@ -191,4 +192,4 @@ def _bottleneck(given: Mapping[str, Any], dim: int, dim_latent: int) -> nn.Modul
 def _mask(seq: Tensor, lens: Tensor | None) -> Tensor | None:
     if seq.dim() != 3:
         raise InputError(f"features are [batch, length, features]; got {list(seq.shape)}")
-    return None if lens is None else torch.arange(seq.shape[1], device=seq.device) < lens.unsqueeze(1)
+    return None if lens is None else real_tokens(lens, seq)

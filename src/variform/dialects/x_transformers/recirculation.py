@@ -188,7 +188,8 @@ class Recirculation(nn.Module):
         """Read tokens one after another.
 
         Args:
-            x: token ids; with a cache, the new ones behind those that were read, or alone.
+            x: token ids; with a cache, the new ones behind those that were read, or the new ones alone, which are all
+                that do not begin with what was read.
             cache: what an earlier call gave with `return_intermediates=True`.
             return_intermediates: return (logits, cache).
             seq_start_pos: [B] where each row begins, of rows padded on the left.
@@ -199,7 +200,8 @@ class Recirculation(nn.Module):
         if x.dim() != 2 or not x.shape[1]:
             raise InputError(f"token ids are [batch, length], at least one; got {list(x.shape)}")
         known = 0 if cache is None else cache.cache_length
-        new = x[:, known:] if x.shape[1] > known else x
+        whole = cache is None or (x.shape[1] > known and torch.equal(x[:, :known], cache.ids))
+        new = x[:, known:] if whole else x
         places = torch.arange(known, known + new.shape[1], device=x.device)
         valid = None if seq_start_pos is None else places >= seq_start_pos.unsqueeze(1)
         with in_upstream_terms():

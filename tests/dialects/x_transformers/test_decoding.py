@@ -201,7 +201,7 @@ def test_layers_that_run_several_times() -> None:
         ({"amateur_model": language(num_tokens=12)}, KeywordError, "one vocabulary"),
         ({"return_intermediate": True}, KeywordError, "return_intermediate"),
         ({"contex": None}, KeywordError, "did you mean 'context'"),
-        ({"looped_exit_prob_threshold": 0.5}, InputError, "exit was given, and no part"),
+        ({"looped_exit_prob_threshold": 0.5}, InputError, "looped_exit_prob_threshold has no effect"),
     ],
 )
 def test_what_makes_no_sense(call: dict[str, Any], error: type[Exception], message: str) -> None:

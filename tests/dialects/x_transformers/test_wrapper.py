@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import variform as vf
 from variform.dialects.x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper
-from variform.dialects.x_transformers.errors import InputError
+from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates
 from variform.weights.x_transformers import load_x_transformers, to_x_transformers
 
@@ -442,3 +442,40 @@ class TestOwnModules:
     def test_a_module_of_another_width(self) -> None:
         with pytest.raises(vf.ShapeError, match=r"\[B, L, 16\] is needed"):
             built(token_emb=nn.Embedding(11, 8))(ids())
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"looped_exit_prob_threshold": 0.5}, "looped_exit_prob_threshold"),
+        ({"attn_z_loss_weight": 0.5}, "return_attn_z_loss"),
+        ({"to_logits_kwargs": {"a": 1}, "return_embeddings": True}, "to_logits_kwargs"),
+    ],
+)
+def test_what_has_no_effect_is_refused(asked: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        built()(ids(), **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"looped_steps": 2, "max_looped_steps": 3}, "choose one"),
+        ({"looped_steps": 2, "looped_exit_prob_threshold": 0.5}, "no effect"),
+        ({"recycle_steps": 2}, "recycling=True"),
+    ],
+)
+def test_how_often_layers_run_is_said_once_for_generation(asked: dict[str, Any], named: str) -> None:
+    model = AutoregressiveWrapper(built(options={"pre_and_post_norm": True}, looped=True))
+    with pytest.raises(InputError, match=named):
+        model.generate(ids(), 2, **asked)
+
+
+def test_contrast_needs_an_amateur() -> None:
+    with pytest.raises(KeywordError, match="amateur_model"):
+        AutoregressiveWrapper(built()).generate(ids(), 2, contrastive_decode_kwargs={"beta": 0.1})
+
+
+def test_a_mask_of_no_context_is_refused() -> None:
+    with pytest.raises(InputError, match="without context"):
+        built().attn_layers(front(), context_mask=torch.ones(2, 3, dtype=torch.bool))

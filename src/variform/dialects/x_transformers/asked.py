@@ -8,6 +8,9 @@ from typing import Any
 
 from variform.dialects.x_transformers.errors import InputError
 
+EXIT = 0.9
+"""Upstream's probability of having left at which tokens are let out of loops."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -46,7 +49,7 @@ class Asked:
     max_looped_steps: int | None = None
     looped_pred_all_logits: bool | None = None
     looped_inference: bool = False
-    looped_exit_prob_threshold: float = 0.9
+    looped_exit_prob_threshold: float = EXIT
     to_logits_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,11 +79,19 @@ class Asked:
             raise InputError("arguments of loops need a model built with looped=True")
         if self.looped_steps is not None and self.max_looped_steps is not None:
             raise InputError("looped_steps and max_looped_steps both say how often layers run; choose one")
+        leaves = self.looped_inference and self.looped_steps is None
+        if self.looped_exit_prob_threshold != EXIT and not leaves:
+            raise InputError(
+                "looped_exit_prob_threshold has no effect without looped_inference=True, or on looped_steps"
+            )
+        if self.attn_z_loss_weight is not None and not self.return_attn_z_loss:
+            raise InputError("attn_z_loss_weight has no effect without return_attn_z_loss=True")
         if heads.return_only_embed and (self.return_logits_and_embeddings or self.return_logit_entropies):
             raise InputError("the model was built with return_only_embed=True, and has no logits")
         hides = self.return_embeddings or self.return_embeddings_and_intermediates
-        if self.return_logit_entropies and hides and not self.return_logits_and_embeddings:
-            raise InputError("return_logit_entropies needs the logits, and embeddings were asked for in their place")
+        asks = "return_logit_entropies" if self.return_logit_entropies else "to_logits_kwargs"
+        if (self.return_logit_entropies or self.to_logits_kwargs) and hides and not self.return_logits_and_embeddings:
+            raise InputError(f"{asks} needs the logits, and embeddings were asked for in their place")
 
     @property
     def passes(self) -> int | None:

@@ -255,6 +255,8 @@ class AutoregressiveWrapper(nn.Module):
                 `recycle_steps`, `looped_steps`, `max_looped_steps` and `looped_exit_prob_threshold` (0.9).
         """
         filters = filters_of(identity if amateur_model is not None else filter_logits_fn, filter_kwargs, temperature)
+        if amateur_model is None and contrastive_decode_kwargs != _CONTRAST:
+            raise KeywordError("has no effect without amateur_model", path="contrastive_decode_kwargs")
         with in_upstream_terms():
             options = decoding_options(
                 self, prompts, seq_len, prompt_lens, eos_token, cache_kv, restrict_to_max_seq_len, streams, "generate"

@@ -202,6 +202,8 @@ def streams_of(
 ) -> dict[str, Any]:
     """The streams of one call of a stack."""
     check_context(layers, context)
+    if context is None and context_mask is not None:
+        raise InputError("context_mask was passed without context")
     check_condition(layers, condition)
     check_context_places(layers, context_pos)
     batch, length = x.shape[:2]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from variform.dialects.x_transformers.asked import taken
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.errors import ConfigError, ShapeError, did_you_mean
 from variform.generate.contrast import Contrast
@@ -24,12 +25,11 @@ SIDE_STREAMS = {
     "condition": "condition",
     "prepend_embeds": "prefix",
     "prepend_mask": "prefix_valid",
-    "recycle_steps": "passes",
-    "looped_steps": "passes",
-    "max_looped_steps": "passes",
-    "looped_exit_prob_threshold": "exit",
 }
 """Arguments of the model that mean the same for every token -> what the core calls them."""
+
+RUNS = ("recycle_steps", "looped_steps", "max_looped_steps", "looped_exit_prob_threshold")
+"""Those that say how often layers run, see `Asked`."""
 
 UPSTREAM = {
     "max_new_tokens": "seq_len",
@@ -70,22 +70,23 @@ def decoding_options(
 
     Raises:
         KeywordError: an argument that the model does not take from token to token.
-        InputError: the tokens do not fit.
+        InputError: the tokens do not fit, or layers cannot run as often as is asked for.
     """
+    known = (*SIDE_STREAMS, *RUNS)
     for name in streams:
-        if name not in SIDE_STREAMS:
-            hint = did_you_mean(name, SIDE_STREAMS)
-            message = f"{owner} has no argument {name!r}; the model is given {', '.join(SIDE_STREAMS)}"
-            raise KeywordError(message, path=name, hint=hint)
-    own = {SIDE_STREAMS[name]: value for name, value in streams.items() if value is not None}
-    if wrapper.net.looped and streams.get("looped_steps") is None:  # a number of steps is kept by all tokens
-        own.setdefault("exit", 0.9)
-    given = {**own, "lengths": prompt_lens, "eos": eos_token}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    cache_kv = cache_kv and "passes" not in own  # a decode state is of as many passes as the model was made for
+        if name not in known:
+            message = f"{owner} has no argument {name!r}; the model is given {', '.join(known)}"
+            raise KeywordError(message, path=name, hint=did_you_mean(name, known))
+    given = {name: value for name, value in streams.items() if value is not None}
+    asked = taken(given, looped_inference=wrapper.net.looped)
+    asked.check(wrapper.net.draft)
+    own = {SIDE_STREAMS[name]: value for name, value in given.items()}
+    own |= {"passes": asked.passes, "exit": asked.exit, "lengths": prompt_lens, "eos": eos_token}
+    options: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    cache_kv = cache_kv and asked.passes is None  # a decode state is of as many passes as the model was made for
     longest, limit = wrapper.net.max_seq_len, wrapper.native.max_seq_len
     needed = length_of(prompts) + seq_len - 1
-    if restricted and longest and "prefix" not in own:
+    if restricted and longest and "prefix" not in options:
         options["window"] = longest
     elif limit is not None and needed > limit:
         message = f"{needed + 1} tokens do not fit the {limit} absolute positions"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from variform.errors import ConfigError, ShapeError
 from variform.generate.readers import evaluating
+from variform.generate.samplers import chain, draw
 from variform.parts.kinds import State
 from variform.stack.model import Transformer
 from variform.wrappers.reading import Reading
@@ -150,11 +152,6 @@ class NextTokensAndNumbers(nn.Module):
                 MixedReader(model) if use_cache else None,
                 ids.shape[1] + steps - 1,
             )
-            return generate_mixed(reading, ids, numbers, steps, self.number_id, lambda x: drawn_token(x, temperature))
-
-
-def drawn_token(logits: Tensor, temperature: float) -> Tensor:
-    """Tokens drawn from logits [B, V] -> [B]; the most probable at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1).squeeze(-1)
+            filters, greedy = chain(temperature or 1.0), temperature == 0
+            draws = partial(draw, filters=filters, greedy=greedy, generator=None)
+            return generate_mixed(reading, ids, numbers, steps, self.number_id, draws)

@@ -57,6 +57,15 @@ def test_keywords_that_are_needed() -> None:
         XValTransformerWrapper(num_tokens=9, max_seq_len=4, attn_layers=Decoder(**SMALL))
 
 
+def test_options_of_the_objective_are_checked() -> None:
+    with pytest.raises(KeywordError, match="ignore_index"):
+        XValAutoregressiveWrapper(model(), ignore_index="none")
+    wrapper = XValAutoregressiveWrapper(model())
+    for options, named in (({"temperature": -1.0}, "temperature"), ({"filter_kwargs": {"kk": 1}}, "did you mean 'k'")):
+        with pytest.raises(KeywordError, match=named):
+            wrapper.generate(*sample(), 2, **options)
+
+
 def test_calls_are_checked() -> None:
     ids, numbers = sample()
     with pytest.raises(InputError, match="one shape"):

@@ -28,7 +28,7 @@ from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.reorder import takes_orders
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, problems_of, put, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, kept, problems_of, put, raise_any
 from variform.dialects.x_transformers.views import AroundLayers
 from variform.errors import Problem
 from variform.parts.norm.norms import LayerNorm
@@ -106,7 +106,7 @@ class AroundDraft:
 
 
 AROUND: Table = {
-    "attn_layers": Route(REQUIRED, lambda draft, value: None, types=(AttentionLayers,)),
+    "attn_layers": Route(REQUIRED, kept, types=(AttentionLayers,)),
     "emb_dropout": Route(0.0, put("emb_dropout"), types=(int, float)),
     "use_abs_pos_emb": Route(True, put("use_abs_pos_emb")),
     "scaled_sinu_pos_emb": Route(False, put("scaled_sinu_pos_emb")),

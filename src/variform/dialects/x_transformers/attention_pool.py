@@ -12,7 +12,7 @@ from variform.core.spec import Spec
 from variform.dialects.x_transformers.call import check_mask
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.read import read_layers, resolved
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, put, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, raise_any, values_of
 from variform.errors import Problem
 from variform.parts.head.pooled import AttentionPoolHead
 from variform.parts.stream_ops.padding import ZeroPadding
@@ -58,8 +58,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, POOL, keywords, POOL))
-        given = {name: keywords.get(name, route.default) for name, route in POOL.items()}
+        given = values_of(type(self).__name__, POOL, keywords)
         blocks = given["depth"] > 1 if given["use_transformer_blocks"] is None else given["use_transformer_blocks"]
         raise_any(_problems(given, blocks))
         self.squeeze_output = bool(given["squeeze_output"])

@@ -12,10 +12,9 @@ from variform.dialects.x_transformers.autoregressive_wrapper import min_p
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import Filter, filters_of
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
 from variform.dialects.x_transformers.lens import checked_lens
-from variform.dialects.x_transformers.table import Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import Table, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.loop import generate
 from variform.generate.readers import evaluating

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.around import AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.continuous_model import CONTINUOUS, ContinuousDraft
+from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.lens import real_tokens
-from variform.dialects.x_transformers.table import Route, Table, problems_of, raise_any
-from variform.errors import ShapeError, did_you_mean
+from variform.dialects.x_transformers.table import Route, Table, kept, problems_of, raise_any
+from variform.errors import did_you_mean
 from variform.generate.readers import evaluating
 from variform.parts.head.heads import pool_tokens
 from variform.parts.kinds import State
@@ -144,8 +145,8 @@ GENERATE = ("context", "context_mask", "prepend_embeds", "prepend_mask")
 """Side inputs that stay the same while features are generated."""
 
 AUTOREGRESSIVE: Table = {
-    "use_l1_loss": Route(False, lambda draft, value: None),
-    "equal_loss_weight_batch": Route(False, lambda draft, value: None),
+    "use_l1_loss": Route(False, kept),
+    "equal_loss_weight_batch": Route(False, kept),
 }
 
 
@@ -228,12 +229,10 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             mask = real_tokens(lens, x)
         if rollout_steps > 1:
             return self._rollout(x, mask, rollout_steps, streams)
-        try:
+        with in_upstream_terms():
             errors, counted = next_step_error(
                 lambda seen, valid: self.net(seen, mask=valid, **streams), x, mask, self.loss_fn
             )
-        except ShapeError as error:
-            raise InputError(str(error)) from None
         if counted is None:
             return errors.mean()
         if errors.dim() < 2:
@@ -244,11 +243,9 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         return (sums / counted.sum(1).clamp(min=1)).mean()
 
     def _rollout(self, x: Tensor, mask: Tensor | None, steps: int, streams: Mapping[str, Any]) -> Tensor:
-        try:
+        with in_upstream_terms():
             lengths = row_lengths(x, mask)
             enough = long_enough(lengths, steps)
-        except ShapeError as error:
-            raise InputError(str(error)) from None
         rows = {
             name: value[enough] if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] else value
             for name, value in streams.items()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.continuous import ContinuousTransformerWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import read, stacks, table_of
+from variform.dialects.x_transformers.latents import read, stacks
 from variform.dialects.x_transformers.lens import real_tokens
-from variform.dialects.x_transformers.table import REQUIRED, Table
+from variform.dialects.x_transformers.table import REQUIRED, Table, table_of
 from variform.parts.head.heads import pool_tokens
 from variform.wrappers.latent import Deterministic, LatentToken, Variational
 from variform.wrappers.next_features import absolute_error, squared_error

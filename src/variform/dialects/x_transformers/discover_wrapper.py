@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net, left_out
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, completed, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import Problem, did_you_mean
 from variform.parts.linear import Linear
@@ -99,7 +98,7 @@ def _read(owner: str, table: Table, keywords: Mapping[str, Any]) -> dict[str, An
         if isinstance(value, int) and value < 1
     ]
     raise_any(problems)
-    return {**{name: route.default for name, route in table.items()}, **keywords}
+    return completed(table, keywords)
 
 
 class TPREncoder(nn.Module):

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.table import Route, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import Route, Table, kept, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
-from variform.errors import ShapeError
 from variform.wrappers.preference import Preference
 
 KEYWORDS: Table = {
-    "beta": Route(0.1, lambda draft, value: None, types=(int, float)),
-    "pad_id": Route(None, lambda draft, value: None, types=(int,)),
+    "beta": Route(0.1, kept, types=(int, float)),
+    "pad_id": Route(None, kept, types=(int,)),
 }
 
 
@@ -100,10 +100,8 @@ class DPO(nn.Module):
             self._counts(ids, mask, prompt_mask)
             for ids, mask in ((preferred_seq, preferred_seq_mask), (unpreferred_seq, unpreferred_seq_mask))
         ]
-        try:
+        with in_upstream_terms():
             loss: Tensor = self.objective(preferred_seq, unpreferred_seq, *counts)
-        except ShapeError as error:
-            raise error if isinstance(error, InputError) else InputError(str(error)) from None
         return loss
 
     def _counts(self, ids: Tensor, mask: Tensor | None, prompt_mask: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from variform.dialects.x_transformers.autoregressive_wrapper import top_k
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import Filter, filters_of
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
-from variform.dialects.x_transformers.table import Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import Table, table_of, values_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import did_you_mean
 from variform.generate.samplers import draw
@@ -90,8 +89,7 @@ class FullBandwidth(nn.Module):
 
     def __init__(self, net: nn.Module, **keywords: Any) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, KEYWORDS, keywords, KEYWORDS))
-        given = {**{name: route.default for name, route in KEYWORDS.items()}, **keywords}
+        given = values_of(type(self).__name__, KEYWORDS, keywords)
         # Not registered: its parameters are the objective's, and must not be listed twice.
         self.__dict__["net"] = made = causal_net(net)
         _check(made, given)

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from variform.core.build import build
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
-from variform.dialects.x_transformers.learned import causal_net, left_out, refuse_losses, sketch_of
+from variform.dialects.x_transformers.learned import causal_net, left_out, refuse_losses, sigreg_loss, sketch_of
 from variform.dialects.x_transformers.model import stack_path
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, table_of, values_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.parts.head.probe import ModuleThenHead, ProbeHead
 from variform.parts.norm.norms import RMSNorm
-from variform.wrappers.gaussian import Sketch
 from variform.wrappers.latent_prediction import LatentPrediction, Predictor
 
 NUMBER = (int, float)
@@ -67,13 +65,13 @@ class LatentAutoregressive(nn.Module):
     """
 
     net: TransformerWrapper
+    sigreg_loss = staticmethod(sigreg_loss)
 
     def __init__(self, net: nn.Module, **keywords: Any) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, KEYWORDS, keywords, KEYWORDS))
-        given = {**{name: route.default for name, route in KEYWORDS.items()}, **keywords}
+        given = values_of(type(self).__name__, KEYWORDS, keywords)
         made = causal_net(net, given["dim"])
-        refuse_losses({**given, "l2_loss_weight": given["l2_loss_weight"]})
+        refuse_losses(given)
         _check(made, given)
         # Not registered: its parameters are the objective's, and must not be listed twice.
         self.__dict__["net"] = made
@@ -95,13 +93,6 @@ class LatentAutoregressive(nn.Module):
         self.predictor_input_hiddens_index: int | None = given["predictor_input_hiddens_index"]
         self.ignore_index: int = given["ignore_index"]
         self.pad_value: int = given["pad_value"]
-
-    @staticmethod
-    def sigreg_loss(
-        x: Tensor, num_slices: int = 1024, domain: tuple[float, float] = (-5, 5), num_knots: int = 17
-    ) -> Tensor:
-        """How far vectors [.., dim] are from a Gaussian; see `variform.wrappers.gaussian.Sketch`."""
-        return Sketch(num_slices, domain, num_knots)(x)
 
     @property
     def upstream_modules(self) -> Mapping[str, nn.Module | Tensor]:

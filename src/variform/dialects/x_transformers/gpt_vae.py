@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import read, stacks, table_of
-from variform.dialects.x_transformers.table import REQUIRED, Table
+from variform.dialects.x_transformers.latents import read, stacks
+from variform.dialects.x_transformers.table import REQUIRED, Table, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.wrappers.latent import LatentToken, Variational, sample
 

@@ -86,7 +86,7 @@ class LayerIntermediates:
         initial_embeds: embedded tokens with what stands before them, before dropout.
         attn_pooled_tokens: of pooling by attention.
         memory_tokens: what became of the memory tokens.
-        logit_entropies: in nats, where they were asked for.
+        logit_entropies: in nats, where they were asked for; of several heads, one each.
         logits: the tokens' logits, where the answer is pooled.
         exit_logits: of the gate of a looped model, [B, L, 1] a pass.
         all_pred_logits: its logits, [B, L, V] a pass.
@@ -104,7 +104,7 @@ class LayerIntermediates:
     initial_embeds: Tensor | None = None
     attn_pooled_tokens: Tensor | None = None
     memory_tokens: Tensor | None = None
-    logit_entropies: Tensor | None = None
+    logit_entropies: Tensor | tuple[Tensor, ...] | None = None
     logits: Any = None
     exit_logits: list[Tensor] | None = None
     all_pred_logits: list[Any] | None = None

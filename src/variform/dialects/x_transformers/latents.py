@@ -8,17 +8,8 @@ from typing import Any
 
 from variform.dialects.x_transformers.attention_layers import Decoder, Encoder
 from variform.dialects.x_transformers.routes import KNOWN
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import Table, completed, problems_of, raise_any
 from variform.errors import Problem, did_you_mean
-
-
-def table_of(signature: Mapping[str, tuple[Any, tuple[type, ...]]]) -> Table:
-    """Routes of keywords that the constructor keeps itself: name -> (default, types)."""
-    return {name: Route(default, _kept, types=types) for name, (default, types) in signature.items()}
-
-
-def _kept(draft: Any, value: Any) -> None:
-    """The constructor keeps the value itself."""
 
 
 def read(owner: str, table: Table, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -44,8 +35,7 @@ def read(owner: str, table: Table, keywords: Mapping[str, Any]) -> tuple[dict[st
     if isinstance(drop, int | float) and not 0 <= drop <= 1:
         problems.append(Problem("latents_dropout_prob", "a probability in [0, 1] is needed", drop))
     raise_any(problems)
-    defaults = {name: route.default for name, route in table.items() if route.default is not REQUIRED}
-    return {**defaults, **own}, layers
+    return completed(table, own), layers
 
 
 def refuse_unknown(owner: type, keywords: Mapping[str, Any]) -> None:

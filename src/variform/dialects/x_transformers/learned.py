@@ -67,6 +67,13 @@ def sketch_of(options: Mapping[str, Any]) -> Sketch:
         return Sketch(**{SKETCH[name]: value for name, value in options.items()})
 
 
+def sigreg_loss(
+    x: Tensor, num_slices: int = 1024, domain: tuple[float, float] = (-5, 5), num_knots: int = 17
+) -> Tensor:
+    """How far vectors [.., dim] are from a Gaussian; see `variform.wrappers.gaussian.Sketch`."""
+    return Sketch(num_slices, domain, num_knots)(x)
+
+
 def token_table(net: TransformerWrapper) -> dict[str, nn.Module | Tensor]:
     """The vectors of tokens, under the key that upstream's wrappers hold them beside the model."""
     for part in net.native.embedding.modules() if net.native.embedding is not None else ():

@@ -12,15 +12,7 @@ from torch import nn
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.answers import HEADS, HeadDraft
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
-from variform.dialects.x_transformers.table import (
-    REQUIRED,
-    Route,
-    Table,
-    apply_all,
-    problems_of,
-    put,
-    raise_any,
-)
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, kept, problems_of, put, raise_any
 from variform.errors import Problem
 from variform.parts.embedding.deep import DeepEmbedding
 from variform.parts.embedding.factorised import FactorisedEmbedding
@@ -205,7 +197,7 @@ class ModelDraft:
 MODEL: Table = {
     "num_tokens": Route(REQUIRED, put("num_tokens"), types=(int,)),
     "max_seq_len": Route(REQUIRED, put("max_seq_len"), types=(int,)),
-    "attn_layers": Route(REQUIRED, lambda draft, value: None, types=(AttentionLayers,)),
+    "attn_layers": Route(REQUIRED, kept, types=(AttentionLayers,)),
     "emb_dim": Route(None, put("emb_dim"), types=(int,)),
     "embed_num_tokens": Route({}, put("embed_num_tokens"), types=(dict,)),
     "token_emb": Route(None, put("token_emb"), types=(nn.Module,)),

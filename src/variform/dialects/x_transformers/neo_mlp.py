@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.attention_layers import Encoder
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any, table_of
 from variform.errors import Problem
 from variform.parts.linear import Linear
 

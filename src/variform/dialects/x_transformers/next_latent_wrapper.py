@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import (
     causal_net,
     left_out,
     refuse_losses,
+    sigreg_loss,
     sketch_of,
     token_table,
 )
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, table_of, values_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
-from variform.wrappers.gaussian import Sketch
 from variform.wrappers.next_latent import (
     ERRORS,
     LatentLosses,
@@ -87,11 +86,11 @@ class NextLatentWrapper(nn.Module):
     """
 
     net: TransformerWrapper
+    sigreg_loss = staticmethod(sigreg_loss)
 
     def __init__(self, net: nn.Module, **keywords: Any) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, KEYWORDS, keywords, KEYWORDS))
-        given = {**{name: route.default for name, route in KEYWORDS.items()}, **keywords}
+        given = values_of(type(self).__name__, KEYWORDS, keywords)
         # Not registered: its parameters are the objective's, and must not be listed twice.
         self.__dict__["net"] = causal_net(net, given["dim"])
         refuse_losses(given)
@@ -116,13 +115,6 @@ class NextLatentWrapper(nn.Module):
         self.ignore_index: int = given["ignore_index"]
         self.pad_value: int = given["pad_value"]
         self.num_rollouts: int = given["num_rollouts"]
-
-    @staticmethod
-    def sigreg_loss(
-        x: Tensor, num_slices: int = 1024, domain: tuple[float, float] = (-5, 5), num_knots: int = 17
-    ) -> Tensor:
-        """How far vectors [.., dim] are from a Gaussian; see `variform.wrappers.gaussian.Sketch`."""
-        return Sketch(num_slices, domain, num_knots)(x)
 
     @property
     def dynamics_model(self) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, completed, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import ConfigError, Problem
 from variform.generate.readers import evaluating
@@ -41,25 +41,22 @@ class Losses(NamedTuple):
     critic_loss: Tensor | None
 
 
-def _ignored(draft: Any, value: Any) -> None:
-    """The constructor keeps the value itself."""
-
-
-SIGNATURE: dict[str, tuple[Any, tuple[type, ...]]] = {
-    "mask_id": (REQUIRED, (int,)),
-    "steps": (18, (int,)),
-    "self_cond": (False, ()),
-    "self_cond_train_prob": (0.75, (int, float)),
-    "no_replace_prob": (0.15, (int, float)),
-    "random_token_prob": (0.1, (int, float)),
-    "schedule": ("linear", (object,)),
-    "can_mask_prev_unmasked": (False, ()),
-    "token_critic": (None, (nn.Module,)),
-    "self_token_critic": (False, ()),
-    "critic_loss_weight": (1.0, (int, float)),
-    "use_simple_mdlm_loss_weight": (True, ()),
-}
-KEYWORDS: Table = {name: Route(default, _ignored, types=types) for name, (default, types) in SIGNATURE.items()}
+KEYWORDS: Table = table_of(
+    {
+        "mask_id": (REQUIRED, (int,)),
+        "steps": (18, (int,)),
+        "self_cond": (False, ()),
+        "self_cond_train_prob": (0.75, (int, float)),
+        "no_replace_prob": (0.15, (int, float)),
+        "random_token_prob": (0.1, (int, float)),
+        "schedule": ("linear", (object,)),
+        "can_mask_prev_unmasked": (False, ()),
+        "token_critic": (None, (nn.Module,)),
+        "self_token_critic": (False, ()),
+        "critic_loss_weight": (1.0, (int, float)),
+        "use_simple_mdlm_loss_weight": (True, ()),
+    }
+)
 """Keywords beside the model, with upstream's defaults."""
 
 
@@ -122,7 +119,7 @@ class NonAutoregressiveWrapper(nn.Module):
         if not isinstance(net, TransformerWrapper):
             problems.append(Problem("net", f"a TransformerWrapper is needed, not {type(net).__name__}"))
         raise_any(problems)
-        given = {name: keywords.get(name, default) for name, (default, _) in SIGNATURE.items()}
+        given = completed(KEYWORDS, keywords)
         assert isinstance(net, TransformerWrapper)
         raise_any(_problems(net, given))
         self.net = net

@@ -21,6 +21,7 @@ from variform.parts.head.module import ModuleHead
 from variform.parts.head.pooled import AttentionPoolHead, PooledHead
 from variform.parts.head.readouts import NextEmbeddingHead, Readouts, SqueezedHead
 from variform.parts.kinds import Head
+from variform.wrappers.entropy import entropies
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.model import ModelDraft
@@ -116,7 +117,9 @@ def answered(
         assert answers.next_embedding is not None
         out = (out, (answers.next_embedding(x, {}), embedded))
     if asked.return_logit_entropies:
-        found.logit_entropies = entropies(logits)
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        told = tuple(map(entropies, heads))
+        found.logit_entropies = told if isinstance(logits, tuple) else told[0]
     if asked.return_attn_z_loss:
         found.attn_z_loss = attention_z_loss(found.attn_intermediates, valid, weight)
     if recorder is not None and answers.draft.looped:
@@ -126,14 +129,6 @@ def answered(
     if asked.return_attn:
         return out, [one.post_softmax_attn for one in found.attn_intermediates]
     return out
-
-
-def entropies(logits: Any) -> Any:
-    """The entropy of each distribution in nats, [.., V] -> [..]; of several heads, one each."""
-    if isinstance(logits, tuple):
-        return tuple(entropies(one) for one in logits)
-    logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs.masked_fill(logs == -torch.inf, 0.0)).sum(-1)
 
 
 def _tell_loops(answers: Answers, recorder: Recorder, asked: Asked) -> None:

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from variform.dialects.x_transformers.call import MODEL_CALL, refuse_call
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
 from variform.dialects.x_transformers.model import ModelDraft
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.readers import evaluating
 from variform.parts.kinds import State

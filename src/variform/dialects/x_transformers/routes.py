@@ -11,7 +11,7 @@ from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
 from variform.dialects.x_transformers.history import HISTORY
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, put, refused
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, put
 from variform.parts.norm.adaptive import AdaptiveNorm
 from variform.parts.norm.norms import LayerNorm, RMSNorm, ScaleNorm
 from variform.parts.norm.pointwise import Derf, DynamicTanh
@@ -65,8 +65,7 @@ LAYERS: Table = {
     **HISTORY,
     "layer_dropout": Route(0.0, put("layer_dropout"), types=(int, float, tuple)),
     "disable_abs_pos_emb": Route(None, put("disable_abs_pos_emb"), types=(bool,)),
-    "verbose": Route(True, lambda draft, value: None),  # upstream's log messages; there are none here
-    **refused(),
+    "verbose": Route(True, kept),  # upstream's log messages; there are none here
 }
 """Keyword -> what it does to a `LayersDraft`."""
 

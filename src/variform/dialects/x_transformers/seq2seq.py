@@ -19,17 +19,17 @@ from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.model import MODEL, ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.routes import KNOWN
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.errors import Problem
 from variform.stack.encoder_decoder import EncoderDecoder
 
 XTRANSFORMER: Table = {
-    "dim": Route(REQUIRED, lambda draft, value: None, types=(int,)),
-    "tie_token_emb": Route(False, lambda draft, value: None),
-    "ignore_index": Route(-100, lambda draft, value: None, types=(int,)),
-    "pad_value": Route(0, lambda draft, value: None, types=(int,)),
-    "cross_attn_tokens_dropout": Route(0.0, lambda draft, value: None, types=(int, float)),
+    "dim": Route(REQUIRED, kept, types=(int,)),
+    "tie_token_emb": Route(False, kept),
+    "ignore_index": Route(-100, kept, types=(int,)),
+    "pad_value": Route(0, kept, types=(int,)),
+    "cross_attn_tokens_dropout": Route(0.0, kept, types=(int, float)),
 }
 _ANSWERS = {*HEADS, "tie_embedding", "tie_embedding_scale", "use_cls_token", "num_cls_tokens"}
 _APART = {"attn_layers", "return_only_embed", "attn_z_loss_weight", "max_mem_len", "shift_mem_down"}

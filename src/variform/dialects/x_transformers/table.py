@@ -57,9 +57,13 @@ def keep(name: str) -> Callable[[Any, Any], None]:
     return apply
 
 
-def refused(**defaults: Any) -> dict[str, Route]:
-    """Routes of known keywords that are not supported: each may be given at its default alone."""
-    return {name: Route(default) for name, default in defaults.items()}
+def kept(draft: Any, value: Any) -> None:
+    """A route of a keyword whose value the constructor keeps itself."""
+
+
+def table_of(signature: Mapping[str, tuple[Any, tuple[type, ...]]]) -> Table:
+    """Routes of keywords that the constructor keeps itself: name -> (default, types)."""
+    return {name: Route(default, kept, types=types) for name, (default, types) in signature.items()}
 
 
 def problems_of(
@@ -103,6 +107,21 @@ def raise_any(problems: list[Problem]) -> None:
         raise MissingKeywordError(once)
     if once:
         raise KeywordError(once)
+
+
+def values_of(owner: str, table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All keywords of a table with their values: those that are given, and defaults.
+
+    Raises:
+        KeywordError: unknown keywords, and values that do not fit; all at once.
+    """
+    raise_any(problems_of(owner, table, given, table))
+    return completed(table, given)
+
+
+def completed(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, and the defaults of all other keywords."""
+    return {**{name: route.default for name, route in table.items()}, **given}
 
 
 def apply_all(draft: Any, table: Table, given: Mapping[str, Any]) -> None:

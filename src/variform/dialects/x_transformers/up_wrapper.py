@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from variform.dialects.x_transformers.autoregressive_wrapper import AutoregressiveWrapper
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
-from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import REQUIRED, Table, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.wrappers.synthetic import RandomWriter, SyntheticPretraining, random_rows
 

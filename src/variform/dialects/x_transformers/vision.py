@@ -13,15 +13,7 @@ from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.call import check_condition
 from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.read import resolved
-from variform.dialects.x_transformers.table import (
-    REQUIRED,
-    Route,
-    Table,
-    apply_all,
-    problems_of,
-    put,
-    raise_any,
-)
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, kept, problems_of, put, raise_any
 from variform.dialects.x_transformers.views import AroundLayers
 from variform.errors import Problem, nearest_multiples
 from variform.parts.embedding.patches import PatchEmbedding
@@ -80,7 +72,7 @@ class VisionDraft:
 VISION: Table = {
     "image_size": Route(REQUIRED, put("image_size"), types=(int,)),
     "patch_size": Route(REQUIRED, put("patch_size"), types=(int,)),
-    "attn_layers": Route(REQUIRED, lambda draft, value: None, types=(AttentionLayers,)),
+    "attn_layers": Route(REQUIRED, kept, types=(AttentionLayers,)),
     "channels": Route(3, put("channels"), types=(int,)),
     "num_classes": Route(None, put("num_classes"), types=(int,)),
     "post_emb_norm": Route(False, put("post_emb_norm")),

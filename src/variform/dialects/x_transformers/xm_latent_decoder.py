@@ -13,9 +13,8 @@ from variform.dialects.x_transformers.autoregressive_wrapper import Autoregressi
 from variform.dialects.x_transformers.decoding import in_upstream_terms
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates
-from variform.dialects.x_transformers.latents import table_of
 from variform.dialects.x_transformers.learned import causal_net
-from variform.dialects.x_transformers.table import Table, problems_of, raise_any
+from variform.dialects.x_transformers.table import Table, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
 from variform.generate.readers import evaluating
 from variform.wrappers.best_latents import BestLatents, Latents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,17 +14,18 @@ from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.dialects.x_transformers.filters import filter_of, top_k
-from variform.dialects.x_transformers.table import REQUIRED, Route, Table, problems_of, put, raise_any
+from variform.dialects.x_transformers.filters import filters_of, top_k
+from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, problems_of, put, raise_any
 from variform.errors import Problem, did_you_mean
 from variform.generate.readers import evaluating
+from variform.generate.samplers import draw
 from variform.parts.embedding.numbers import NumberEmbedding
 from variform.parts.embedding.placed import PlacedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.head.heads import LinearHead, LMHead, TiedLMHead
 from variform.parts.head.joined import JoinedHead
-from variform.wrappers.numbers import MixedReader, drawn_token, generate_mixed, mixed_errors
+from variform.wrappers.numbers import MixedReader, generate_mixed, mixed_errors
 from variform.wrappers.reading import Reading
 
 
@@ -163,9 +165,9 @@ class XValTransformerWrapper(AroundWrapper):
 
 
 KEYWORDS: Table = {
-    "ignore_index": Route(-100, lambda draft, value: None, types=(int,)),
-    "pad_value": Route(0, lambda draft, value: None, types=(int,)),
-    "numerical_loss_weight": Route(1.0, lambda draft, value: None, types=(int, float)),
+    "ignore_index": Route(-100, kept, types=(int,)),
+    "pad_value": Route(0, kept, types=(int,)),
+    "numerical_loss_weight": Route(1.0, kept, types=(int, float)),
 }
 GENERATE = ("context", "context_mask", "prepend_embeds", "prepend_mask")
 """Side inputs that stay the same while tokens are generated."""
@@ -197,7 +199,8 @@ class XValAutoregressiveWrapper(nn.Module):
         **keywords: Any,
     ) -> None:
         super().__init__()
-        raise_any(problems_of(type(self).__name__, KEYWORDS, keywords, KEYWORDS))
+        own = {"ignore_index": ignore_index, "pad_value": pad_value, "numerical_loss_weight": numerical_loss_weight}
+        raise_any(problems_of(type(self).__name__, KEYWORDS, {**own, **keywords}, KEYWORDS))
         if not isinstance(net, XValTransformerWrapper):
             raise KeywordError(f"net is an XValTransformerWrapper, not {type(net).__name__}", path="net")
         if not net.native.causal:
@@ -287,7 +290,7 @@ class XValAutoregressiveWrapper(nn.Module):
         if start_tokens.dim() != 2 or start_tokens.shape[1] < 1 or start_tokens.shape != start_numbers.shape:
             shapes = f"{list(start_tokens.shape)} and {list(start_numbers.shape)}"
             raise InputError(f"ids and numbers to begin with have one shape [batch, length]; got {shapes}")
-        chosen = filter_of(filter_logits_fn)
+        filters = filters_of(filter_logits_fn, filter_kwargs, temperature or 1.0)
         kept = {name: value for name, value in streams.items() if name.startswith("context")}
         cached = cache_kv and self.net.can_cache_kv and len(kept) == len(streams)
 
@@ -308,6 +311,6 @@ class XValAutoregressiveWrapper(nn.Module):
                 start_numbers,
                 seq_len,
                 self.net.numerical_token_id,
-                lambda logits: drawn_token(chosen(logits, **(filter_kwargs or {})), temperature),
+                partial(draw, filters=filters, greedy=temperature == 0, generator=None),
             )
         return GenerateReturn(*made)

@@ -26,6 +26,7 @@ from variform.dialects.x_transformers.vision import VISION
 from variform.errors import ConfigError, ShapeError
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}
+PLAIN = {"enable_flash": False, "enable_mem_efficient": False}
 SIDES: dict[str, Any] = {
     f"{side}_{name}": value
     for side in ("enc", "dec")
@@ -87,6 +88,16 @@ SIDES: dict[str, Any] = {
         ({"num_residual_streams": 0}, "at least one is needed"),
         ({"qkv_receive_diff_residuals": True}, "has no effect with one residual stream"),
         ({"legacy": True}, "has no effect with one residual stream"),
+        ({"hyper_conn_sinkhorn_iters": 3}, "has no effect with one residual stream"),
+        ({"num_residual_streams": 2, "legacy": True, "hyper_conn_sinkhorn_iters": 3}, "has no effect with legacy"),
+        ({"depth_scale_residual": True, "zero_init_branch_output": True}, "has no effect with zero_init_branch_output"),
+        ({"depth_scale_residual": True, "ff_output_proj_depth": 3}, "depth_scale_residual=True settles it"),
+        ({"pre_and_post_norm": True, "pre_norm": False}, "has no effect with pre_norm=False"),
+        ({"macaron": True, "only_attn": True}, "macaron has no effect without feedforwards"),
+        ({"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_qk_norm_scale": 4}, "whose gains are learned"),
+        ({"custom_layers": ("a", "f"), "depth": None, "cross_attend": True}, "custom_layers has no 'c'"),
+        ({"custom_layers": ("a", "a"), "depth": None, "ff_glu": True}, "no effect without feedforwards"),
+        ({"custom_layers": ("f", "f"), "depth": None, "attn_qk_norm": True}, "no effect without attention"),
         ({"gated_multi_residual": True}, "needs read_gate_rank"),
         ({"mv_split_residual": True, "residual_fn_kwargs": {"learnt": True}}, "did you mean 'learned'"),
         ({"residual_fn_kwargs": {"learned": True}}, "the sum has no such option"),
@@ -152,6 +163,31 @@ def test_bad_keywords(keywords: dict[str, Any], message: str) -> None:
     assert isinstance(caught.value, ConfigError)
     assert isinstance(caught.value, AssertionError)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"attn_gate_values": True}, "attn_gate_values: the mixer 'mamba' has no such option"),
+        ({"attn_kv_heads": 2}, "attn_kv_heads: the mixer 'mamba' has no such option"),
+        ({"attn_hybrid_module": "hyena"}, "attn_hybrid_module: the mixer 'mamba' has no such option"),
+        ({"attn_dropout": 0.1}, "'mamba' has no rate of dropped weights"),
+        ({"rotary_pos_emb": True}, "rotary_pos_emb: no layer compares queries with keys"),
+        ({"alibi_pos_bias": True}, "alibi_pos_bias: no layer compares queries with keys"),
+        ({"attn_part": "linear", "attn_dropout": 0.1}, "'linear' has no rate of dropped weights"),
+        ({"attn_part": "linear", "attn_attend_sdp_kwargs": PLAIN}, "softmax attention alone has it"),
+    ],
+)
+def test_what_a_part_in_the_place_of_attention_would_ignore(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeywordError, match=message):
+        Decoder(**{**SMALL, "attn_part": "mamba", **keywords})
+
+
+def test_layers_of_attention_and_of_mixers() -> None:
+    layers = Decoder(**SMALL, attn_part=("mamba", None), attn_qk_norm=(False, True), rotary_pos_emb=True)
+    assert {"mixer/mamba", "attention/softmax"} <= {f"{one.kind}/{one.name}" for _, one in layers.spec.walk()}
+    scaled = Decoder(**SMALL, attn_part="mamba", zero_init_branch_output=True)
+    assert sum(one.name == "branch_start" for _, one in scaled.spec.walk()) == 4
 
 
 def test_all_problems_come_at_once() -> None:

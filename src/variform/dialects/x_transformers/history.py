@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from variform.core.spec import Spec, described
-from variform.dialects.x_transformers.attention.draft import TINY
+from variform.dialects.x_transformers.eps import MACHINE, TINY
+from variform.dialects.x_transformers.feedforward import known_activation
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem, did_you_mean
 from variform.models.mixing import handed_on, mixing_spec
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 RANK = 64
 """Upstream's rank of the change of a query over layers."""
-
-MACHINE = 1e-14
-"""eps of upstream's `nn.RMSNorm`, whose default is that of the number format."""
 
 
 def _viewing(name: str) -> Callable[[Any, Any], None]:
@@ -142,10 +138,7 @@ def _activation(given: Any) -> str | None:
         return "none"
     if isinstance(given, str):
         return given if given in ACTIVATIONS else None
-    if isinstance(given, nn.GELU):
-        return "gelu" if given.approximate == "none" else "gelu_tanh"
-    modules = {nn.SiLU: "silu", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Identity: "none"}
-    return modules.get(type(given)) or next((n for n, function in ACTIVATIONS.items() if function is given), None)
+    return known_activation(given) or next((n for n, function in ACTIVATIONS.items() if function is given), None)
 
 
 def with_history(draft: LayersDraft, types: Sequence[str], steps: Sequence[Spec]) -> list[Spec]:
@@ -260,7 +253,7 @@ def _entry(draft: LayersDraft, letter: str, place: int, first: bool) -> Spec | N
 
 def _pooling(draft: LayersDraft, views: int, learned: bool) -> Spec:
     """Attention over layers as 2.26 has it, with the heads of the layers' own attention."""
-    size = draft.inner["attn_"].get("dim_head", 64)
+    size = draft.dim_head
     turned = RotaryRotation.spec(layout="interleaved", max_seq_len=None, rotary_dim=size)
     return LayerPooling.spec(
         views=views,
@@ -282,9 +275,9 @@ def beginnings(draft: LayersDraft) -> list[Spec]:
         "first_values": on["add_value_residual"] and not draft.only_cross,
         "first_context_values": on["add_value_residual"] and draft.cross_attend,
     }
-    part = draft.inner["attn_"].get("part")
-    if part is not None:
-        streams |= dict.fromkeys(handed_on(mixing_spec(part)), True)
+    for part in (*_each(draft.inner["attn_"].get("part")), *_each(draft.inner["cross_attn_"].get("part"))):
+        if part is not None:
+            streams |= dict.fromkeys(handed_on(mixing_spec(part)), True)
     found = [BeginHistory.spec(stream=name) for name, wanted in streams.items() if wanted]
     if on["reinject_input"] or on["learned_reinject_input_gate"]:
         found.append(InjectInput.spec(project=on["reinject_input"], gate=on["learned_reinject_input_gate"]))

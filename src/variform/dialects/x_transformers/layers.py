@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.attention.draft import AttentionDraft
+from variform.dialects.x_transformers.attention.draft import AttentionDraft, is_mixer
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD, FeedForwardDraft
 from variform.dialects.x_transformers.history import with_history
@@ -135,6 +135,8 @@ class LayersDraft:
             "c": _per_layer({**inherited, **own["cross_attn_"]}, counts["c"]),
             "f": _per_layer(own["ff_"], counts["f"]),
         }
+        if kinds["a"] and all(is_mixer(given.get("part")) for given in kinds["a"]):
+            self.problems += self.positions.unread(by_context=bool(kinds["c"]))
         drops = self.layer_dropout if isinstance(self.layer_dropout, tuple) else (self.layer_dropout,) * len(types)
         if len(drops) != len(types):
             message = f"one rate for each of the {len(types)} sublayers is needed, not {len(drops)}"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from variform.core.build import build
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.attention.draft import TINY
+from variform.dialects.x_transformers.eps import TINY
 from variform.dialects.x_transformers.errors import InputError
 from variform.parts.kinds import Norm
 from variform.parts.norm.adaptive import AdaptiveNorm

@@ -64,6 +64,12 @@ def arranged(
     return [*begin, *(Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order)]
 
 
+def letters_of(draft: LayersDraft) -> set[str]:
+    """The kinds of sublayers that there are."""
+    chosen = _block(draft) if draft.custom_layers is None else draft.custom_layers
+    return set(chosen) - ({"f"} if draft.only_attn else set())
+
+
 def _block(draft: LayersDraft) -> tuple[str, ...]:
     block = ("c", "f") if draft.only_cross else ("a", "c", "f") if draft.cross_attend else ("a", "f")
     if draft.macaron:

@@ -90,6 +90,16 @@ class PositionDraft:
             found.append(Problem("rotate_num_heads", message, self.rotate_num_heads))
         return found + self._options(heads)
 
+    def unread(self, by_context: bool) -> list[Problem]:
+        """What is wrong where mixers stand in the place of all self-attentions.
+
+        Args:
+            by_context: whether there is cross attention, which rotates.
+        """
+        names = (*BIASES, "polar_pos_emb", *(() if by_context else ("rotary_pos_emb", "rotary_xpos")))
+        message = "no layer compares queries with keys: mixers stand in the place of attention"
+        return [Problem(name, message, True, "leave it out") for name in names if getattr(self, name)]
+
     def _options(self, heads: int) -> list[Problem]:
         """What is wrong with `rel_pos_kwargs`."""
         known = ("slopes", "learned") if self.alibi_pos_bias else ()

@@ -11,6 +11,7 @@ from variform.core.spec import Spec
 from variform.dialects.x_transformers import history
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.layers import LayersDraft
+from variform.dialects.x_transformers.order import letters_of
 from variform.dialects.x_transformers.routes import KNOWN, LAYERS, PREFIXES
 from variform.dialects.x_transformers.table import apply_all, is_default, problems_of, raise_any
 from variform.errors import ConfigError, Problem
@@ -108,16 +109,35 @@ def _contradictions(draft: LayersDraft) -> list[Problem]:
 
 
 def _without_effect(draft: LayersDraft) -> list[Problem]:
-    """Keywords of parts that the stack does not have."""
-    absent = {"cross_attn_": not draft.cross_attend, "ff_": draft.only_attn}
-    needed = {"cross_attn_": "cross_attend=True", "ff_": "feedforwards"}
-    return [
+    """Keywords of parts that the stack does not have, or that another one settles."""
+    letters = letters_of(draft)
+    absent = {"cross_attn_": "c" not in letters, "attn_": not letters & {"a", "c"}, "ff_": "f" not in letters}
+    needed = {
+        "cross_attn_": "cross attention" if draft.cross_attend else "cross_attend=True",
+        "attn_": "attention",
+        "ff_": "feedforwards",
+    }
+    found = [
         Problem(prefix + name, f"{prefix + name} has no effect without {needed[prefix]}", value)
         for prefix, missing in absent.items()
         if missing
         for name, value in draft.inner[prefix].items()
         if not (name in PREFIXES[prefix] and is_default(value, PREFIXES[prefix][name].default))
     ]
+    if draft.cross_attend and absent["cross_attn_"]:
+        message = "cross_attend has no effect: custom_layers has no 'c'"
+        found.append(Problem("cross_attend", message, True))
+    if draft.macaron and absent["ff_"]:
+        found.append(Problem("macaron", "macaron has no effect without feedforwards", True))
+    if draft.pre_and_post_norm and not draft.pre_norm:
+        found.append(Problem("pre_and_post_norm", "pre_and_post_norm has no effect with pre_norm=False", True))
+    if draft.residuals.starts_by_depth:
+        found += [
+            Problem(f"{prefix}output_proj_depth", "depth_scale_residual=True settles it", given["output_proj_depth"])
+            for prefix, given in draft.inner.items()
+            if given.get("output_proj_depth") is not None
+        ]
+    return found
 
 
 def _shared_bias(draft: LayersDraft) -> list[Problem]:

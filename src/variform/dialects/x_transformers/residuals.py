@@ -33,6 +33,9 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 """Names in `residual_fn_kwargs`, and the fields that they are here."""
 
+ITERATIONS = 5
+"""Upstream's number of Sinkhorn's iterations."""
+
 
 @dataclass
 class ResidualDraft:
@@ -47,7 +50,7 @@ class ResidualDraft:
     gated_multi_residual: bool = False
     residual_fn_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_residual_streams: int = 1
-    hyper_conn_sinkhorn_iters: int = 5
+    hyper_conn_sinkhorn_iters: int = ITERATIONS
     qkv_receive_diff_residuals: bool = False
     viewed: bool = False
     legacy: bool = False
@@ -105,6 +108,11 @@ class ResidualDraft:
                 "one residual stream",
             ),
             "legacy": (self.legacy and self.kind != "hyper", by if self.kind else "one residual stream"),
+            "hyper_conn_sinkhorn_iters": (
+                self.hyper_conn_sinkhorn_iters != ITERATIONS and (self.kind != "hyper" or self.legacy),
+                "legacy" if self.legacy else by if self.kind else "one residual stream",
+            ),
+            "depth_scale_residual": (self.starts_by_depth and self.zero_init_branch_output, "zero_init_branch_output"),
         }
         return [Problem(name, f"has no effect with {why}") for name, (wrong, why) in ignored.items() if wrong]
 
@@ -244,7 +252,7 @@ ROUTES: Table = {
     "gated_multi_residual": Route(False, put("gated_multi_residual")),
     "residual_fn_kwargs": Route({}, put("residual_fn_kwargs"), types=(dict,)),
     "num_residual_streams": Route(1, put("num_residual_streams"), types=(int,)),
-    "hyper_conn_sinkhorn_iters": Route(5, put("hyper_conn_sinkhorn_iters"), needs="num_residual_streams", types=(int,)),
+    "hyper_conn_sinkhorn_iters": Route(ITERATIONS, put("hyper_conn_sinkhorn_iters"), types=(int,)),
     "qkv_receive_diff_residuals": Route(False, put("qkv_receive_diff_residuals")),
     "legacy": Route(False, put("legacy")),  # of this library alone: hyper connections of upstream's checkpoints
     "use_layerscale": Route(False, put("use_layerscale")),

@@ -7,8 +7,8 @@ from typing import Any
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers import positions, residuals
-from variform.dialects.x_transformers.attention.draft import TINY
 from variform.dialects.x_transformers.attention.table import ATTENTION
+from variform.dialects.x_transformers.eps import TINY
 from variform.dialects.x_transformers.feedforward import FEEDFORWARD
 from variform.dialects.x_transformers.history import HISTORY
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, put

@@ -25,13 +25,13 @@ class Route:
 
     Args:
         default: upstream's.
-        apply: `apply(draft, value)` changes the draft; None: only the default is supported.
+        apply: `apply(draft, value)` changes the draft.
         needs: the keyword that must be on for this one to have an effect.
         types: what the value may be, when it is not a flag; checked here only where no field of a part does it.
     """
 
     default: Any
-    apply: Callable[[Any, Any], None] | None = None
+    apply: Callable[[Any, Any], None]
     needs: str = ""
     types: tuple[type, ...] = ()
 
@@ -86,9 +86,6 @@ def problems_of(
             found.append(Problem(full, f"{owner} has no keyword {full!r}", hint=did_you_mean(full, known)))
         elif is_default(value, route.default):
             continue
-        elif route.apply is None:
-            message = f"{full} is not supported yet in this dialect, other than {route.default!r}"
-            found.append(Problem(full, message, value))
         elif not _fits(value, route):
             wanted = route.types or (type(route.default),)
             message = f"{' or '.join(kind.__name__ for kind in wanted)} is needed"
@@ -127,8 +124,7 @@ def completed(table: Table, given: Mapping[str, Any]) -> dict[str, Any]:
 def apply_all(draft: Any, table: Table, given: Mapping[str, Any]) -> None:
     """Run every route of a table on a draft, in the order of the table."""
     for name, route in table.items():
-        if route.apply is not None:
-            route.apply(draft, given.get(name, route.default))
+        route.apply(draft, given.get(name, route.default))
 
 
 def is_default(value: Any, default: Any) -> bool:

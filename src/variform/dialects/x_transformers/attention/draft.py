@@ -8,6 +8,9 @@ from typing import Any
 
 from variform.core.spec import Shared, Spec, described
 from variform.dialects.x_transformers.attention.families import FAMILIES
+from variform.dialects.x_transformers.attention.table import ATTENTION
+from variform.dialects.x_transformers.eps import TINY
+from variform.dialects.x_transformers.table import is_default
 from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.hybrid import HybridAttention
@@ -21,8 +24,12 @@ from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
 from variform.parts.stream_ops.padding import ZeroPadding
 
-TINY = 1e-24
-"""eps of an RMSNorm that is a plain l2 normalisation times sqrt(dim), as upstream's."""
+OF_ANY_MIXER = {
+    *("part", "dropout", "sublayer_dropout", "zero_init_output", "output_proj_depth"),
+    *("flash", "onnxable", "flash_pack_seq"),  # they change no function
+    "dim_head",  # of the stack, whose other attentions and pools have it too
+}
+"""Keywords that go with a mixer in the place of attention."""
 
 
 @dataclass
@@ -90,6 +97,9 @@ class AttentionDraft:
             found.append(Problem(f"{at}max_attend_past", "must not be negative", self.max_attend_past))
         if self.qk_norm and not self.qk_norm_scale > 0:
             found.append(Problem(f"{at}qk_norm_scale", "must be positive", self.qk_norm_scale))
+        if self.qk_norm_dim_scale and self.qk_norm_scale != ATTENTION["qk_norm_scale"].default:
+            message = f"it has no effect with {at}qk_norm_dim_scale, whose gains are learned"
+            found.append(Problem(f"{at}qk_norm_scale", message, self.qk_norm_scale))
         if self.num_mem_kv < 0:
             found.append(Problem(f"{at}num_mem_kv", "must not be negative", self.num_mem_kv))
         found += self._part_problems(cross)
@@ -111,17 +121,33 @@ class AttentionDraft:
             return [problem.below(at) for problem in error.problems]
         if cross and spec.kind == "mixer":
             return [Problem(at, f"the mixer {spec.name!r} does not attend to another sequence", self.part)]
+        found = []
+        if self.dropout and with_dropout(spec, self.dropout) == spec:
+            message = f"{spec.name!r} has no rate of dropped weights, or is given its own"
+            found.append(Problem(f"{self.prefix}dropout", message, self.dropout))
+        if spec.kind == "mixer":
+            return found + self._mixer_problems(spec)
         softmax = {"max_attend_past": self.max_attend_past, "num_mem_kv": self.num_mem_kv, "qk_norm": self.qk_norm}
-        return [
+        return found + [
             Problem(f"{self.prefix}{name}", f"softmax attention alone has it, not {spec.name!r}", value)
             for name, value in softmax.items()
             if value and spec.name != "softmax"
         ]
 
+    def _mixer_problems(self, spec: Spec) -> list[Problem]:
+        """What a mixer that stands in the place of attention would ignore: it has no heads with maps around them."""
+        given = {name: self.options[name] if name in self.options else getattr(self, name) for name in ATTENTION}
+        return [
+            Problem(f"{self.prefix}{name}", f"the mixer {spec.name!r} has no such option here", value, "set it in part")
+            for name, value in given.items()
+            if name not in OF_ANY_MIXER and not is_default(value, ATTENTION[name].default)
+        ]
+
     def body(self, rotation: Spec | Shared | None, bias: Spec | Shared | None) -> Spec:
         """Self-attention as a part; rows that the mask leaves out hold zeros, as upstream's."""
-        if self.part is not None and mixing_spec(self.part).kind == "mixer":
-            return ZeroPadding.spec(body=mixing_spec(self.part))
+        if is_mixer(self.part):
+            mixer = mixing_spec(self.part)
+            return ZeroPadding.spec(body=self._wrapped(with_dropout(mixer, self.dropout) if self.dropout else mixer))
         mixer = MultiHead.spec(**self._common(), rotation=rotation, position_bias=bias)
         return ZeroPadding.spec(body=self._wrapped(mixer))
 
@@ -189,6 +215,14 @@ class AttentionDraft:
         if not self.qk_norm_dim_scale:
             return norm.spec(**common, gain=False), norm.spec(**common, gain=False)
         return norm.spec(**common, per_head=self.heads), norm.spec(**common, per_head=self.key_heads)
+
+
+def is_mixer(part: Any) -> bool:
+    """Whether a keyword `part` names a mixer, which stands in the place of attention; not what is wrong with it."""
+    try:
+        return part is not None and mixing_spec(part).kind == "mixer"
+    except ConfigError:
+        return False
 
 
 def score_scale(dim_head: int) -> float:

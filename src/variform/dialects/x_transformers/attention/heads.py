@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.attention import hybrid
+from variform.dialects.x_transformers.eps import TINY
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem
 from variform.parts.attention.delta import DeltaAttention
@@ -24,9 +25,6 @@ from variform.parts.projection.maps import GatedProjection, IdentityProjection, 
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention.draft import AttentionDraft
-
-TINY = 1e-24
-"""eps of an RMSNorm that is a plain l2 normalisation times sqrt(dim), as upstream's."""
 
 
 def _flags(*names: str) -> dict[str, Route]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention.torch_module import TorchModule
+from variform.dialects.x_transformers.eps import TINY
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import ConfigError, Problem
 from variform.models.mixing import mixing_spec
@@ -20,9 +21,6 @@ from variform.weights.x_transformers import tiled_heads
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention.draft import AttentionDraft
-
-TINY = 1e-24
-"""eps of an RMSNorm that is a plain l2 normalisation times sqrt(dim), as upstream's."""
 
 ROUTES: Table = {
     # A module of torch as upstream, or of this library alone: any registered mixer, by name or description.

@@ -91,7 +91,8 @@ def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
         found.append(Problem(f"{at}sparse_topk", "at least one key is needed", given["sparse_topk"]))
     found += _order_problems(draft, cross)
     found += _forget_problems(draft)
-    if draft.part is not None and (_scores(draft) or _weights(draft) is not None or given["add_zero_kv"]):
+    formula = not given["attend_sdp_kwargs"].get("enable_flash", True)
+    if draft.part is not None and (_scores(draft) or _weights(draft) is not None or given["add_zero_kv"] or formula):
         names = [name for name, route in ROUTES.items() if given[name] != route.default]
         message = "softmax attention alone has it, and another part is asked for"
         found += [Problem(f"{at}{name}", message, given[name]) for name in names]

@@ -31,7 +31,7 @@ def score_entries(attention: Attention, prefix: str, heads: Sequence[int]) -> It
         heads: for each of our heads the upstream head that it is.
     """
     if not isinstance(attention, (SoftmaxAttention, LocalAttention)):
-        return
+        raise no_counterpart(attention)
     for part in () if attention.scores is None else attention.scores.parts:
         yield from _scoring(part, prefix, heads)
     weights = attention.weights

@@ -33,13 +33,18 @@ def in_stack(layers: Callable[[Spec], list[Any]]) -> Host:
     return host
 
 
+KEPT = [BeginHistory.spec(), KeepSkip.spec(stream="history")]
+"""A history, and what enters the layers as the first that is in it."""
+
+
+def _reading(entry: Spec) -> Spec:
+    """A step with this entry, and a body for as many views."""
+    return Sublayer.spec(body=MultiHead.spec() if entry.get("views") == 3 else FEED, entry=entry)
+
+
 @samples_for(LayerMixture)
 def _mixture() -> list[Sample]:
-    def layers(spec: Spec) -> list[Any]:
-        body = MultiHead.spec() if spec.get("views") == 3 else FEED
-        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), Sublayer.spec(body=body, entry=spec)]
-
-    host = in_stack(layers)
+    host = in_stack(lambda spec: [*KEPT, _reading(spec)])
     return [
         Sample(LayerMixture.spec(count=2), host=host),
         Sample(LayerMixture.spec(count=2, views=3, weights="relu"), "three views", host=host),
@@ -48,11 +53,7 @@ def _mixture() -> list[Sample]:
 
 @samples_for(LayerAttention)
 def _attention() -> list[Sample]:
-    def layers(spec: Spec) -> list[Any]:
-        body = MultiHead.spec() if spec.get("views") == 3 else FEED
-        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), COMPANION, Sublayer.spec(body=body, entry=spec)]
-
-    host = in_stack(layers)
+    host = in_stack(lambda spec: [*KEPT, COMPANION, _reading(spec)])
     return [
         Sample(LayerAttention.spec(rank=4), host=host),
         Sample(LayerAttention.spec(rank=4, views=3, activation="silu"), "three views", host=host),
@@ -150,11 +151,7 @@ def _deep() -> list[Sample]:
 
 @samples_for(LayerPooling)
 def _pooling() -> list[Sample]:
-    def layers(spec: Spec) -> list[Any]:
-        body = MultiHead.spec() if spec.get("views") == 3 else FEED
-        return [BeginHistory.spec(), KeepSkip.spec(stream="history"), COMPANION, Sublayer.spec(body=body, entry=spec)]
-
-    host = in_stack(layers)
+    host = in_stack(lambda spec: [*KEPT, COMPANION, _reading(spec)])
     return [
         Sample(LayerPooling.spec(), host=host),
         Sample(LayerPooling.spec(norm=None, views=3, rotation="rotary"), "learned, three views", host=host),

@@ -238,6 +238,15 @@ class TestCaches:
         _, cache = model(ids()[:, :4], return_intermediates=True, **cut)
         close(model(ids(), cache=cache, **given), whole[:, 4:])
 
+    @pytest.mark.parametrize("model", [{}, {"emb_dim": 8}, {"add_continuous_pred_head": True}])
+    def test_deep_embeddings_leave_a_cache(self, model: dict[str, Any]) -> None:
+        net = built(ff_deep_embed=True, **model)
+        _, told = net(ids()[:, :4], return_intermediates=True)
+        close(net(ids(), cache=told), net(ids())[:, 4:])
+        assert told.initial_embeds.shape == (2, 4, model.get("emb_dim", 16))
+        if "add_continuous_pred_head" in model:
+            close(net(ids()[:, :4], return_next_embed_pred=True)[1][1], told.initial_embeds)
+
     def test_a_cache_is_of_one_order(self) -> None:
         model, order = built(), (0, 1, 0, 1, 2, 3)
         _, cache = model(ids()[:, :4], layers_execute_order=order, return_intermediates=True)

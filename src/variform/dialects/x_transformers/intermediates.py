@@ -14,7 +14,6 @@ from variform.dialects.x_transformers.cache import Cache
 from variform.ops.attention.call import Call
 from variform.ops.attention.meter import metering
 from variform.ops.attention.reference import reference_scores, reference_weights
-from variform.parts.embedding.factorised import FactorisedEmbedding
 from variform.parts.embedding.prefixed import PrefixedEmbedding
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
@@ -124,20 +123,24 @@ def recording(model: nn.Module, layers: nn.Module) -> Iterator[Recorder]:
     with ExitStack() as hooks:
         hooks.callback(layers.register_forward_pre_hook(recorder.begin).remove)
         hooks.callback(layers.register_forward_hook(recorder.end).remove)
-        stack = next((module for module in layers.modules() if isinstance(module, LayerStack)), None)
+        parts = list(layers.modules())
+        stack = next((part for part in parts if isinstance(part, LayerStack)), None)
         if stack is not None and stack.norm is not None:
             hooks.callback(stack.norm.register_forward_pre_hook(recorder.leaves).remove)
             recorder.ends_with_norm = True
-        for module in layers.modules():
-            if isinstance(module, Sublayer):
-                hooks.callback(module.register_forward_pre_hook(recorder.sublayer).remove)
-            if isinstance(module, MIXERS):
-                hooks.callback(module.register_forward_pre_hook(recorder.attention).remove)
-        for module in model.modules():
-            if isinstance(module, RegisterStack):
-                hooks.callback(module.stack.register_forward_hook(recorder.registers(module)).remove)
-            if isinstance(module, PrefixedEmbedding):
-                hooks.callback(module.embedding.register_forward_hook(recorder.embedded).remove)
+        for part in parts:
+            if isinstance(part, Sublayer):
+                hooks.callback(part.register_forward_pre_hook(recorder.sublayer).remove)
+            elif isinstance(part, MIXERS):
+                hooks.callback(part.register_forward_pre_hook(recorder.attention).remove)
+        if isinstance(model, Transformer):
+            outer: Any = next(iter(model.stacks))
+            while outer is not layers:
+                if isinstance(outer, RegisterStack):
+                    hooks.callback(outer.stack.register_forward_hook(recorder.registers(outer)).remove)
+                outer = outer.stack
+            if model.embedding is not None:
+                hooks.callback(front_of(model).embedding.register_forward_hook(recorder.embedded).remove)
         with metering(recorder.call):
             yield recorder
 
@@ -202,10 +205,8 @@ class Recorder:
 
 def front_of(model: Transformer) -> PrefixedEmbedding:
     """The part of the embedding that puts features in front."""
-    front = model.embedding
-    front = front.embedding if isinstance(front, FactorisedEmbedding) else front
-    assert isinstance(front, PrefixedEmbedding)
-    return front
+    assert model.embedding is not None
+    return next(part for part in model.embedding.modules() if isinstance(part, PrefixedEmbedding))
 
 
 def initial_embeds(model: Transformer, ids: Tensor, streams: Mapping[str, Any]) -> Tensor:

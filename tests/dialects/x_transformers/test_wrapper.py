@@ -247,6 +247,20 @@ class TestCaches:
         if "add_continuous_pred_head" in model:
             close(net(ids()[:, :4], return_next_embed_pred=True)[1][1], told.initial_embeds)
 
+    def test_a_cache_is_of_one_context(self) -> None:
+        model, context = built(options={"cross_attend": True}), front()
+        _, cache = model(ids()[:, :4], context=context, return_intermediates=True)
+        close(model(ids(), cache=cache, context=context.clone()), model(ids(), context=context)[:, 4:])
+        for other in ({"context": context + 1}, {"context_mask": torch.ones(2, 3, dtype=torch.bool)}):
+            with pytest.raises(InputError, match="of the first call"):
+                model(ids(), cache=cache, **{"context": context, **other})
+
+    def test_documents_are_of_whole_sequences(self) -> None:
+        model, packed = built(), {"cu_seqlens_q": torch.tensor([0, 3, 7])}
+        _, cache = model(ids(1)[:, :4], return_intermediates=True)
+        with pytest.raises(InputError, match="leave the cache out"):
+            model(ids(1), cache=cache, flash_pack_seq_kwargs=packed)
+
     def test_a_cache_is_of_one_order(self) -> None:
         model, order = built(), (0, 1, 0, 1, 2, 3)
         _, cache = model(ids()[:, :4], layers_execute_order=order, return_intermediates=True)

@@ -172,7 +172,7 @@ class Steps:
         if not self.causal:
             raise InputError("only causal layers can go on from a cache")
         if self.order != self.cache.order:
-            orders = f"{self.cache.order or 'their own order'}, and this call asks for {self.order or 'that'}"
+            orders = f"{self.cache.order or 'their own order'}, and this call runs them in {self.order or 'their own'}"
             raise InputError(f"what the cache holds was read by layers in {orders}: give the same order with each call")
         if self.x.dim() != self.cache.ids.dim() or self.x.shape[0] != self.cache.ids.shape[0] or not count:
             held = f"[{self.cache.ids.shape[0]}, {self.cache.length}]"
@@ -182,6 +182,10 @@ class Steps:
         for name in ("mask", "bias", "prefix", "prefix_valid"):
             if given[name] is not None and not (name.startswith("prefix") and not self.alone):
                 raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
+        for name in KEPT:
+            now, known = given[name], self.cache.streams.get(name)
+            if now is not None and now is not known and (known is None or not torch.equal(now, known)):
+                raise InputError(f"a call with a cache goes on with the {name} of the first call, and this is another")
         positions, valid = placing(self.causal, total, new.device, *self._whole(mask, pos, total), start)
         if positions is None and self.cache.positions is not None:
             positions = torch.arange(total, device=new.device)

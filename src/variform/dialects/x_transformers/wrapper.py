@@ -181,10 +181,6 @@ class TransformerWrapper(AroundLayers):
         check_condition(layers, condition)
         check_context_places(layers, context_pos)
         attn_mask = heads_in_order(layers.native, attn_mask, "attn_mask")
-        attn_bias = heads_in_order(layers.native, attn_bias, "attn_bias")
-        if cache is None:
-            check_context(layers, context)
-            self._check(x, mask, prepend_embeds, prepend_mask)
         given: dict[str, Any] = {
             "mask": attention_mask(attn_mask, self_attn_kv_mask),
             "context": context,
@@ -194,7 +190,7 @@ class TransformerWrapper(AroundLayers):
             "prefix_valid": prepend_mask,
             "further_ids": embed_ids or None,
             "added": sum_embeds,
-            "bias": attn_bias,
+            "bias": heads_in_order(layers.native, attn_bias, "attn_bias"),
             "beside": lent.beside(layers.native),
             "condition": condition,
             "injected": injected(in_attn_cond),
@@ -203,52 +199,49 @@ class TransformerWrapper(AroundLayers):
             "exit": asked.exit,
         }
         remembers = mems is not None or mem_masks is not None or return_mems
-        if remembers and cache is not None:
+        if cache is not None and remembers:
             raise InputError("mems and a cache cannot be combined: XLAutoregressiveWrapper.generate goes on from mems")
-        if remembers:
-            memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
-            given["memories"] = memories._replace(compact=False)  # tokens stay where the caller's masks have them
-        excises = excise_prepend_embeds and cache is None
-        ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excises else 0
+        if cache is not None and (asked.return_next_embed_pred or packed is not None):
+            name = "return_next_embed_pred" if packed is None else "flash_pack_seq_kwargs"
+            raise InputError(f"{name} is for whole sequences: leave the cache out")
+        kept: list[Tensor] = []
         with recording(self.native, layers.native) if asked.records else nullcontext() as recorder:
             if cache is None:
+                check_context(layers, context)
+                self._check(x, mask, prepend_embeds, prepend_mask)
                 positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
-                streams = {**given, "positions": positions, "valid": valid}
+                given |= {"positions": positions, "valid": valid}
                 if packed is not None:
-                    streams["segments"] = documents(packed, x, valid, attn_mask)
-                    streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
-                hidden = self.native(x, hidden=True, **streams)
+                    given["segments"] = documents(packed, x, valid, attn_mask)
+                    given["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
                 if remembers:
-                    hidden, left = hidden
+                    memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
+                    memories = memories._replace(compact=False)  # tokens stay where the caller's masks have them
+                    hidden, left = self.native(x, hidden=True, memories=memories, **given)
                     kept = list((left.detached() if detach_mems else left).features)
-                if recorder is not None and not self.for_one_call:
-                    recorder.found.cache = Cache(
-                        x,
-                        {k: v for k, v in streams.items() if k not in ("positions", "memories")},
-                        positions,
-                        layers.order,
-                    )
+                else:
+                    hidden = self.native(x, hidden=True, **given)
+                after = Cache(x, {k: v for k, v in given.items() if k != "positions"}, positions, layers.order)
                 valid = over_all(valid, prepend_embeds, prepend_mask, x)
-                embedded = initial_embeds(self.native, x, streams) if asked.return_next_embed_pred else None
-            elif asked.return_next_embed_pred:
-                raise InputError("return_next_embed_pred is for whole sequences: leave the cache out")
             else:
-                embedded = None
-                if input_not_include_cache is None:
-                    input_not_include_cache = self.draft.input_not_include_cache
-                steps = Steps(x, cache_of(cache), input_not_include_cache, cache_age, layers.causal, layers.order)
+                own = self.draft.input_not_include_cache
+                alone = own if input_not_include_cache is None else input_not_include_cache
+                steps = Steps(x, cache_of(cache), alone, cache_age, layers.causal, layers.order)
                 hidden, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
-                if recorder is not None:
-                    recorder.found.cache = after
-        weight = self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight
-        heads = Answers(self.native, self.draft, layers.causal)
-        answer = answered(heads, hidden, valid, asked, ahead, recorder, float(weight), embedded)
-        if not return_mems:
-            return answer
-        if recorder is None or not asked.gives_intermediates:
-            return answer, kept
-        recorder.found.mems = kept
-        return answer
+        if recorder is not None:
+            recorder.found.cache = None if self.for_one_call else after
+            recorder.found.mems = kept if return_mems and asked.gives_intermediates else None
+        answer = answered(
+            Answers(self.native, self.draft, layers.causal),
+            hidden,
+            valid,
+            asked,
+            prepend_embeds.shape[1] if prepend_embeds is not None and excise_prepend_embeds and cache is None else 0,
+            recorder,
+            float(self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight),
+            initial_embeds(self.native, x, given) if asked.return_next_embed_pred else None,
+        )
+        return (answer, kept) if return_mems and not asked.gives_intermediates else answer
 
     def _check(self, x: Tensor, mask: Tensor | None, prefix: Tensor | None, prefix_mask: Tensor | None) -> None:
         if x.dim() != 2 or x.is_floating_point():

@@ -199,6 +199,20 @@ def check_two_way(counts: Any, batch: int, length: int, state: Mapping[str, Any]
         raise ShapeError("while decoding, the whole prefix of a row (two_way) lies in its first call")
 
 
+def check_beside(given: Mapping[object, Any], model: nn.Module) -> None:
+    """Refuse further keys and values for what is no attention of the model: nobody would read them.
+
+    Raises:
+        ShapeError: saying for what they are.
+    """
+    if torch.compiler.is_compiling():  # which has seen the model before
+        return
+    readers = {module for module in model.modules() if isinstance(module, Part) and "beside" in module.reads}
+    for mixer in given:
+        if mixer not in readers:
+            raise ShapeError(f"beside is for the attentions of this model, by mixer, and {mixer!r} is none of them")
+
+
 def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> None:
     """Refuse streams that a new decode state cannot keep.
 

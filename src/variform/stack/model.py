@@ -24,6 +24,7 @@ from variform.stack.execute import ModuleList
 from variform.stack.inputs import (
     UNCHECKED,
     as_mask,
+    check_beside,
     check_inputs,
     check_kept,
     check_state_sizes,
@@ -190,6 +191,8 @@ class Transformer(Model):
         streams.update(rare)
         if two_way is not None:
             check_two_way(two_way, batch, length if prefix is None else length + prefix.shape[1], state)
+        if beside is not None:
+            check_beside(beside, self)
         recall = None if memories is None else recall_of(memories, self, streams, batch, state)
         planned = None
         if state is None:

@@ -75,3 +75,25 @@ def test_further_keys_are_given_with_their_values() -> None:
     for given in (Beside(k=k), Beside(v=k), Beside(valid=torch.ones(1, 3, dtype=torch.bool))):
         with pytest.raises(ShapeError, match="given together"):
             mixer(torch.randn(1, 5, 8), {"beside": {mixer: given}})
+
+
+@torch.no_grad()
+def test_further_keys_are_for_attentions_of_the_model() -> None:
+    layers = [{"part": "sublayer", "body": {"part": body}} for body in ("cross_attention", "gru")]
+    stack = {"part": "stack", "layers": layers}
+    model = vf.build(
+        {"part": "transformer", "dim": 8, "heads": 2, "causal": True, "embedding": None, "stacks": [stack]}
+    )
+    cross, gru = (
+        next(m for m in model.modules() if getattr(m, "name", "") == name) for name in ("cross_attention", "gru")
+    )
+    x, context, k = torch.randn(1, 5, 8), torch.randn(1, 3, 8), torch.randn(1, 2, 3, 4)
+    assert not torch.equal(model(x, context=context, beside={cross: Beside(k, k)}), model(x, context=context))
+    for other in (gru, torch.nn.Linear(1, 1)):
+        with pytest.raises(ShapeError, match="none of them"):
+            model(x, context=context, beside={other: Beside(k, k)})
+    state = model.init_state(1, 5, context=context)
+    found, _ = model(x, state=state, beside={cross: Beside(k, k)})
+    torch.testing.assert_close(found, model(x, context=context, beside={cross: Beside(k, k)}))
+    with pytest.raises(ShapeError, match="before decoding began"):
+        model(x, state=model.init_state(1, 5, context=context), beside={cross: Beside(added=context)})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import variform as vf
+from variform.errors import ConfigError
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import SoftmaxAttention
@@ -56,3 +57,9 @@ def test_memories_of_the_other_attention_are_refused() -> None:
     ):
         with pytest.raises(vf.ShapeError, match="with_length"):
             vf.build(wrong, heads=1, kv_heads=1, dim_head=4)(x, x, x, Sides())
+
+
+def test_what_reads_queries_finds_them_as_they_are() -> None:
+    attention = SoftmaxAttention.spec(scores=["cope"])
+    with pytest.raises(ConfigError, match="'cope' reads queries, which are made longer"):
+        vf.build(DistanceAttention.spec(attention=attention), **FACTS, heads=4)

@@ -56,6 +56,12 @@ def test_laser_exponentiates_its_memory_too() -> None:
     torch.testing.assert_close(part(q, k, v, Sides()), expected, rtol=0, atol=1e-12)
 
 
+def test_values_that_are_no_exponentials_are_not_taken_for_some() -> None:
+    attention = SoftmaxAttention.spec(memory=LearnedMemory.spec(count=2))
+    with pytest.raises(ConfigError, match="taken for exponentials"):
+        vf.build(LaserAttention.spec(attention=attention), **{**FACTS, "causal": False})
+
+
 def test_laser_of_nothing_is_zero_with_finite_gradients() -> None:
     q, k, v = (x.requires_grad_() for x in given())
     part = vf.build(LaserAttention.spec(), **FACTS).double()

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from variform.core.fields import fields_of
 from variform.core.part import Facts, use
 from variform.core.registry import register
+from variform.errors import Problem
 from variform.parts.attention.around import AroundAttention
-from variform.parts.kinds import Attention, Memory, Sides, State
+from variform.parts.kinds import Attention, Memory, Scoring, Sides, State
 
 
 @register("l2_distance")
@@ -33,6 +35,15 @@ class DistanceAttention(AroundAttention):
         super().__init__()
         self.attention = attention
         self.own_scale = has_scale(attention)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """No scoring reads the features of queries, which are longer here."""
+        inner = cls.inner(facts)
+        for _, spec in () if inner is None else inner.walk():
+            if issubclass(spec.part, Scoring) and any(field.name == "dim_head" for field in fields_of(spec.part)):
+                return [Problem("attention", f"{spec.name!r} reads queries, which are made longer here", spec.name)]
+        return []
 
     @classmethod
     def takes_joined(cls, args: Facts) -> bool:

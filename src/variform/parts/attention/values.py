@@ -12,6 +12,7 @@ from torch import Tensor
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
+from variform.errors import Problem
 from variform.parts.attention.around import AroundAttention
 from variform.parts.kinds import Attention, Memory, Norm, Sides, State
 
@@ -79,6 +80,17 @@ class LaserAttention(AroundAttention):
         super().__init__()
         self.attention = attention
         self.clamp = clamp
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Values beside those of the sequence are exponentiated too."""
+        inner = cls.inner(facts)
+        memories = [] if inner is None else [spec for _, spec in inner.walk() if issubclass(spec.part, Memory)]
+        if not memories or any(issubclass(spec.part, ExponentialMemory) for spec in memories):
+            return []
+        name = memories[0].name
+        hint = f"take exponential(memory={name}(...))"
+        return [Problem("attention", f"the values of the memory {name!r} would be taken for exponentials", name, hint)]
 
     @classmethod
     def takes_joined(cls, args: Facts) -> bool:

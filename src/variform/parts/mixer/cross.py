@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from variform.core.dims import Shape, parse_shape
 from variform.core.inherit import INHERIT
@@ -14,6 +14,7 @@ from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError
 from variform.ops.masks import Mask
+from variform.parts.beside import Beside
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
 from variform.parts.linear import Linear
 from variform.parts.mixer.multi_head import (
@@ -142,7 +143,7 @@ class CrossMultiHead(Mixer):
         refuse_unequal(self.attention, length, k.shape[2])
         sides = context_sides(self.attention, self.placed, x, streams)
         if streams.get("beside") is not None:
-            sides.beside = keys_beside(self, self.attention, streams)
+            sides.beside = beside_context(self, self.attention, streams)
         out = self.attention(q, k, v, sides)
         assert isinstance(out, Tensor)
         y = self.out(out.transpose(1, 2).reshape(batch, length, -1))
@@ -212,6 +213,18 @@ def context_sides(attention: Attention, placed: bool, x: Tensor, streams: Stream
         told = streams if state is None else state
         sides.q_positions, sides.k_positions = streams.get("positions"), told.get("context_positions")
     return sides
+
+
+def beside_context(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:
+    """The further keys and values that the stream `beside` has for a mixer over a context.
+
+    Raises:
+        ShapeError: its attention takes none, or a decode state has the context's keys and values already.
+    """
+    found = keys_beside(mixer, attention, streams)
+    if found is not None and found.added is not None and streams.get("state") is not None:
+        raise ShapeError("keys and values of the context were made before decoding began: nothing is added to them now")
+    return found
 
 
 def refuse_unequal(attention: Attention, queries: int, keys: int) -> None:

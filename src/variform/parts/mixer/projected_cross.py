@@ -15,6 +15,7 @@ from variform.errors import Problem, ShapeError
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.kinds import Attention, KeyValues, Mixer, Norm, Output, Projection, State, Streams
 from variform.parts.mixer.cross import (
+    beside_context,
     context_sides,
     cross_abilities,
     positions_read,
@@ -26,7 +27,6 @@ from variform.parts.mixer.multi_head import (
     context_without_padding,
     head_facts,
     join_heads,
-    keys_beside,
     split_heads,
     with_added,
 )
@@ -139,7 +139,7 @@ class ProjectedCrossAttention(Mixer):
         refuse_unequal(self.attention, x.shape[1], kept[0].shape[2])
         sides = context_sides(self.attention, self.placed, x, streams)
         if streams.get("beside") is not None:
-            sides.beside = keys_beside(self, self.attention, streams)
+            sides.beside = beside_context(self, self.attention, streams)
         keys, length = self.keys, x.shape[1]
         if (
             isinstance(keys, LatentKeyValues)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.around import AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.continuous_model import CONTINUOUS, ContinuousDraft
-from variform.dialects.x_transformers.decoding import in_upstream_terms
+from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, in_upstream_terms, refuse_others
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.lens import real_tokens
 from variform.dialects.x_transformers.table import Route, Table, kept, problems_of, raise_any
-from variform.errors import did_you_mean
 from variform.generate.readers import evaluating
 from variform.parts.head.heads import pool_tokens
 from variform.parts.kinds import State
@@ -140,9 +139,6 @@ class Chunks:
         hidden, new = self.net.native(self.net._mapped(x), state=state, hidden=True)
         return self.net._answer(hidden), new
 
-
-GENERATE = ("context", "context_mask", "prepend_embeds", "prepend_mask")
-"""Side inputs that stay the same while features are generated."""
 
 AUTOREGRESSIVE: Table = {
     "use_l1_loss": Route(False, kept),
@@ -275,9 +271,7 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values, where the model can.
             **streams: `context, context_mask, prepend_embeds, prepend_mask`.
         """
-        for name in streams:
-            if name not in GENERATE:
-                raise KeywordError(f"generate has no argument {name!r}", path=name, hint=did_you_mean(name, GENERATE))
+        refuse_others("generate", streams, FEATURES_STREAMS)
         if start_tokens.dim() not in (2, 3) or start_tokens.shape[-2] < 1:
             raise InputError(f"features to begin with are [B, L, d] or [L, d], not {list(start_tokens.shape)}")
         prompt = start_tokens if start_tokens.dim() == 3 else start_tokens.unsqueeze(0)

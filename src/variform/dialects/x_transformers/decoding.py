@@ -44,6 +44,22 @@ UPSTREAM = {
 """What upstream calls the options of the core."""
 
 
+FEATURES_STREAMS = ("context", "context_mask", "prepend_embeds", "prepend_mask")
+"""Those that models of features, and of numbers, take while they generate."""
+
+
+def refuse_others(owner: str, streams: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse arguments of the model that it does not take from token to token.
+
+    Raises:
+        KeywordError: naming the first, and those that are known.
+    """
+    for name in streams:
+        if name not in known:
+            message = f"{owner} has no argument {name!r}; the model is given {', '.join(known)}"
+            raise KeywordError(message, path=name, hint=did_you_mean(name, known))
+
+
 def decoding_options(
     wrapper: AutoregressiveWrapper,
     prompts: Prompts,
@@ -73,10 +89,7 @@ def decoding_options(
         InputError: the tokens do not fit, or layers cannot run as often as is asked for.
     """
     known = (*SIDE_STREAMS, *RUNS)
-    for name in streams:
-        if name not in known:
-            message = f"{owner} has no argument {name!r}; the model is given {', '.join(known)}"
-            raise KeywordError(message, path=name, hint=did_you_mean(name, known))
+    refuse_others(owner, streams, known)
     given = {name: value for name, value in streams.items() if value is not None}
     asked = taken(given, looped_inference=wrapper.net.looped)
     asked.check(wrapper.net.draft)

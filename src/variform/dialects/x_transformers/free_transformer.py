@@ -19,6 +19,7 @@ from variform.dialects.x_transformers.latents import refuse_unknown
 from variform.dialects.x_transformers.read import read_layers
 from variform.errors import Problem
 from variform.generate.readers import evaluating
+from variform.generate.samplers import draw
 from variform.ops.masks import KeyPadding
 from variform.parts.head.heads import LMHead
 from variform.parts.stream_ops.key_condition import KeyCondition
@@ -247,11 +248,7 @@ class FreeTransformer(nn.Module):
                 x = self.token_emb(ids if state is None else new)
                 out = self.decoder(x, condition=condition, state=state)
                 out, state = out if state is not None else (out, None)
-                logits = out[:, -1]
-                for one in filters:
-                    logits = one(logits)
-                noise = -(-torch.rand_like(logits).clamp(min=1e-20).log()).log()
-                new = (logits + noise).argmax(-1, keepdim=True)
+                new = draw(out[:, -1], filters, False, None).unsqueeze(1)
                 ids = torch.cat((ids, new), 1)
         return ids.reshape(*prompts.shape[:-1], ids.shape[1])
 

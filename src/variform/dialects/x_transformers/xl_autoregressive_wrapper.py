@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.decoding import in_upstream_terms
+from variform.dialects.x_transformers.decoding import in_upstream_terms, refuse_others
 from variform.dialects.x_transformers.episodic import EpisodicMemories, EpisodicMemoryWrapper
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import Filter, filters_of, top_k, top_p
@@ -25,7 +25,6 @@ from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.paths import module_at, replaced
 from variform.dialects.x_transformers.table import Route, Table, apply_all, problems_of, put, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
-from variform.errors import did_you_mean
 from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 from variform.wrappers.fast_weights import FastWeights, Weights, constants
@@ -190,7 +189,7 @@ class XLAutoregressiveWrapper(nn.Module):
             **streams: `context`, `context_mask` and `condition` of the model.
         """
         segments: Segments = self.__dict__["segments"]
-        _check_streams(streams, "forward")
+        refuse_others("forward", streams, SIDE_STREAMS)
         if ttt_recurrent_steps > 1 and self.fast is None:
             raise KeywordError("no module learns: give ttt_module_paths", path="ttt_recurrent_steps")
         memories = self._memories(mems)
@@ -269,7 +268,7 @@ class XLAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values within a segment; the tokens are the same without.
             **streams: `context`, `context_mask` and `condition` of the model.
         """
-        _check_streams(streams, "generate")
+        refuse_others("generate", streams, SIDE_STREAMS)
         segments: Segments = self.__dict__["segments"]
         filters = filters_of(filter_logits_fn, filter_kwargs, temperature)
         if not isinstance(start_tokens, Tensor):
@@ -322,11 +321,3 @@ class XLAutoregressiveWrapper(nn.Module):
 
     def _episodes(self) -> Any:
         return self.net.remembering() if isinstance(self.net, EpisodicMemoryWrapper) else nullcontext()
-
-
-def _check_streams(streams: Mapping[str, Any], owner: str) -> None:
-    for name in streams:
-        if name not in SIDE_STREAMS:
-            hint = did_you_mean(name, SIDE_STREAMS)
-            message = f"{owner} has no argument {name!r}; the model is given {', '.join(SIDE_STREAMS)}"
-            raise KeywordError(message, path=name, hint=hint)

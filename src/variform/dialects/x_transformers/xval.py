@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, refuse_others
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import filters_of, top_k
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, problems_of, put, raise_any
-from variform.errors import Problem, did_you_mean
+from variform.errors import Problem
 from variform.generate.readers import evaluating
 from variform.generate.samplers import draw
 from variform.parts.embedding.numbers import NumberEmbedding
@@ -169,8 +170,6 @@ KEYWORDS: Table = {
     "pad_value": Route(0, kept, types=(int,)),
     "numerical_loss_weight": Route(1.0, kept, types=(int, float)),
 }
-GENERATE = ("context", "context_mask", "prepend_embeds", "prepend_mask")
-"""Side inputs that stay the same while tokens are generated."""
 
 
 class XValAutoregressiveWrapper(nn.Module):
@@ -284,9 +283,7 @@ class XValAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values, where the model can.
             **streams: `context, context_mask, prepend_embeds, prepend_mask`.
         """
-        for name in streams:
-            if name not in GENERATE:
-                raise KeywordError(f"generate has no argument {name!r}", path=name, hint=did_you_mean(name, GENERATE))
+        refuse_others("generate", streams, FEATURES_STREAMS)
         if start_tokens.dim() != 2 or start_tokens.shape[1] < 1 or start_tokens.shape != start_numbers.shape:
             shapes = f"{list(start_tokens.shape)} and {list(start_numbers.shape)}"
             raise InputError(f"ids and numbers to begin with have one shape [batch, length]; got {shapes}")

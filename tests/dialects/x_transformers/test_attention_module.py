@@ -18,6 +18,7 @@ from variform.dialects.x_transformers.errors import InputError, KeywordError
         ({"rotate_num_heads": 2}, "a stack of attentions has it"),
         ({"kv_heads": 3}, "must divide heads"),
         ({"project_out": False}, "without an output map"),
+        ({"part": "mamba"}, "part: an Attention by itself has queries and keys"),
     ],
 )
 def test_bad_keywords(keywords: dict[str, Any], message: str) -> None:

@@ -121,6 +121,10 @@ class TestReturns:
         sums = sum(one.pre_softmax_attn.logsumexp(-1) for one in alone[0].attn_intermediates)
         close(alone[0].attn_z_loss, sums.square().sum(1).mean() * 1e-4)  # type: ignore[union-attr]
 
+    def test_the_z_loss_of_no_scores_is_refused(self) -> None:
+        with pytest.raises(InputError, match="no layer here has softmax attention"):
+            built(options={"attn_part": "linear"})(ids(), return_attn_z_loss=True)
+
     def test_the_z_loss_has_gradients(self) -> None:
         with torch.enable_grad():
             model = built(options={"attn_flash": True}).train()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from variform.dialects.x_transformers.cache import Cache
+from variform.dialects.x_transformers.errors import InputError
 from variform.ops.attention.call import Call
 from variform.ops.attention.meter import metering
 from variform.ops.attention.reference import reference_scores, reference_weights
@@ -234,13 +235,17 @@ def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weig
         attentions: of the layers.
         valid: False at padding.
         weight: factor.
+
+    Raises:
+        InputError: there is no attention with scores.
     """
     total: Tensor | None = None
     for one in attentions:
         sums = one.pre_softmax_attn.logsumexp(-1)
         sums = sums.masked_fill(sums == -torch.inf, 0.0)
         total = sums if total is None else total + sums
-    assert total is not None
+    if total is None:
+        raise InputError("there are no scores for an attention z-loss: no layer here has softmax attention")
     loss = total.square().sum(1)
     if valid is None:
         return loss.mean() * weight

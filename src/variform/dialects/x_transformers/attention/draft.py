@@ -121,6 +121,9 @@ class AttentionDraft:
             return [problem.below(at) for problem in error.problems]
         if cross and spec.kind == "mixer":
             return [Problem(at, f"the mixer {spec.name!r} does not attend to another sequence", self.part)]
+        if spec.kind == "mixer" and self.options.get("alone"):
+            message = f"an Attention by itself has queries and keys, which the mixer {spec.name!r} has not"
+            return [Problem(at, message, self.part, "build the mixer itself: variform.build(...)")]
         found = []
         if self.dropout and with_dropout(spec, self.dropout) == spec:
             message = f"{spec.name!r} has no rate of dropped weights, or is given its own"

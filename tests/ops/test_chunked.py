@@ -16,6 +16,7 @@ from variform.ops.attention import chunked as module
 from variform.ops.attention.memory import with_memory
 from variform.ops.distances import DistanceBias
 from variform.ops.learned_scores import (
+    AddedScores,
     ContextualBias,
     DistanceCurves,
     ForgetBias,
@@ -124,7 +125,16 @@ def test_values_and_gradients_are_the_references(name: str) -> None:
         torch.testing.assert_close(attention(one, "chunked"), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("more", [{}, PADDING, {"scores": (Alibi(alibi_slopes(H).double()),)}, {"structure": None}])
+SINKS: list[dict[str, Any]] = [
+    {},
+    PADDING,
+    {"scores": (Alibi(alibi_slopes(H).double()),)},
+    {"scores": (AddedScores(torch.randn(1, H, L, L).double()),)},
+    {"structure": None},
+]
+
+
+@pytest.mark.parametrize("more", SINKS)
 def test_a_sink_is_one_key_more_of_the_fused_kernel(more: dict[str, Any]) -> None:
     one = call(weights=SinkWeights(drawn(H)), **more)
     expected, wanted = gradients(one, "reference")

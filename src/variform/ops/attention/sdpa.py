@@ -99,8 +99,10 @@ def _with_sink_key(call: Call) -> Call:
     assert sink is not None, "refuses() lets plain sinks through only"
     heads, key_heads, q_len, k_len = call.q.shape[1], call.k.shape[1], call.q.shape[2], call.k.shape[2]
     front = sink.view(1, heads, 1, 1).expand(-1, -1, q_len, -1)
+    # Scores given for every key of the call say nothing of this one.
+    given = tuple(AddedScores(functional.pad(m.tensor, (1, 0))) if type(m) is AddedScores else m for m in call.scores)
     wider = with_memory(
-        replace(call, weights=None),
+        replace(call, weights=None, scores=given),
         call.k.new_zeros(key_heads, 1, call.k.shape[3]),
         call.v.new_zeros(key_heads, 1, call.v.shape[3]),
     )

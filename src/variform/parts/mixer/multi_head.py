@@ -97,13 +97,9 @@ class MultiHead(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and a bias needs scores."""
-        found, attention = head_problems(facts), facts["attention"]
         size = head_facts(facts)["dim_head"]
-        found += slot_problems(facts, facts["heads"], key_size(facts), size) + self_problems(attention)
-        if facts["position_bias"] is not None and not takes_scores(attention):
-            message = f"the attention {attention.name!r} has no scores that a bias could change"
-            found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
-        return found
+        found = head_problems(facts) + slot_problems(facts, facts["heads"], key_size(facts), size)
+        return found + self_problems(facts["attention"]) + bias_problems(facts)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
@@ -297,6 +293,15 @@ def self_problems(attention: Spec) -> list[Problem]:
     if not (issubclass(attention.part, Attention) and attention.part.of_context):
         return []
     return [Problem("attention", f"{attention.name!r} is for the keys of another sequence", hint="take a rotation")]
+
+
+def bias_problems(facts: Facts) -> list[Problem]:
+    """A bias in the slot `position_bias` needs scores."""
+    attention = facts["attention"]
+    if facts["position_bias"] is None or takes_scores(attention):
+        return []
+    message = f"the attention {attention.name!r} has no scores that a bias could change"
+    return [Problem("position_bias", message, hint="take a rotation, or another attention")]
 
 
 def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> list[Problem]:

@@ -29,6 +29,7 @@ from variform.parts.kinds import (
 )
 from variform.parts.mixer.latents import attend_latents
 from variform.parts.mixer.multi_head import (
+    bias_problems,
     head_facts,
     head_problems,
     join_heads,
@@ -40,7 +41,6 @@ from variform.parts.mixer.multi_head import (
     slot_abilities,
     slot_problems,
     split_heads,
-    takes_scores,
     with_added,
     without_padding,
 )
@@ -125,12 +125,7 @@ class ProjectedAttention(Mixer):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """Heads must divide what they split, and a bias needs scores."""
-        found, attention = projected_problems(facts), facts["attention"]
-        found += self_problems(attention)
-        if facts["position_bias"] is not None and not takes_scores(attention):
-            message = f"the attention {attention.name!r} has no scores that a bias could change"
-            found.append(Problem("position_bias", message, hint="take a rotation, or another attention"))
-        return found
+        return projected_problems(facts) + self_problems(facts["attention"]) + bias_problems(facts)
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:

@@ -82,8 +82,8 @@ class SigsoftmaxHead(Head):
         return logits + F.logsigmoid(logits)
 
 
-def inner_shape(args: Facts, x: Shape) -> Shape:
-    """The shape that the head in the slot `head` gives for an input of shape `x`."""
-    inner = described(args["head"])
-    shape: Shape = inner.part.out_shape(inner.args, x)
+def inner_shape(args: Facts, x: Shape, slot: str = "head") -> Shape:
+    """The shape that the head in a slot gives for an input of shape `x`: that itself where there is none."""
+    inner = described(args[slot])
+    shape: Shape = x if inner is None else inner.part.out_shape(inner.args, x)
     return shape

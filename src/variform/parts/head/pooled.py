@@ -12,8 +12,8 @@ from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts
 from variform.core.registry import register
-from variform.core.spec import described
 from variform.parts.head.heads import pool_tokens
+from variform.parts.head.mixture import inner_shape
 from variform.parts.kinds import Head, Layer, Mixer, Stack, Streams
 
 Size = Annotated[int, Field(gt=0)]
@@ -42,11 +42,7 @@ class PooledHead(Head):
     @classmethod
     def out_shape(cls, args: Facts, x: Shape) -> Shape:
         """What the head makes of one vector a row."""
-        inner, pooled = described(args["head"]), (x[0], x[2])
-        if inner is None:
-            return pooled
-        shape: Shape = inner.part.out_shape(inner.args, pooled)
-        return shape
+        return inner_shape(args, (x[0], x[2]))
 
     def pooled(self, x: Tensor, streams: Streams) -> Tensor:
         """[B, L, dim] to [B, dim]; padding does not count."""
@@ -113,11 +109,7 @@ class AttentionPoolHead(Head):
     @classmethod
     def out_shape(cls, args: Facts, x: Shape) -> Shape:
         """A vector a query, or what the head makes of it."""
-        inner, pooled = described(args["head"]), (x[0], args["queries"], args["dim_query"] or x[2])
-        if inner is None:
-            return pooled
-        shape: Shape = inner.part.out_shape(inner.args, pooled)
-        return shape
+        return inner_shape(args, (x[0], args["queries"], args["dim_query"] or x[2]))
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Attend and answer."""

@@ -13,7 +13,6 @@ from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts
 from variform.core.registry import register
-from variform.core.spec import described
 from variform.parts.head.mixture import inner_shape
 from variform.parts.kinds import Head, Streams
 from variform.parts.linear import Linear
@@ -77,9 +76,7 @@ class Readouts(Head):
     @classmethod
     def out_shape(cls, args: Facts, x: Shape) -> Shape:
         """The main head's."""
-        inner = described(args["main"])
-        shape: Shape = inner.part.out_shape(inner.args, x)
-        return shape
+        return inner_shape(args, x, "main")
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Ask the main head."""

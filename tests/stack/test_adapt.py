@@ -9,6 +9,7 @@ from variform.core.registry import parts
 from variform.errors import ConfigError, ShapeError
 from variform.ops.attention.call import Call
 from variform.ops.attention.select import attention
+from variform.stack import adapters
 from variform.stack.adapt import ADAPTERS, REFUSED
 from variform.stack.lines import Block, Step
 from variform.stack.program import Program, ProgramModel
@@ -294,3 +295,11 @@ def test_a_published_stream_that_is_not_named_is_refused_at_the_call():
     assert program(x, {}).shape == x.shape
     with pytest.raises(ShapeError, match="publishes valid: name it among what the step writes"):
         program(x, {"valid": torch.ones(B, L, dtype=torch.bool)})
+
+
+def test_an_attention_that_hands_something_on_is_no_step() -> None:
+    mixer = {"part": "mixer/multi_head", "attention": {"part": "value_residual", "attention": "softmax"}}
+    attention = vf.build(mixer, dim=8, heads=2).attention
+    q, k, v = torch.randn(3, 1, 2, 5, 4)
+    with pytest.raises(ShapeError, match="hands first_values on to later layers"):
+        adapters._run_attention(attention, (q, k, v), {"first_values": ()}, "step", {})

@@ -13,9 +13,8 @@ from variform.core.dims import Shape
 from variform.core.part import Facts
 from variform.core.spec import Spec
 from variform.errors import ShapeError
-from variform.ops.scores import DenseBias
 from variform.parts.kinds import CONTENTS, Sides, State, Streams, call, join
-from variform.parts.mixer.multi_head import refuse_streams
+from variform.parts.mixer.multi_head import given_bias, refuse_streams
 
 Outputs = tuple[Any, ...]
 Run = Callable[[Any, Sequence[Any], Streams, str, State], Outputs]
@@ -156,12 +155,15 @@ def _run_attention(part: Any, mains: Sequence[Any], streams: Streams, slot: str,
     mask, bias, states = streams.get("mask"), streams.get("bias"), streams.get("state")
     given: dict[str, Any] = {name: _side(streams, name[0], name[2:]) for name in _SIDE_NAMES}
     refuse_streams(part, given["k_valid"], given["q_segments"], mask)
-    scores = () if bias is None else (DenseBias(bias),)
-    if scores and not part.takes_scores:
-        raise ShapeError(f"the attention {part.name!r} has no scores that a bias could change")
+    scores = () if bias is None else (given_bias(part, bias),)
     state = None if states is None else states.get(slot)
-    sides = Sides(mask=mask, scores=scores, cache=streams.get("cache"), state=state, **given)
+    sides = Sides(mask=mask, scores=scores, cache=streams.get("cache"), state=state, streams=streams, **given)
     out = part(*mains, sides)
+    if sides.published:
+        told = ", ".join(sides.published)
+        raise ShapeError(
+            f"the attention {part.name!r} hands {told} on to later layers, which a step of a program has not"
+        )
     if isinstance(out, tuple):
         published["state"] = {slot: out[1]}
         return (out[0],)

@@ -9,6 +9,8 @@ from variform.core.registry import parts
 from variform.errors import ConfigError, ShapeError
 from variform.ops.attention.call import Call
 from variform.ops.attention.select import attention
+from variform.parts.attention.across_layers import ValueResidual
+from variform.parts.attention.softmax import SoftmaxAttention
 from variform.stack import adapters
 from variform.stack.adapt import ADAPTERS, REFUSED
 from variform.stack.lines import Block, Step
@@ -298,8 +300,7 @@ def test_a_published_stream_that_is_not_named_is_refused_at_the_call():
 
 
 def test_an_attention_that_hands_something_on_is_no_step() -> None:
-    mixer = {"part": "mixer/multi_head", "attention": {"part": "value_residual", "attention": "softmax"}}
-    attention = vf.build(mixer, dim=8, heads=2).attention
+    attention = ValueResidual(attention=SoftmaxAttention(causal=True), dim=8, kv_heads=2)
     q, k, v = torch.randn(3, 1, 2, 5, 4)
     with pytest.raises(ShapeError, match="hands first_values on to later layers"):
         adapters._run_attention(attention, (q, k, v), {"first_values": ()}, "step", {})

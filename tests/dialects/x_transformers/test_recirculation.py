@@ -29,7 +29,7 @@ def test_chunks_and_padding_change_nothing(keywords: dict[str, Any]) -> None:
     with torch.no_grad():
         torch.testing.assert_close(wrapper(ids()), whole)
         first, cache = wrapper(ids()[:, :3], return_intermediates=True)
-        second, cache = wrapper(ids()[:, 3:5], cache=cache, return_intermediates=True)
+        second, cache = wrapper(ids()[:, 3:5], cache=cache, return_intermediates=True, input_not_include_cache=True)
         third = wrapper(ids(), cache=cache)
         torch.testing.assert_close(torch.cat((first, second, third), 1), whole)
         other = torch.cat((torch.zeros(2, 3).long(), ids()), 1)
@@ -111,6 +111,9 @@ def test_new_tokens_alone_may_be_more_than_were_read() -> None:
     ids = torch.tensor([[1, 5, 3, 8, 2, 7]])
     with torch.no_grad():
         whole = net(ids)
-        for new in (ids[:, 2:], ids):
+        for new in (ids[:, 2:], ids[:, 2:5]):
             _, cache = net(ids[:, :2], return_intermediates=True)
-            torch.testing.assert_close(net(new, cache=cache), whole[:, 2:])
+            answer = net(new, cache=cache, input_not_include_cache=True)
+            torch.testing.assert_close(answer, whole[:, 2 : 2 + new.shape[1]])
+        with pytest.raises(InputError, match="no new ones"):
+            net(ids[:, :2], cache=cache)

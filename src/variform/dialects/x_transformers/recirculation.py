@@ -182,25 +182,28 @@ class Recirculation(nn.Module):
         seq_start_pos: Tensor | None = None,
         *,
         excise_prepend_embeds: bool = False,
+        input_not_include_cache: bool | None = None,
         **more: Any,
     ) -> Any:
         """Read tokens one after another.
 
         Args:
-            x: token ids; with a cache, the new ones behind those that were read, or the new ones alone, which are all
-                that do not begin with what was read.
+            x: token ids; with a cache, the new ones behind those that were read.
             cache: what an earlier call gave with `return_intermediates=True`.
             return_intermediates: return (logits, cache).
             seq_start_pos: [B] where each row begins, of rows padded on the left.
             excise_prepend_embeds: nothing stands in front.
+            input_not_include_cache: whether x is the new tokens alone, and not all; by default as the net was built.
             **more: the model's other arguments, at their defaults.
         """
         refuse_call(type(self).__name__, CALL, more)
         if x.dim() != 2 or not x.shape[1]:
             raise InputError(f"token ids are [batch, length], at least one; got {list(x.shape)}")
         known = 0 if cache is None else cache.cache_length
-        whole = cache is None or (x.shape[1] > known and torch.equal(x[:, :known], cache.ids))
-        new = x[:, known:] if whole else x
+        alone = self.draft.input_not_include_cache if input_not_include_cache is None else input_not_include_cache
+        new = x if alone else x[:, known:]
+        if cache is not None and (x.shape[0] != cache.ids.shape[0] or not new.shape[1]):
+            raise InputError(f"the cache holds {list(cache.ids.shape)} tokens, and {list(x.shape)} hold no new ones")
         places = torch.arange(known, known + new.shape[1], device=x.device)
         valid = None if seq_start_pos is None else places >= seq_start_pos.unsqueeze(1)
         with in_upstream_terms():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import variform as vf
 from tests.dialects.x_transformers.test_wrapper import MASK, built, close, front, ids
-from variform.dialects.x_transformers import AutoregressiveWrapper, Encoder, TransformerWrapper
+from variform.dialects.x_transformers import AutoregressiveWrapper, Encoder, PrefixDecoder, TransformerWrapper
 from variform.dialects.x_transformers.errors import InputError
 from variform.weights.x_transformers import load_x_transformers, to_x_transformers
 
@@ -47,6 +47,12 @@ class TestPools:
         assert told.attn_pooled_tokens.shape == (2, 2, 8)
         tokens = AutoregressiveWrapper(model).generate(ids(), 3, temperature=0.0)
         assert tokens.shape == (2, 3)
+
+    def test_of_a_prefix_decoder_it_is_the_answer(self) -> None:
+        model = built(PrefixDecoder, attn_pool=True, num_pooled_tokens=2)
+        pooled, told = model(ids(), prefix_attn_len=3, return_intermediates=True)
+        assert pooled.shape == (2, 2, 16)
+        close(told.attn_pooled_tokens, pooled)
 
     def test_pools_do_not_decode(self) -> None:
         model = built(average_pool_embed=True)

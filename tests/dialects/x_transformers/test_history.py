@@ -55,3 +55,7 @@ def test_a_prefix_decoder_shifts_from_the_past_alone() -> None:
     torch.testing.assert_close(built(IDS[:, :5], prefix_attn_len=3), whole[:, :5], rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="around a PrefixDecoder"):
         model()(IDS, prefix_attn_len=3)
+    crossed = PrefixDecoder(**SMALL, cross_attend=True, only_cross=True)
+    built = TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=crossed)
+    with pytest.raises(InputError, match="prefix_attn_len has no effect"):
+        built(IDS, context=torch.randn(len(IDS), 4, 16), prefix_attn_len=3)

@@ -96,6 +96,7 @@ SIDES: dict[str, Any] = {
         ({"macaron": True, "only_attn": True}, "macaron has no effect without feedforwards"),
         ({"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_qk_norm_scale": 4}, "whose gains are learned"),
         ({"custom_layers": ("a", "f"), "depth": None, "cross_attend": True}, "custom_layers has no 'c'"),
+        ({"cross_attend": True, "sandwich_coef": 2}, "sandwich_coef = depth has no 'c'"),
         ({"custom_layers": ("a", "a"), "depth": None, "ff_glu": True}, "no effect without feedforwards"),
         ({"custom_layers": ("f", "f"), "depth": None, "attn_qk_norm": True}, "no effect without attention"),
         ({"gated_multi_residual": True}, "needs read_gate_rank"),

@@ -41,6 +41,21 @@ def test_fading_is_for_decoders() -> None:
         Encoder(**SMALL, rotary_xpos=True)
 
 
+def test_buckets_of_two_directions_are_even() -> None:
+    Decoder(**SMALL, rel_pos_bias=True, rel_pos_num_buckets=7)
+    with pytest.raises(KeywordError, match=r"rel_pos_num_buckets: .*an even number"):
+        Encoder(**SMALL, rel_pos_bias=True, rel_pos_num_buckets=7)
+
+
+@torch.no_grad()
+def test_xpos_of_a_context_goes_by_places_and_no_lengths() -> None:
+    layers = Decoder(**SMALL, rotary_xpos=True, rotary_xpos_scale_base=8, cross_attend=True).double()
+    draw = torch.Generator().manual_seed(2)
+    x, context = (torch.randn(2, length, 16, generator=draw, dtype=torch.float64) for length in (9, 4))
+    given = {"context": context, "context_pos": torch.arange(4)}
+    torch.testing.assert_close(layers(x[:, :3], **given), layers(x, **given)[:, :3], rtol=0, atol=1e-12)
+
+
 def test_uniform_phases() -> None:
     layers = Decoder(**SMALL, polar_pos_emb=True, polar_bias_uniform_init=True)
     (phase,) = (part.phase.detach() for part in layers.modules() if isinstance(part, PolarRotation))

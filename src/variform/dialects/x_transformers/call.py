@@ -12,6 +12,7 @@ from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.table import is_default
 from variform.errors import did_you_mean
 from variform.ops.masks import Dense, KeyPadding, Mask
+from variform.stack.inputs import streams_read
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention_layers import AttentionLayers
@@ -120,6 +121,8 @@ def two_way(layers: AttentionLayers, length: int | Tensor | None, x: Tensor, pos
         return None
     if not layers.prefixed:
         raise InputError("prefix_attn_len is an argument of models around a PrefixDecoder")
+    if "two_way" not in streams_read(layers.native):
+        raise InputError("prefix_attn_len has no effect: no layer attends to its own sequence")
     counts = torch.full((x.shape[0],), length, device=x.device) if isinstance(length, int) else length
     if pos is None:
         return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from variform.core.spec import Spec, described
@@ -25,7 +25,6 @@ from variform.parts.stream_ops.context import ContextDropout
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip, KeepSkip
 from variform.parts.stream_ops.inject import InjectInput
 from variform.parts.stream_ops.token_shift import TokenShift
-from variform.parts.weighting.around import SignedWeighting
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.layers import LayersDraft
@@ -206,16 +205,7 @@ def _innermost(attention: Spec, stream: str) -> Spec:
     inner = described(attention.args.get("attention"))
     if isinstance(inner, Spec):
         return attention.replace(attention=_innermost(inner, stream))
-    signed = any(inner.part is SignedWeighting for inner in _weightings(attention))
-    return ScoreResidual.spec(attention=attention, stream=stream, **({"sizes": True} if signed else {}))
-
-
-def _weightings(attention: Spec) -> Iterator[Spec]:
-    """What makes weights of scores, the outermost first."""
-    spec = described(attention.args.get("weights"))
-    while isinstance(spec, Spec):
-        yield spec
-        spec = described(spec.args.get("weights"))
+    return ScoreResidual.spec(attention=attention, stream=stream)
 
 
 def _mixed_values(attention: Spec, learned: bool, stream: str) -> Spec:

@@ -59,15 +59,17 @@ def arranged(
     if list(dict.fromkeys(order)) != list(range(len(types))):
         # Some do not run, or are met in another order: all are held, in the order in which they are numbered.
         shared = [Shared(f"layers.{i}", step) for i, step in enumerate(steps)]
-        return [LayerPool.spec(layers=shared), *begin, *(shared[i] for i in order)]
+        return [*begin, LayerPool.spec(layers=shared), *(shared[i] for i in order)]
     again = {index for index in order if order.count(index) > 1}
     return [*begin, *(Shared(f"layers.{i}", steps[i]) if i in again else steps[i] for i in order)]
 
 
 def letters_of(draft: LayersDraft) -> set[str]:
     """The kinds of sublayers that there are."""
-    chosen = _block(draft) if draft.custom_layers is None else draft.custom_layers
-    return set(chosen) - ({"f"} if draft.only_attn else set())
+    chosen = set(_block(draft)) if draft.custom_layers is None else set(draft.custom_layers)
+    if draft.sandwich_coef is not None:  # no block is whole where the ends are all there is
+        chosen = {"a", "f"} | (chosen if draft.sandwich_coef != draft.depth else set())
+    return chosen - ({"f"} if draft.only_attn else set())
 
 
 def _block(draft: LayersDraft) -> tuple[str, ...]:

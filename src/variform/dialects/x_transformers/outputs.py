@@ -34,10 +34,10 @@ class Answers:
     Args:
         model: the model of the core.
         draft: the keywords it was described by.
-        causal: whether its layers are.
+        pools: whether pooled tokens, where there are any, are the answer: upstream's rule for all but decoders.
     """
 
-    def __init__(self, model: Transformer, draft: ModelDraft, causal: bool) -> None:
+    def __init__(self, model: Transformer, draft: ModelDraft, pools: bool) -> None:
         head = model.head
         heads = [head.main, *head.further] if isinstance(head, Readouts) else [] if head is None else [head]
         self.pool = next((one for one in heads if isinstance(one, AttentionPoolHead)), None)
@@ -48,7 +48,7 @@ class Answers:
         self.logits: Head | None = main if self.pooled is None else self.pooled.head
         self.model = model
         self.draft = draft
-        self.causal = causal
+        self.pools = pools
 
     def features(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """What the logits are of: the hidden states, their mean, or a single class token's."""
@@ -101,7 +101,7 @@ def answered(
     if found.last_layer_hiddens is None:
         found.last_layer_hiddens = hidden
     x = answers.features(hidden, valid)
-    if answers.pool is not None and (asked.gives_intermediates or not answers.causal):
+    if answers.pool is not None and (asked.gives_intermediates or answers.pools):
         found.attn_pooled_tokens = answers.pool(hidden, {"valid": valid})
     hides = asked.return_embeddings or asked.return_embeddings_and_intermediates
     only_features = (hides or answers.draft.heads.return_only_embed) and not asked.return_logits_and_embeddings
@@ -111,7 +111,7 @@ def answered(
         logits = tuple(one[:, ahead:] for one in logits) if isinstance(logits, tuple) else logits
         logits = logits[:, ahead:] if isinstance(logits, Tensor) else logits
     out: Any = x if only_features else (logits, x) if asked.return_logits_and_embeddings else logits
-    if found.attn_pooled_tokens is not None and not answers.causal and out is logits:
+    if found.attn_pooled_tokens is not None and answers.pools and out is logits:
         found.logits, out = logits, found.attn_pooled_tokens
     if asked.return_next_embed_pred:
         assert answers.next_embedding is not None

@@ -125,7 +125,8 @@ def _without_effect(draft: LayersDraft) -> list[Problem]:
         if not (name in PREFIXES[prefix] and is_default(value, PREFIXES[prefix][name].default))
     ]
     if draft.cross_attend and absent["cross_attn_"]:
-        message = "cross_attend has no effect: custom_layers has no 'c'"
+        arranged = "custom_layers" if draft.custom_layers is not None else "sandwich_coef = depth"
+        message = f"cross_attend has no effect: {arranged} has no 'c'"
         found.append(Problem("cross_attend", message, True))
     if draft.macaron and absent["ff_"]:
         found.append(Problem("macaron", "macaron has no effect without feedforwards", True))

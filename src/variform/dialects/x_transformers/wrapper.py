@@ -232,7 +232,7 @@ class TransformerWrapper(AroundLayers):
             recorder.found.cache = None if self.for_one_call else after
             recorder.found.mems = kept if return_mems and asked.gives_intermediates else None
         answer = answered(
-            Answers(self.native, self.draft, layers.causal),
+            Answers(self.native, self.draft, pools=not layers.causal or layers.prefixed),
             hidden,
             valid,
             asked,

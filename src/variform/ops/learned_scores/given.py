@@ -49,9 +49,13 @@ class AddedScores(ScoreMod):
 
 @dataclass(frozen=True, eq=False)
 class ObservedScores(Changing):
-    """Changes nothing; puts the scores that it is given into `into`, before masks hide any."""
+    """Changes nothing; puts the scores that all others have made into `into`, before masks hide any."""
 
     into: list[Tensor]
+
+    @property
+    def is_late(self) -> bool:
+        return True
 
     def apply_seen(self, scores: Tensor, seen: Tensor | None, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         self.into.append(scores)

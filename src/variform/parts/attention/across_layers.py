@@ -87,8 +87,9 @@ class ScoreResidual(AroundAttention):
     """Scores to which those of the attention before are added (RealFormer, He et al. 2020, arXiv:2012.11747).
 
     S_l <- S_l + S_{l-1}, before any bias and other change of scores; what the next layer gets is what they all make of
-    it, before masks. The first such attention of a stack has nothing to add; `begin_history` with the stream's name has
-    to stand before it. Scores are held whole, in O(Lq * Lk); decoding holds those of the new queries alone.
+    it, before masks (where the softmax of signed weights goes by |S|, that of |S|). The first such attention of a stack
+    has nothing to add; `begin_history` with the stream's name has to stand before it. Scores are held whole, in
+    O(Lq * Lk); decoding holds those of the new queries alone.
 
     Shapes:
         q, k, v: as the inner attention's; the stream: a tuple of one [B, H, Lq, Lk], empty at first
@@ -96,17 +97,15 @@ class ScoreResidual(AroundAttention):
     Args:
         attention: the attention whose scores they are.
         stream: the name under which scores are handed on.
-        sizes: hand on |S| in the place of S: what the softmax of signed weights goes by.
 
     Raises:
         ShapeError: the attention before had other heads, or other keys.
     """
 
-    def __init__(self, attention: Attention = use("softmax"), stream: str = "scores", sizes: bool = False) -> None:
+    def __init__(self, attention: Attention = use("softmax"), stream: str = "scores") -> None:
         super().__init__()
         self.attention = attention
         self.stream = stream
-        self.sizes = sizes
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -132,5 +131,5 @@ class ScoreResidual(AroundAttention):
         observed: list[Tensor] = []
         scores = (*map(AddedScores, before), *sides.scores, ObservedScores(observed))
         out = self.attention(q, k, v, replace(sides, scores=scores))
-        sides.published[self.stream] = (observed[0].abs() if self.sizes else observed[0],)
+        sides.published[self.stream] = (observed[0],)
         return out

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from variform.core.part import Can, Facts
 from variform.core.spec import Spec, described
 from variform.errors import Problem
-from variform.ops.learned_scores import AddedScores, Suppression
+from variform.ops.learned_scores import AddedScores, ObservedScores, Suppression
 from variform.ops.scores import ScoreMod
 from variform.parts.kinds import Attention, Scoring, Sides, State, Weighting
 
@@ -62,15 +62,19 @@ class Scorings(nn.ModuleList):
         return keys, kept
 
     def modifiers(self, q: Tensor, k: Tensor, sides: Sides, kept: Sequence[Tensor | None]) -> tuple[ScoreMod, ...]:
-        """All modifiers of a call: scores that are added, scorings of products, biases, other scorings."""
+        """All modifiers of a call: scores that are added, scorings of products, biases, other scorings, and onlookers.
+
+        Who looks on sees what all of them make of the scores.
+        """
         if not self.parts:
             return sides.scores
         made = [part(q, k, sides, own) for part, own in zip(self.parts, kept, strict=True)]
         first = [one for part, one in zip(self.parts, made, strict=True) if part.first]
         rest = [one for part, one in zip(self.parts, made, strict=True) if not part.first]
         added = [one for one in sides.scores if type(one) is AddedScores]
-        biases = [one for one in sides.scores if type(one) is not AddedScores]
-        return (*added, *first, *biases, *rest)
+        onlookers = [one for one in sides.scores if type(one) is ObservedScores]
+        biases = [one for one in sides.scores if type(one) not in (AddedScores, ObservedScores)]
+        return (*added, *first, *biases, *rest, *onlookers)
 
     def sums(self, state: State, kept: Sequence[Tensor | None], length: int) -> list[Tensor | None]:
         """What was kept, with the sum of the slots that are read for the part that goes on with it."""

@@ -14,6 +14,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.errors import Problem
 from variform.parts.attention.around import AroundAttention
+from variform.parts.attention.memory import ZeroMemory
 from variform.parts.kinds import Attention, Memory, Norm, Sides, State
 
 Size = Annotated[int, Field(gt=0)]
@@ -83,12 +84,14 @@ class LaserAttention(AroundAttention):
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
-        """Values beside those of the sequence are exponentiated too."""
+        """Values beside those of the sequence are exponentiated too, but for zeros, which count as exp(-inf)."""
         inner = cls.inner(facts)
         memories = [] if inner is None else [spec for _, spec in inner.walk() if issubclass(spec.part, Memory)]
-        if not memories or any(issubclass(spec.part, ExponentialMemory) for spec in memories):
+        if any(issubclass(spec.part, ExponentialMemory) for spec in memories):
             return []
-        name = memories[0].name
+        name = next((spec.name for spec in memories if not issubclass(spec.part, ZeroMemory)), None)
+        if name is None:
+            return []
         hint = f"take exponential(memory={name}(...))"
         return [Problem("attention", f"the values of the memory {name!r} would be taken for exponentials", name, hint)]
 

@@ -157,6 +157,16 @@ SETS = [
     OptionSet("residual-attention-memory", {"residual_attn": True, "attn_num_mem_kv": 2, "rotary_pos_emb": True}),
     OptionSet("residual-attention-tied", {"residual_attn": True, "weight_tie_layers": True, "depth": 3}),
     OptionSet("residual-attention-gated", {"residual_attn": True, "attn_head_scale": True, "attn_qk_norm": True}),
+    OptionSet(
+        "residual-attention-softclamp",
+        {"residual_attn": True, "attn_softclamp_logits": True, "attn_logit_softclamp_value": 2.0},
+    ),
+    OptionSet("residual-attention-cope", {"residual_attn": True, "attn_use_cope": True, "attn_num_mem_kv": 2}),
+    OptionSet("residual-attention-forget", {"residual_attn": True, "attn_data_dependent_alibi": True}),
+    OptionSet("residual-attention-distance", {"residual_attn": True, "attn_use_rel_proj_pos_bias": True}),
+    OptionSet("residual-attention-selective", {"residual_attn": True, "attn_selective": True}),
+    OptionSet("residual-attention-signed", {"residual_attn": True, "attn_cog_signed": True, "attn_use_cope": True}),
+    OptionSet("residual-attention-ordered", {"residual_attn": True, "layers_execute_order": (0, 1, 1, 0)}),
     OptionSet("residual-attention-values", {"residual_attn": True, "add_value_residual": True, "attn_laser": True}),
     OptionSet(
         "cross-residual-attention",

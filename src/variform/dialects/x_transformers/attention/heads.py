@@ -87,7 +87,7 @@ def _gate_problems(draft: AttentionDraft) -> list[Problem]:
 def _value_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
     at, given, found = draft.prefix, draft.options, []
     groups = given.get("qk_norm_groups", 1)
-    if groups < 1 or draft.dim_head % groups or draft.dim_head == groups:
+    if draft.qk_norm and (groups < 1 or draft.dim_head % groups or draft.dim_head == groups):
         message = f"must divide the {draft.dim_head} features of a head into groups of two or more"
         found.append(Problem(f"{at}qk_norm_groups", message, groups))
     both = "orthog_projected_values", "orthog_projected_values_per_head"

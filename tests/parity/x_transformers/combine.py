@@ -99,7 +99,7 @@ OTHERWISE = (
         "memories.*(shift-tokens|selective|hybrid)",
         "upstream leaves remembered tokens out of what goes from token to token",
     ),
-    ("forget.*(dynamic|alibi|t5)", "upstream drops the bias"),
+    ("forget.*(dynamic|alibi|t5|attn-bias)", "upstream drops the bias"),
     ("(top-k|hard).*some-heads|some-heads.*(top-k|hard)", "equal tokens have equal scores, up to rounding"),
     ("rotary-given.*(projected|window)|(projected|window).*rotary-given", "distances are those of pos"),
     ("top-k.*interspersed", "equal memory tokens have equal scores, up to rounding"),

@@ -7,6 +7,7 @@ float64, so that the formulas and not their rounding are compared.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,13 +17,28 @@ import torch
 from torch import Tensor, nn
 
 import variform.dialects.x_transformers as ours
+from tests.parity.x_transformers.option_set import VERSIONS
 from variform.weights.x_transformers import entries_of, load_x_transformers, to_x_transformers
 
 upstream: Any = pytest.importorskip("x_transformers", reason="x-transformers is not installed (extra dev)")
 
+VERSION = importlib.metadata.version("x-transformers")
+"""The release on the path: the newest, or the one that `test_releases.py` puts before it."""
+
 TOLERANCE = 1e-6
 Build = Callable[[Any], nn.Module]
 Run = Callable[[nn.Module], Tensor]
+
+
+def unlike(why: str, raises: type[Exception] | tuple[type[Exception], ...] = AssertionError) -> pytest.MarkDecorator:
+    """Marks what the earlier release fails at, so that a comparison with it has to fail, and in this way.
+
+    Args:
+        why: what that release does.
+        raises: what it fails with; AssertionError where it computes something else.
+    """
+    reason = f"x-transformers {VERSIONS[0]}: {why}"
+    return pytest.mark.xfail(VERSIONS[0] == VERSION, reason=reason, raises=raises, strict=True)
 
 
 def pair(build: Build, prefix: str = "", dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:

@@ -14,22 +14,22 @@ from torch import nn
 import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers import test_decoding as decoding
 from tests.parity.x_transformers.combine import REFUSED, combinations, encoder_decoders, in_stack
-from tests.parity.x_transformers.harness import agree, compare_gradients, in_its_dtype, pair, upstream
-from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
+from tests.parity.x_transformers.harness import VERSION, agree, compare_gradients, in_its_dtype, pair, upstream
+from tests.parity.x_transformers.option_set import OptionSet
 from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of
 from variform.errors import ConfigError, ShapeError
 from variform.stack.remembering import decodes_behind
 
 STACKS = ("Encoder", "CrossAttender", "PrefixDecoder")
 FEW = [
-    *islice(combinations(2, VERSIONS[-1]), 45),
-    *(one for stack in STACKS for one in islice(in_stack(2, VERSIONS[-1], stack), 6)),
+    *islice(combinations(2, VERSION), 45),
+    *(one for stack in STACKS for one in islice(in_stack(2, VERSION, stack), 6)),
 ]
 MANY = [
-    *islice(combinations(1, VERSIONS[-1]), 250),
-    *(one for stack in STACKS for one in islice(in_stack(1, VERSIONS[-1], stack), 40)),
+    *islice(combinations(1, VERSION), 250),
+    *(one for stack in STACKS for one in islice(in_stack(1, VERSION, stack), 40)),
 ]
-SIDES = list(islice(encoder_decoders(1, VERSIONS[-1]), 40))
+SIDES = list(islice(encoder_decoders(1, VERSION), 40))
 DRAWN = [*FEW, *(pytest.param(one, marks=pytest.mark.slow) for one in MANY)]
 NAMES = [one.name for one in (*FEW, *MANY)]
 DECODERS = [

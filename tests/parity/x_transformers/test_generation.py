@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parity.x_transformers.harness import pair
+from tests.parity.x_transformers.harness import pair, unlike
 from tests.parity.x_transformers.test_layers import tokens, wrapped
 
 
@@ -18,6 +18,7 @@ def autoregressive(options: dict[str, Any], **model: Any) -> tuple[Any, Any]:
     return pair(build, prefix="net.")
 
 
+@unlike("keys in the cache stay those of other beams")
 @pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True, "attn_kv_heads": 2}])
 def test_beams_and_their_scores(options: dict[str, Any]) -> None:
     theirs, mine = autoregressive(options)
@@ -28,6 +29,7 @@ def test_beams_and_their_scores(options: dict[str, Any]) -> None:
     assert torch.equal(found, expected)
 
 
+@unlike("models in a tuple are replaced in it", TypeError)
 def test_amateurs() -> None:
     theirs, mine = autoregressive({"rotary_pos_emb": True})
     first = autoregressive({"depth": 1})
@@ -47,6 +49,7 @@ def test_amateurs() -> None:
         assert torch.equal(found, expected)
 
 
+@unlike("nothing to read without the restriction", UnboundLocalError)
 def test_beyond_the_length() -> None:
     theirs, mine = autoregressive({"rotary_pos_emb": True})  # of 20 tokens
     for options in ({}, {"restrict_to_max_seq_len": False}):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.x_transformers.families.basics import SETS
-from tests.parity.x_transformers.harness import agree, pair
+from tests.parity.x_transformers.harness import VERSION, agree, pair, upstream
+from tests.parity.x_transformers.option_set import VERSIONS
 
 BASE: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 4, "attn_dim_head": 8}
 OPTIONS: dict[str, dict[str, Any]] = {one.name: dict(one.layers) for one in SETS}
@@ -46,6 +47,12 @@ def wrapped(stack: str, options: dict[str, Any], **model: Any) -> Any:
         return model_
 
     return build
+
+
+def tied(package: Any) -> dict[str, Any]:
+    """Keywords of a tied head as the installed release has it: the earlier one does not scale its logits."""
+    unscaled = VERSIONS[0] == VERSION and package is not upstream
+    return {"tie_embedding": True, **({"tie_embedding_scale": 1.0} if unscaled else {})}
 
 
 def tokens(batch: int = 2, length: int = 13) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parity.x_transformers.harness import agree, compare_gradients, pair
-from tests.parity.x_transformers.test_layers import BASE, tokens, wrapped
+from tests.parity.x_transformers.harness import agree, compare_gradients, pair, unlike
+from tests.parity.x_transformers.test_layers import BASE, tied, tokens, wrapped
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from tests.parity.x_transformers.test_layers import BASE, tokens, wrapped
     [
         {"post_emb_norm": True},
         {"tie_embedding": True},
-        {"tie_embedding": True, "tie_embedding_scale": 0.5},
+        pytest.param({"tie_embedding": True, "tie_embedding_scale": 0.5}, marks=unlike("no such keyword", TypeError)),
         {"logits_dim": 7},
         {"use_abs_pos_emb": False},
         {"emb_dropout": 0.3},
@@ -25,7 +25,12 @@ from tests.parity.x_transformers.test_layers import BASE, tokens, wrapped
     ids=lambda options: "-".join(options),
 )
 def test_wrapper_options(options: dict[str, Any]) -> None:
-    theirs, mine = pair(wrapped("Decoder", {}, **options))
+    def build(package: Any) -> nn.Module:
+        both = {**tied(package), **options} if "tie_embedding" in options else options
+        model: nn.Module = wrapped("Decoder", {}, **both)(package)
+        return model
+
+    theirs, mine = pair(build)
     agree(theirs, mine, lambda model: model(tokens()))
 
 
@@ -68,7 +73,7 @@ def test_features_in_front_with_masks() -> None:
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
         {"rotary_pos_emb": True, "macaron": True},
         {"only_cross": True},
-        {"only_attn": True},
+        pytest.param({"only_attn": True}, marks=unlike("no such keyword")),
         {"custom_layers": ("a", "c", "f", "c", "f"), "depth": None},
     ],
     ids=lambda options: "-".join(options) or "plain",

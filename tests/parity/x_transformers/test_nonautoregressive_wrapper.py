@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.x_transformers.harness import agree, pair
+from tests.parity.x_transformers.harness import agree, pair, unlike
 from tests.parity.x_transformers.test_layers import BASE
 
 LENGTH, TOKENS = 8, 13
@@ -63,11 +63,16 @@ def test_the_weighted_loss_is_upstreams_with_the_right_weight() -> None:
     torch.testing.assert_close(mine(ids()).loss, right, rtol=0, atol=1e-6)
 
 
+CALLABLE = unlike("takes functions in the place of schedules, and refuses them", ValueError)
+
+
+@CALLABLE
 def test_the_critic_of_its_own() -> None:
     theirs, mine = pair(built(self_token_critic=True, schedule=torch.ones_like))
     agree(theirs, mine, lambda model: loss(model, generator_sample_temperature=0.7))
 
 
+@CALLABLE
 @pytest.mark.parametrize("only", [{}, {"only_train_critic": True}, {"only_train_generator": True}])
 def test_another_models_critic(only: dict[str, Any]) -> None:
     theirs, mine = pair(built(critic=True, schedule=torch.ones_like, critic_loss_weight=0.5))

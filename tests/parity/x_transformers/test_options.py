@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 
 import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.families import all_sets
-from tests.parity.x_transformers.harness import agree, in_its_dtype, pair, upstream
+from tests.parity.x_transformers.harness import VERSION, agree, in_its_dtype, pair, upstream
 from tests.parity.x_transformers.option_set import VERSIONS, OptionSet
 from tests.parity.x_transformers.runs import arguments, builder, flat, ids_of, plain_builder
 from variform.weights.x_transformers import load_x_transformers, to_x_transformers
 
-VERSION = importlib.metadata.version("x-transformers")
 assert os.environ.get("X_TRANSFORMERS", VERSIONS[-1]) == VERSION, "another release than the one asked for is compared"
 HERE = [one for one in all_sets() if VERSION in one.versions]
 

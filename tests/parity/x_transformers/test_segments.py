@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import variform.dialects.x_transformers as ours
-from tests.parity.x_transformers.harness import compare_gradients, pair, upstream
+from tests.parity.x_transformers.harness import compare_gradients, pair, unlike, upstream
 from tests.parity.x_transformers.test_layers import BASE
 from variform.dialects.x_transformers.xl_autoregressive_wrapper import XLAutoregressiveWrapper
 
@@ -78,6 +78,7 @@ def test_memory_tokens_are_remembered_too(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)  # their generation fails
 
 
+@unlike("fails where a segment ends", Exception)  # of several kinds
 @pytest.mark.parametrize("options", POSITIONS)
 def test_generation(options: dict[str, Any]) -> None:
     theirs, mine = both(options)
@@ -100,9 +101,12 @@ LEARNERS: list[dict[str, Any]] = [
     {"ttt_module_paths": (("attn_layers.layers.1.1", "attn_layers.layers.1.1"),) * 2},
     {"ttt_module_paths": ("attn_layers.layers.1.1",), "ttt_wd": 0.5},
     {"ttt_module_paths": ("attn_layers.layers.1.1",), "ttt_use_muon": True, "ttt_muon_lr": 0.05},
-    {"ttt_module_paths": ("attn_layers.layers.1.1",), "ttt_next_latent_loss": True},
+    {"ttt_module_paths": ("attn_layers.layers.1.1",), "ttt_next_latent_loss": True},  # new in 2.31
     {"ttt_low_rank_paths": (("attn_layers.layers.1.1.ff.2", 3),)},
 ]
+
+
+TOGETHER = unlike("the inner loss is one mean over all rows", (AssertionError, TypeError))
 
 
 def drawn(model: nn.Module) -> list[Tensor]:
@@ -110,6 +114,7 @@ def drawn(model: nn.Module) -> list[Tensor]:
     return [p for name, p in model.named_parameters() if name.endswith("weight_a") or "custom_loss" in name]
 
 
+@TOGETHER
 @pytest.mark.parametrize("keywords", LEARNERS, ids=lambda keywords: "-".join(keywords))
 def test_weights_that_learn(keywords: dict[str, Any]) -> None:
     options = {"rotary_pos_emb": True}
@@ -136,13 +141,14 @@ def test_weights_that_learn(keywords: dict[str, Any]) -> None:
     assert torch.equal(found, expected)
 
 
+@TOGETHER
 def test_several_steps_a_segment() -> None:
     theirs, mine = both({}, tbptt_steps=2, ttt_module_paths=("attn_layers.layers.1.1",), ttt_lr=0.1)
     expected, found = (model(ids(3, 18), ttt_recurrent_steps=3) for model in (theirs, mine))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("learns", [False, pytest.param(True, marks=TOGETHER)])
 def test_episodic_memories(learns: bool) -> None:
     keywords: dict[str, Any] = {"episodic_mem_len": 3, "tbptt_steps": 2}
     if learns:
@@ -163,6 +169,7 @@ def test_episodic_memories(learns: bool) -> None:
         assert torch.equal(found, expected)
 
 
+@TOGETHER
 def test_another_inner_loss() -> None:
     from x_transformers.xl_autoregressive_wrapper import TTTMetaLearningTargetKLLoss as Theirs
 

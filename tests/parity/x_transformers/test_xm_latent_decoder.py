@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.x_transformers.harness import agree, pair
+from tests.parity.x_transformers.harness import agree, pair, unlike
 from tests.parity.x_transformers.test_gpt_lejepa import draws_in_float64
 from tests.parity.x_transformers.test_layers import wrapped
 
@@ -35,6 +35,10 @@ def surest(losses: Tensor, told: Any) -> Tensor:
     return scores
 
 
+OTHER = unlike("no choice of the latent that is explored, and candidates have all of theirs", Exception)
+
+
+@OTHER
 @pytest.mark.parametrize(
     ("keywords", "call"),
     [
@@ -69,6 +73,7 @@ def by_logits(logits: Tensor) -> Tensor:
     return scores
 
 
+@OTHER
 @pytest.mark.parametrize("several", [True, False])
 def test_generation_behind_the_best_latents(several: bool) -> None:
     found = []

@@ -9,6 +9,7 @@ import variform as vf
 from variform.core.spec import Spec
 from variform.errors import ConfigError, ShapeError
 from variform.parts.attention.across_layers import ScoreResidual, ValueResidual
+from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.kinds import Sides
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.stream_ops.history import BeginHistory
@@ -62,6 +63,19 @@ def test_scores_are_those_before_and_its_own() -> None:
         expected = scores.masked_fill(future, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
         torch.testing.assert_close(part(q, k, v, sides), expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(sides.published["scores"][0], scores, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["soft_cap", "cope", "selective", "forget"])
+def test_scores_handed_on_are_those_that_all_changes_leave(name: str) -> None:
+    """Weights are a softmax of what is handed on, under the masks."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 3, dtype=torch.float64) for heads in (4, 2, 2))
+    part = attention(ScoreResidual.spec(attention=SoftmaxAttention.spec(scores=[name])), "scores")
+    sides = Sides(x=torch.randn(2, 5, 6, dtype=torch.float64), streams={"scores": ()})
+    found = part(q, k, v, sides)
+    future = torch.ones(5, 5).triu(1).bool()
+    weights = sides.published["scores"][0].masked_fill(future, -torch.inf).softmax(-1)
+    torch.testing.assert_close(found, weights @ v.repeat_interleave(2, 1), rtol=0, atol=1e-12)
 
 
 def test_an_attention_without_scores_is_refused() -> None:

@@ -54,6 +54,7 @@ class XValDraft(AroundDraft):
     emb_dim: int | None = None
     logits_dim: int | None = None
     tie_embedding: bool = False
+    tie_embedding_scale: float | None = None
 
     def ends(self, dim: int, position: Spec | None) -> dict[str, Any]:
         """Tokens scaled by numbers; logits and, behind them, a number."""
@@ -61,7 +62,8 @@ class XValDraft(AroundDraft):
         tokens: Spec | Shared = vectors
         if self.tie_embedding:
             tokens = Shared("tokens", vectors)
-            logits = TiedLMHead.spec(embedding=tokens, scale=dim**-0.5)
+            scale = dim**-0.5 if self.tie_embedding_scale is None else float(self.tie_embedding_scale)
+            logits = TiedLMHead.spec(embedding=tokens, scale=scale)
         else:
             logits = LMHead.spec(vocab_size=self.logits_dim or self.num_tokens, bias=True)
         inner = NumberEmbedding.spec(embedding=tokens, number_id=self.numerical_token_id)
@@ -98,6 +100,7 @@ XVAL: Table = {
     "emb_dim": Route(None, put("emb_dim"), types=(int,)),
     "logits_dim": Route(None, put("logits_dim"), types=(int,)),
     "tie_embedding": Route(False, put("tie_embedding")),
+    "tie_embedding_scale": Route(None, put("tie_embedding_scale"), needs="tie_embedding", types=(int, float)),
 }
 """Keyword -> what it does to an `XValDraft`."""
 
@@ -117,7 +120,9 @@ class XValTransformerWrapper(AroundWrapper):
         numerical_token_id: the token that stands for numbers.
         attn_layers: an `Encoder`, `Decoder` or other stack of this dialect.
         logits_dim: another number of logits.
-        tie_embedding: logits by the tokens' own vectors.
+        tie_embedding: logits by the tokens' own vectors, times dim**-0.5.
+        tie_embedding_scale: another factor; 1.0 for models of 2.26, which have none. Upstream has it in
+            `TransformerWrapper` alone.
         **keywords: see `XVAL`.
 
     Raises:

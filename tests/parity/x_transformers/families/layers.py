@@ -167,6 +167,11 @@ SETS = [
     OptionSet("residual-attention-selective", {"residual_attn": True, "attn_selective": True}),
     OptionSet("residual-attention-signed", {"residual_attn": True, "attn_cog_signed": True, "attn_use_cope": True}),
     OptionSet("residual-attention-ordered", {"residual_attn": True, "layers_execute_order": (0, 1, 1, 0)}),
+    OptionSet(
+        "residual-attention-scaled",
+        {"residual_attn": True, "attn_pre_scale_post_talking_heads": True},
+        wrong="masked scores of -1e308 are mixed over heads, and 0 times that is NaN",
+    ),
     OptionSet("residual-attention-values", {"residual_attn": True, "add_value_residual": True, "attn_laser": True}),
     OptionSet(
         "cross-residual-attention",

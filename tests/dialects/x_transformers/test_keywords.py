@@ -27,6 +27,7 @@ from variform.errors import ConfigError, ShapeError
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}
 PLAIN = {"enable_flash": False, "enable_mem_efficient": False}
+POOLED = {"attn_aggregated_residuals": True, "attn_aggregated_residual_kwargs": {"lora_rank": 3}}
 SIDES: dict[str, Any] = {
     f"{side}_{name}": value
     for side in ("enc", "dec")
@@ -97,6 +98,11 @@ SIDES: dict[str, Any] = {
         ({"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_qk_norm_scale": 4}, "whose gains are learned"),
         ({"custom_layers": ("a", "f"), "depth": None, "cross_attend": True}, "custom_layers has no 'c'"),
         ({"cross_attend": True, "sandwich_coef": 2}, "sandwich_coef = depth has no 'c'"),
+        ({"depth": 4, "par_ratio": 5, "shift_tokens": (0, 2, 1, 0)}, "one amount for each of the 10 sublayers"),
+        ({**POOLED, "depth_scale_residual": 0.3}, "depth_scale_residual: has no effect with attn_aggregated"),
+        ({**POOLED, "depth_scale_residual": True}, "depth_scale_residual: has no effect with attn_aggregated"),
+        ({**POOLED, "scale_residual": 0.3}, "scale_residual: has no effect with attn_aggregated"),
+        ({"attn_dim_head": 6, "rotary_xpos": True}, "attn_dim_head: .*rotary_emb_dim=4"),
         ({"custom_layers": ("a", "a"), "depth": None, "ff_glu": True}, "no effect without feedforwards"),
         ({"custom_layers": ("f", "f"), "depth": None, "attn_qk_norm": True}, "no effect without attention"),
         ({"gated_multi_residual": True}, "needs read_gate_rank"),
@@ -256,6 +262,7 @@ def test_problems_of_both_sides_come_at_once() -> None:
         ({"add_continuous_pred_head": True}, "needs causal layers"),
         ({"tie_embedding": True, "logits_dim": 7}, "one logit a token"),
         ({"tie_embedding_scale": 2.0}, "no effect without tie_embedding"),
+        ({"tie_embedding": True, "return_only_embed": True}, "nothing to tie"),
         ({"num_tokens": 0}, "num_tokens: must be positive"),
         ({"num_memory_tokens": -1}, "must not be negative"),
         ({"attn_layers": Decoder(**SMALL), "use_cls_token": True}, "see no token of causal layers"),

@@ -99,8 +99,10 @@ class HeadDraft:
         for name in ("logits_dim", "to_logits", "squeeze_out_last_dim", "mixture_of_softmax", "sigsoftmax_logits"):
             yield self.return_only_embed and bool(getattr(self, name)), name, named
         yield self.return_only_embed and self.num_output_heads > 1, "num_output_heads", named
+        message = "without a head there is nothing to tie: leave tie_embedding out"
+        yield self.return_only_embed and model.tie_embedding, "return_only_embed", message
         own = "a tied head has one logit a token"
-        for name in ("logits_dim", "return_only_embed", "to_logits"):
+        for name in ("logits_dim", "to_logits"):
             yield model.tie_embedding and bool(getattr(self, name)), name, own
         message = "several heads have weights of their own: a tied head, a module of one's own and mixtures are single"
         single = model.tie_embedding or self.to_logits is not None or self.mixture_of_softmax

@@ -79,6 +79,8 @@ def check(draft: LayersDraft) -> list[Problem]:
     if on["integrate_layers"] and on["attn_aggregated_residuals"]:
         message = "both say what a branch reads of earlier layers: integrate_layers or attn_aggregated_residuals"
         found.append(Problem("attn_aggregated_residuals", message, True))
+    if on["attn_aggregated_residuals"]:
+        found += draft.residuals.scaled_problems("attn_aggregated_residuals, which adds up branches as they are")
     tied = [name for name in ("weight_tie_layers", "layers_execute_order") if name in rearranged]
     if on["integrate_layers"] and tied:
         message = f"each layer has a weight for every layer before it, and {tied[0]} runs layers at several places"

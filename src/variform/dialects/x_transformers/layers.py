@@ -112,9 +112,10 @@ class LayersDraft:
         """The stack. Call it with no problems left."""
         types, order = layer_types(self)
         steps = self._steps(types)
+        steps = [] if self.problems else with_history(self, types, steps)
         if self.problems:
             return LayerStack.spec(layers=[])
-        layers = arranged(self, types, order, with_history(self, types, steps))
+        layers = arranged(self, types, order, steps)
         keeps_norm = self.pre_norm and self.pre_norm_has_final_norm and not self.pre_and_post_norm
         stack = LayerStack.spec(layers=layers, dim=self.dim, heads=self.heads, causal=self.causal)
         stack = self.residuals.stack(

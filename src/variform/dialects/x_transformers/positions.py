@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from variform.errors import Problem, did_you_mean
 from variform.ops.scores import alibi_slopes
 from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.parts.position.dynamic import DynamicBias
-from variform.parts.position.polar import PolarRotation
+from variform.parts.position.polar import ROOT_2, PolarRotation
 from variform.parts.position.rotary import RotaryRotation
 from variform.parts.position.some_heads import SomeHeads
 from variform.weights.x_transformers import tiled_heads
@@ -128,6 +127,10 @@ class PositionDraft:
         if self.rotary_xpos and draft.options.get("l2_distance"):
             message = "products with keys fade with their distance, and these scores are distances"
             return [Problem("rotary_xpos", message, True, "leave attn_l2_distance out, or take rotary_pos_emb")]
+        half = draft.dim_head // 2
+        if self.rotary_xpos and self.rotary.get("rotary_dim") is None and half % 2:
+            message = f"half of a head's {draft.dim_head} features are rotated, in pairs, and {half} are odd"
+            return [Problem(f"{draft.prefix}dim_head", message, draft.dim_head, f"give rotary_emb_dim={half + 1}")]
         if count is None or not count % (group := draft.heads // draft.key_heads):
             return []
         message = f"{group} query heads read one key head, and are rotated together with it"
@@ -170,11 +173,12 @@ class PositionDraft:
 
     def _polar(self, draft: AttentionDraft) -> Spec:
         """Upstream's l2 norms leave queries and keys smaller than the norms here, and its softplus sees that."""
-        size, scaling = draft.dim_head, {}
-        if draft.qk_norm:
-            groups = draft.options.get("qk_norm_groups", 1)
-            gain = math.sqrt(size) / groups if draft.qk_norm_dim_scale else size / groups
-            scaling = {"scale": draft.length, "gain": gain}
+        scaling: dict[str, Any] = {"scale": draft.length} if draft.qk_norm else {}
+        gain = 1.0 if draft.options["l2_distance"] else draft.polar_gain
+        if gain != ROOT_2:
+            scaling["gain"] = gain
+        if draft.key_heads == 1 < draft.heads:  # upstream gives every query head a phase, where it can
+            scaling["phases"] = "queries"
         return PolarRotation.spec(uniform_start=self.polar_bias_uniform_init, **scaling)
 
     def bias(self, draft: AttentionDraft) -> Spec | Shared | None:

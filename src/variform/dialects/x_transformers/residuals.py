@@ -116,6 +116,13 @@ class ResidualDraft:
         }
         return [Problem(name, f"has no effect with {why}") for name, (wrong, why) in ignored.items() if wrong]
 
+    def scaled_problems(self, by: str) -> list[Problem]:
+        """What is wrong where branches are not scaled, `by` something that says so."""
+        learned = isinstance(self.scale_residual, bool)
+        given = {"depth_scale_residual": self.starts_by_depth or (learned and self.beta != 1.0)}
+        given["scale_residual"] = not learned
+        return [Problem(name, f"has no effect with {by}") for name, wrong in given.items() if wrong]
+
     def _unknown_options(self) -> list[Problem]:
         known = OPTIONS.get(self.kind, {})
         return [

@@ -55,7 +55,7 @@ class GivenRotary(nn.Module):
 
 
 class GivenPolar(nn.Module):
-    """Polar coordinates at given angles, with given phases of key heads [Hk, 1, D] or [1, 1, D]."""
+    """Polar coordinates at given angles, with given phases [1, 1, D], or of the heads that have some [H, 1, D]."""
 
     def __init__(self, angles: Tensor, phase: Tensor, like: PolarRotation) -> None:
         super().__init__()
@@ -63,12 +63,14 @@ class GivenPolar(nn.Module):
         self.phase = phase
         self.scale = like.scale
         self.gain = like.gain
+        self.of_queries = like.of_queries
 
     def forward(
         self, q: Tensor, k: Tensor, q_positions: Tensor | None, k_positions: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Turn both sides."""
-        return self._turned(q, None, 1.0), self._turned(k, self.phase, self.gain)
+        of_q, of_k = (-self.phase, None) if self.of_queries else (None, self.phase)
+        return self._turned(q, of_q, 1.0), self._turned(k, of_k, self.gain)
 
     def _turned(self, x: Tensor, phase: Tensor | None, gain: float) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -133,7 +135,8 @@ def _turned(mixer: Any, angles: Tensor, second: Any, polar: bool) -> Any:
         if held is None:
             raise InputError("polar_pos_emb of a call needs layers that were built with polar_pos_emb=True")
         if not isinstance(second, Tensor) or second.shape[0] not in (1, held.phase.shape[0]):
-            raise InputError(f"the phases are [{held.phase.shape[0]}, 1, features], one for each key head")
+            side = "query" if held.of_queries else "key"
+            raise InputError(f"the phases are [{held.phase.shape[0]}, 1, features], one for each {side} head")
         phase = second.clamp(-2 * math.pi, 0.0)
         return changed(mixer, rotation=replaced(own, held, GivenPolar(angles, phase, held)))
     if own is not None and held is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
+from variform.core.spec import Spec
 from variform.errors import Problem
 from variform.parts.attention.around import AroundAttention
 from variform.parts.attention.memory import ZeroMemory
@@ -89,7 +90,8 @@ class LaserAttention(AroundAttention):
         memories = [] if inner is None else [spec for _, spec in inner.walk() if issubclass(spec.part, Memory)]
         if any(issubclass(spec.part, ExponentialMemory) for spec in memories):
             return []
-        name = next((spec.name for spec in memories if not issubclass(spec.part, ZeroMemory)), None)
+        own = [spec for spec in memories if not any(issubclass(inner.part, Memory) for inner in _inside(spec))]
+        name = next((spec.name for spec in own if not issubclass(spec.part, ZeroMemory)), None)
         if name is None:
             return []
         hint = f"take exponential(memory={name}(...))"
@@ -107,6 +109,11 @@ class LaserAttention(AroundAttention):
             sides = replace(sides, beside=beside._replace(v=exponentials(beside.v, self.clamp)))
         out = self.attention(q, k, exponentials(v, self.clamp), sides)
         return (_logarithm(out[0]), out[1]) if isinstance(out, tuple) else _logarithm(out)
+
+
+def _inside(spec: Spec) -> list[Spec]:
+    """The specs in the slots of another, at any depth."""
+    return [inner for path, inner in spec.walk() if path]
 
 
 def exponentials(v: Tensor, clamp: float | None) -> Tensor:

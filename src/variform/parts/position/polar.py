@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,8 +27,10 @@ class PolarRotation(Rotation):
 
     Feature d of a query at position p becomes the length softplus(q_d) at the angle p w_d, w_d = base^(-d / D), and so
     does a key's at p w_d + b_d with a learned phase b in [-2 pi, 0] for each head; both as cosine and sine, so that a
-    product is sum_d softplus(q_d) softplus(k_d) cos((p_k - p_q) w_d + b_d). Keys are multiplied by `gain`, sqrt(2) by
-    default, so that the usual factor on products, one over the root of their now 2 D features, acts as D^-0.5.
+    product is sum_d softplus(q_d) softplus(k_d) cos((p_k - p_q) w_d + b_d). Phases may be of query heads, which then
+    stand at p w_d - b_d: the products are the same, and heads that read one key have phases of their own. Keys are
+    multiplied by `gain`, sqrt(2) by default, so that the usual factor on products, one over the root of their now 2 D
+    features, acts as D^-0.5.
 
     Shapes:
         q: [B, H, L, dim_head], k: [B, Hk, L, dim_head] -> the same with 2 dim_head features
@@ -40,6 +42,8 @@ class PolarRotation(Rotation):
         uniform_start: begin with phases drawn from [-2 pi, 0]; with none otherwise.
         scale: factor on queries and keys before the softplus, where a norm left them of another size.
         gain: factor on keys after it.
+        heads: number of query heads.
+        phases: "keys" or "queries", whose heads have a phase.
     """
 
     widening: ClassVar[int] = 2
@@ -52,13 +56,16 @@ class PolarRotation(Rotation):
         uniform_start: bool = False,
         scale: Positive = 1.0,
         gain: Positive = ROOT_2,
+        heads: Size = INHERIT,
+        phases: Literal["keys", "queries"] = "keys",
     ) -> None:
         super().__init__()
         self.base = base
         self.uniform_start = uniform_start
         self.scale = scale
         self.gain = gain
-        self.phase = nn.Parameter(torch.empty(kv_heads, 1, dim_head))
+        self.of_queries = phases == "queries"
+        self.phase = nn.Parameter(torch.empty(heads if self.of_queries else kv_heads, 1, dim_head))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,7 +81,8 @@ class PolarRotation(Rotation):
     ) -> tuple[Tensor, Tensor]:
         """Turn both sides to their positions."""
         phase = self.phase.clamp(-2 * math.pi, 0.0)
-        return self._turned(q, q_positions, None, 1.0), self._turned(k, k_positions, phase, self.gain)
+        of_q, of_k = (-phase, None) if self.of_queries else (None, phase)
+        return self._turned(q, q_positions, of_q, 1.0), self._turned(k, k_positions, of_k, self.gain)
 
     def _turned(self, x: Tensor, positions: Tensor | None, phase: Tensor | None, gain: float) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -12,7 +12,11 @@ from variform.testing.samples import Sample, samples_for
 
 @samples_for(PolarRotation)
 def _polar() -> list[Sample]:
-    return [Sample(PolarRotation.spec()), Sample(PolarRotation.spec(uniform_start=True, scale=0.5), "with phases")]
+    return [
+        Sample(PolarRotation.spec()),
+        Sample(PolarRotation.spec(uniform_start=True, scale=0.5), "with phases"),
+        Sample(PolarRotation.spec(uniform_start=True, phases="queries"), "with phases of queries"),
+    ]
 
 
 @samples_for(SomeHeads)

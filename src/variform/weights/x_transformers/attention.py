@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
+from variform.parts.position.polar import PolarRotation
 from variform.weights.entries import Entry, plain, reordered
 from variform.weights.x_transformers.around import Heads, around_entries, innermost
 from variform.weights.x_transformers.maps import map_entries
@@ -41,7 +44,8 @@ def attention_entries(mixer: AnyMixer, prefix: str) -> Iterator[Entry]:
         yield plain(f"{prefix}mem_k", memory.keys)
         yield plain(f"{prefix}mem_v", memory.values)
     # A factor on the product of q and k: their norms are l2 norms with gains, else RMS norms.
-    cosine = getattr(attention, "scale", None) is not None
+    # Distances of polar features, of which there are twice as many, are given the usual factor of a head, too.
+    cosine = getattr(attention, "scale", None) is not None and not _is_polar(mixer)
     if cosine and mixer.q_norm is None:
         raise no_counterpart(attention)
     names = ("qk_norm_q_scale", "qk_norm_k_scale") if cosine else ("q_rmsnorm.gamma", "k_rmsnorm.gamma")
@@ -49,6 +53,12 @@ def attention_entries(mixer: AnyMixer, prefix: str) -> Iterator[Entry]:
         if isinstance(norm, (RMSNorm, GroupedRMSNorm)) and norm.weight is not None:
             factor, offset = (size**-0.25, 0.0) if cosine else (1.0, 1.0)
             yield reordered(prefix + name, norm.weight, list(order), 0, factor=factor, offset=offset)
+
+
+def _is_polar(mixer: nn.Module) -> bool:
+    """Whether queries and keys get lengths and angles as they are, not after an l2 norm."""
+    rotation = getattr(mixer, "rotation", None)
+    return isinstance(rotation, PolarRotation) and rotation.scale == 1.0
 
 
 def tiled_heads(heads: int, kv_heads: int) -> list[int]:

@@ -99,7 +99,7 @@ def _positions(mixers: Sequence[MultiHead | ProjectedAttention], prefix: str) ->
     """What upstream keeps once for all layers: the angles of rotary positions, the table of a relative bias."""
     rotation: nn.Module | None = next((mixer.rotation for mixer in mixers if mixer.rotation is not None), None)
     if isinstance(rotation, PolarRotation):
-        yield from _polar(rotation, mixers[0].heads, f"{prefix}polar_pos_emb.")
+        yield from _polar(rotation, mixers[0].heads, mixers[0].kv_heads, f"{prefix}polar_pos_emb.")
     else:
         yield from _rotary(rotation, prefix)
     yield from _dynamic(next((mixer for mixer in mixers if isinstance(mixer.position_bias, DynamicBias)), None), prefix)
@@ -129,10 +129,13 @@ def _rotary(rotation: nn.Module | None, prefix: str) -> Iterator[Entry]:
         yield constant(f"{prefix}rotary_pos_emb.scale", fading, "the fading of pairs")
 
 
-def _polar(rotation: PolarRotation, heads: int, prefix: str) -> Iterator[Entry]:
+def _polar(rotation: PolarRotation, heads: int, kv_heads: int, prefix: str) -> Iterator[Entry]:
     if rotation.phase.shape[0] != heads:
         raise ConfigError("x-transformers has a phase for each query head, and these are of fewer key heads")
-    yield plain(f"{prefix}learned_bias", rotation.phase)
+    if rotation.of_queries:
+        yield reordered(f"{prefix}learned_bias", rotation.phase, tiled_heads(heads, kv_heads), 0)
+    else:
+        yield plain(f"{prefix}learned_bias", rotation.phase)
     dim = rotation.phase.shape[2]
     angles = rotation.base ** -(torch.arange(dim, dtype=torch.float64) / dim)
     yield constant(f"{prefix}inv_freq", angles.float(), "polar angles")

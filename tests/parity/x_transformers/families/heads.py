@@ -158,6 +158,7 @@ SETS = [
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2},
     ),
     OptionSet("heads-of-one-feature", {"attn_dim_head": 1}),
+    OptionSet("laser-zero-kv-distance", {"attn_laser": True, "attn_add_zero_kv": True, "attn_l2_distance": True}),
     OptionSet("laser-zero-kv-alone", {"attn_laser": True, "attn_add_zero_kv": True}),
     OptionSet("laser-zero-kv", {"attn_laser": True, "attn_add_zero_kv": True, "attn_num_mem_kv": 2}),
     OptionSet("l2-distance-zero-kv", {"attn_l2_distance": True, "attn_add_zero_kv": True, "attn_num_mem_kv": 2}),

@@ -68,6 +68,15 @@ SETS = [
     _set("polar-given", polar_pos_emb=True, call=_places),
     _set("polar-cross", polar_pos_emb=True, cross_attend=True, call=_context),
     _set("polar-norms", polar_pos_emb=True, attn_qk_rmsnorm=True, disable_abs_pos_emb=False),
+    _set("polar-distance", polar_pos_emb=True, attn_l2_distance=True),
+    _set(
+        "polar-distance-gains",
+        polar_pos_emb=True,
+        attn_l2_distance=True,
+        attn_qk_norm=True,
+        attn_qk_norm_dim_scale=True,
+    ),
+    _set("polar-one-key-head", polar_pos_emb=True, attn_one_kv_head=True, depth=3),
     _set("polar-cosine", polar_pos_emb=True, attn_qk_norm=True),
     _set("polar-cosine-gains", polar_pos_emb=True, attn_qk_norm=True, attn_qk_norm_dim_scale=True),
     _set(

@@ -22,6 +22,7 @@ from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.norm.grouped import GroupedRMSNorm
 from variform.parts.norm.norms import RMSNorm
+from variform.parts.position.polar import ROOT_2, PolarRotation
 from variform.parts.stream_ops.padding import ZeroPadding
 
 OF_ANY_MIXER = {
@@ -76,6 +77,14 @@ class AttentionDraft:
             return 1.0
         length = math.sqrt(self.options.get("qk_norm_groups", 1) / self.dim_head)
         return float(length * self.dim_head**0.25) if self.qk_norm_dim_scale else length
+
+    @property
+    def polar_gain(self) -> float:
+        """What keys in polar coordinates are multiplied by, so that products with them are upstream's."""
+        if not self.qk_norm:
+            return ROOT_2
+        groups = self.options.get("qk_norm_groups", 1)
+        return float(math.sqrt(self.dim_head) / groups if self.qk_norm_dim_scale else self.dim_head / groups)
 
     def check(self, cross: bool) -> list[Problem]:
         """The rules that concern several keywords."""
@@ -151,7 +160,8 @@ class AttentionDraft:
         if is_mixer(self.part):
             mixer = mixing_spec(self.part)
             return ZeroPadding.spec(body=self._wrapped(with_dropout(mixer, self.dropout) if self.dropout else mixer))
-        mixer = MultiHead.spec(**self._common(), rotation=rotation, position_bias=bias)
+        common = self._common(polar_distances=_is_polar(rotation) and self.options["l2_distance"])
+        mixer = MultiHead.spec(**common, rotation=rotation, position_bias=bias)
         return ZeroPadding.spec(body=self._wrapped(mixer))
 
     def cross_body(self, rotation: Spec | None) -> Spec:
@@ -168,9 +178,11 @@ class AttentionDraft:
             mixer = family.mixer(self, mixer)
         return mixer
 
-    def _common(self) -> dict[str, Any]:
+    def _common(self, polar_distances: bool = False) -> dict[str, Any]:
         k_norm: Spec | Shared | None
         q_norm, k_norm, scale = self._norms()
+        if polar_distances:  # of features as they are: no gain of keys stands in for the factor on products
+            scale = self.dim_head**-0.5 if scale is None else scale * self.polar_gain
         softmax: dict[str, Any] = {"dropout": self.dropout, "scale": scale}
         if self.part is not None:
             attention = with_dropout(mixing_spec(self.part), self.dropout)
@@ -218,6 +230,11 @@ class AttentionDraft:
         if not self.qk_norm_dim_scale:
             return norm.spec(**common, gain=False), norm.spec(**common, gain=False)
         return norm.spec(**common, per_head=self.heads), norm.spec(**common, per_head=self.key_heads)
+
+
+def _is_polar(rotation: Spec | Shared | None) -> bool:
+    found = described(rotation)
+    return isinstance(found, Spec) and found.part is PolarRotation
 
 
 def is_mixer(part: Any) -> bool:

@@ -33,6 +33,7 @@ STANDINS: dict[Place, Place] = {
     (module, name): (standin, name)
     for module, standin, names in (
         ("variform.parts.linear", LAYERS, ("Linear",)),
+        ("variform.ops.products", LAYERS, ("linear",)),
         ("variform.parts.kinds.calls", LAYERS, ("call",)),
         ("variform.parts.kinds.attention", ATTENTION, ("Sides",)),
         ("variform.parts.attention.softmax", ATTENTION, ("SoftmaxAttention", "LocalAttention")),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional as F
 
+from variform.ops.products import linear
 from variform.ops.recompute import Cheap
 
 
@@ -39,7 +39,7 @@ class Linear(nn.Linear):
             weight, bias = own["weight"], own["bias"]
         except KeyError:  # parametrised, pruned or sharded
             weight, bias = self.weight, self.bias
-        return F.linear(input, weight, bias)
+        return linear(input, weight, bias)
 
     if TYPE_CHECKING:
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from variform.stack.execute import ModuleList
@@ -16,6 +17,11 @@ Streams = Mapping[str, Any]
 
 PUBLISHES, HIDDEN = True, True
 """Facts of one model, put into the code when it is written: parts publish streams; the encoder has a head."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b."""
+    return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from variform.core.dims import Shape
 from variform.core.inherit import INHERIT
@@ -15,6 +14,7 @@ from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.core.spec import described
 from variform.errors import ConfigError, Problem
+from variform.ops.products import linear
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.kinds import Embedding, Head, Streams
 from variform.parts.linear import Linear
@@ -89,7 +89,7 @@ class TiedLMHead(Head):
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """Compare with every token's vector."""
-        logits = F.linear(x, self.embedding.weight.to(x.dtype))
+        logits = linear(x, self.embedding.weight.to(x.dtype))
         return logits if self.scale == 1.0 else logits * self.scale
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from variform.core.dims import Shape
 from variform.core.part import Facts
 from variform.core.registry import register
 from variform.core.spec import described
 from variform.errors import ConfigError, Problem
+from variform.ops.products import linear
 from variform.parts.kinds import Op
 from variform.parts.op.tokenwise import EmbeddingOp, last_size
 
@@ -57,5 +57,5 @@ class Unembed(Op):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Compare with every vector."""
         (x,) = inputs
-        logits = F.linear(x, self.embedding.weight.to(x.dtype))
+        logits = linear(x, self.embedding.weight.to(x.dtype))
         return logits if self.scale == 1.0 else logits * self.scale

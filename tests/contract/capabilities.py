@@ -57,6 +57,8 @@ ROWS = (
         ("attention/prefix", "attention/value_residual", "attention/score_residual"),
         "yyyoooo",
     ),
+    Row("limits of distance around attention", ("attention/limited",), "yyyyyyy"),
+    Row("sequences that end together", ("attention/ends_together",), "ryyryry"),
     Row("rotations to the places of another sequence", ("attention/rotated",), "yyooooo"),
     Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
     Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),

@@ -169,11 +169,13 @@ def test_attention_over_patterns_is_bit_equal(tmp_path: Path) -> None:
 
 REFUSED = {
     "attention/delta",
+    "attention/ends_together",
     "attention/gated",
     "attention/head_scale",
     "attention/hybrid",
     "attention/l2_distance",
     "attention/laser",
+    "attention/limited",
     "attention/orthogonal_values",
     "attention/prefix",
     "attention/rotated",
@@ -191,6 +193,7 @@ REFUSED = {
     "mixer/projected_cross_attention",
     "nonlinearity/user_module",
     "projection/glu",
+    "projection/head_order",
     "projection/identity",
     "projection/linear",
     "projection/low_rank",

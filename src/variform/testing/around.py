@@ -7,6 +7,7 @@ from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention, LengthMemory
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
+from variform.parts.attention.limited import EndsTogether, LimitedAttention
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
@@ -17,7 +18,7 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.position.rotary import RotaryRotation
-from variform.parts.projection.maps import GatedProjection, LinearProjection, LowRankProjection
+from variform.parts.projection.maps import GatedProjection, HeadOrder, LinearProjection, LowRankProjection
 from variform.stack.sublayer import Sublayer
 from variform.testing.hosts import Setting, in_layers
 from variform.testing.samples import Sample, samples_for
@@ -40,6 +41,20 @@ def _gated() -> list[Sample]:
             "around a window",
         ),
     ]
+
+
+@samples_for(LimitedAttention)
+def _limited() -> list[Sample]:
+    inner = GatedAttention.spec(attention=HeadScaleAttention.spec())
+    return [
+        Sample(LimitedAttention.spec(back=3)),
+        Sample(LimitedAttention.spec(back=4, ahead=2, attention=inner), "both sides"),
+    ]
+
+
+@samples_for(EndsTogether)
+def _ends_together() -> list[Sample]:
+    return [Sample(EndsTogether.spec(attention=LimitedAttention.spec(back=3, ahead=1)))]
 
 
 @samples_for(OrthogonalValues)
@@ -65,6 +80,11 @@ def _gated_projection() -> list[Sample]:
     return [Sample(GatedProjection.spec(bias=True))]
 
 
+@samples_for(HeadOrder)
+def _head_order() -> list[Sample]:
+    return [Sample(HeadOrder.spec(order=(2, 0, 1, 3)))]
+
+
 @samples_for(ProjectedAttention)
 def _projected() -> list[Sample]:
     own = LatentKeyValues.spec(dim_latent=5, own_heads=1, dim_value=3)
@@ -83,6 +103,7 @@ def _projected() -> list[Sample]:
             ),
             "latent, all rotated",
         ),
+        Sample(ProjectedAttention.spec(attention=OrthogonalValues.spec(over="both"), kv_heads=2), "wide results"),
         Sample(ProjectedAttention.spec(keys=shared, attention=OrthogonalValues.spec()), "latent, without decoding"),
     ]
 

@@ -28,23 +28,24 @@ def attention(case: Case) -> None:
     (q, k, v), x = heads(6, 7), tokens(6)
     if case.can.cross and case.can.key_padding:
         keep = torch.tensor([[True, False, True, True, False, True, False], [False] * 7])
-        out = part(q, k, v, Sides(k_valid=keep, x=x))
-        fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides(x=x[:1]))
+        out = part(q, k, v, Sides(k_valid=keep, x=x, **placed(part)))
+        fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides(x=x[:1], **placed(part, keys=keep[0])))
         same(out[:1], fewer, "keys that are not valid, against fewer keys")
         same(out[1], torch.zeros_like(out[1]), "a row without valid keys", 0.0)
-    if case.can.cross and case.can.attention_mask:
+    if case.can.cross and case.can.attention_mask and not part.queries_mixed(dict(case.resolved.args)):
         allowed = torch.rand(2, 4, 6, 7) > 0.4
         allowed[0, :, 2] = False
         allowed[1, :, 4, 1:] = False
         if _heads_mix(part, q, k, v, x):
             allowed = allowed[:, :1].expand(-1, 4, -1, -1)
-        out = part(q, k, v, Sides(mask=Dense(allowed), x=x))
+        out = part(q, k, v, Sides(mask=Dense(allowed), x=x, **placed(part)))
         same(out[0, :, 2], torch.zeros_like(out[0, :, 2]), "a query whose mask allows nothing", 0.0)
         for row, head, step in ((0, 1, 0), (1, 3, 4), (1, 0, 5)):
             keep = allowed[row, head, step]
             if keep.any():
                 at, one = slice(row, row + 1), slice(step, step + 1)
-                fewer = part(q[at, :, one], k[at][:, :, keep], v[at][:, :, keep], Sides(x=x[at, one]))
+                known = Sides(x=x[at, one], **placed(part, step, keep))
+                fewer = part(q[at, :, one], k[at][:, :, keep], v[at][:, :, keep], known)
                 same(out[row, head, step], fewer[0, head, 0], "a masked query, against fewer keys")
     length = case.fit(6)
     q, k, v = heads(length, length)
@@ -52,6 +53,17 @@ def attention(case: Case) -> None:
     grouped = part(q, k[:, :2], v[:, :2], Sides(x=x))
     repeated = part(q, *(t[:, :2].repeat_interleave(2, 1) for t in (k, v)), Sides(x=x))
     same(grouped, repeated, "two key heads for four query heads, against repeated key heads")
+
+
+def placed(part: Any, query: int | None = None, keys: Tensor | None = None) -> dict[str, Any]:
+    """Where six queries and seven keys stand, or one and some of them, for attentions that go by it."""
+    if not part.takes_positions:
+        return {}
+    places = torch.arange(7)
+    return {
+        "q_positions": places[:6] if query is None else places[query : query + 1],
+        "k_positions": places if keys is None else places[keys],
+    }
 
 
 def _heads_mix(part: Any, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> bool:

@@ -96,7 +96,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 ELSEWHERE = re.compile(
     r"(attn_dim_context|attn_inverted_attention|ff_dim_out|(cross_)?attn_dim_out|attn_hybrid_mask_kwarg|"
-    r"cross_attn_(selective|max_attend_past|data_dependent_alibi\w*|\w*rel_proj\w*|\w*cope\w*|inverted_attention|"
+    r"cross_attn_(selective|data_dependent_alibi\w*|\w*rel_proj\w*|\w*cope\w*|inverted_attention|"
     r"flash_pack_seq|orthog_projected_values\w*|hybrid_\w*))"
 )
 """Keywords that a stack of causal layers refuses, whatever their value."""

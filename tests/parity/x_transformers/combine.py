@@ -102,6 +102,9 @@ OTHERWISE = (
     ("forget.*(dynamic|alibi|t5|attn-bias)", "upstream drops the bias"),
     ("(top-k|hard).*some-heads|some-heads.*(top-k|hard)", "equal tokens have equal scores, up to rounding"),
     ("rotary-given.*(projected|window)|(projected|window).*rotary-given", "distances are those of pos"),
+    ("window-of-a-context.*padding", "padding is not counted from the ends"),
+    ("CrossAttender.*window|window.*CrossAttender", "the context is padded, which is not counted from the ends"),
+    ("window.*cross|cross.*window", "a decoder's tokens begin with the context, and padding is not counted"),
     ("top-k.*interspersed", "equal memory tokens have equal scores, up to rounding"),
 )
 """Names of features that upstream computes otherwise, and why that is not compared; see docs/differences.md."""
@@ -109,8 +112,6 @@ OTHERWISE = (
 REFUSED = (
     "has no effect",
     "self-attention alone has it",
-    "in causal self-attention alone",
-    "the order of heads counts",
     "context was given, and no part of this model reads it",
     "no layer attends to its own sequence",
     "there are memories for 2 steps, and",

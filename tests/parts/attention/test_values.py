@@ -6,11 +6,14 @@ from torch import Tensor
 
 import variform as vf
 from variform.errors import ConfigError
+from variform.parts.attention.gated import GatedAttention
 from variform.parts.attention.memory import LearnedMemory
 from variform.parts.attention.softmax import SoftmaxAttention
 from variform.parts.attention.values import ExponentialMemory, LaserAttention, NormedValues, OrthogonalValues
 from variform.parts.kinds import Sides
 from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
+from variform.parts.mixer.projected import ProjectedAttention
 
 FACTS = {"dim": 6, "heads": 4, "kv_heads": 2, "dim_head": 3, "causal": True}
 
@@ -87,6 +90,23 @@ def test_results_are_orthogonal_to_the_own_value_and_see_no_future(over: str) ->
     assert float(share.abs().max()) > 0.1
     changed = torch.cat((v[:, :, :3], v[:, :, 3:] + 1), 2)
     assert torch.equal(part(q, k, changed, Sides())[:, :, :3], out[:, :, :3])
+
+
+def test_both_projections_stand_one_behind_the_other() -> None:
+    q, k, v = given()
+    both, token, head = (
+        vf.build(OrthogonalValues.spec(over=over), **FACTS).double()(q, k, v, Sides())
+        for over in ("both", "token", "head")
+    )
+    assert torch.equal(both, torch.cat((token, head), -1))
+    part = vf.build(ProjectedAttention.spec(attention=OrthogonalValues.spec(over="both"), dim_head=3), dim=8, heads=2)
+    assert part.output.out.weight.shape == (8, 12)
+    assert part(torch.randn(2, 5, 8), {}).shape == (2, 5, 8)
+    for around in (MultiHead.spec(), ProjectedAttention.spec()):
+        inner = OrthogonalValues.spec(over="both")
+        inner = inner if around.part is MultiHead else GatedAttention.spec(attention=inner)
+        with pytest.raises(ConfigError, match="gives more features than a value has"):
+            vf.resolve(around.replace(attention=inner), dim=8, heads=2)
 
 
 def test_a_value_of_zero_leaves_results_as_they_are() -> None:

@@ -7,6 +7,7 @@ import variform as vf
 from variform.errors import ConfigError
 from variform.parts.projection.maps import (
     GatedProjection,
+    HeadOrder,
     IdentityProjection,
     LinearProjection,
     LowRankProjection,
@@ -30,6 +31,19 @@ def test_maps_that_begin_at_zero() -> None:
     x = torch.randn(3, 6)
     for spec in (LinearProjection.spec(zero=True), LowRankProjection.spec(rank=2, zero=True)):
         assert not vf.build(spec, **SIZES)(x).any()
+
+
+def test_heads_go_out_in_another_order() -> None:
+    x = torch.randn(2, 5, 6)
+    part = vf.build(HeadOrder.spec(order=(2, 0, 1)), inputs=6, outputs=6)
+    assert torch.equal(part(x), x[..., [4, 5, 0, 1, 2, 3]])
+    for order, outputs, message in (
+        ((0, 0, 1), 6, "equal pieces"),
+        ((1, 0), 4, "must go out"),
+        ((3, 1, 2, 0), 6, "eq"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            vf.build(HeadOrder.spec(order=order), inputs=6, outputs=outputs)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -35,20 +35,23 @@ class Window(Mask):
     """A query attends to keys at distance -ahead <= q - k <= back.
 
     Args:
-        back: how many positions before the query are attended, besides its own.
-        ahead: how many positions after it.
+        back: how many positions before the query are attended, besides its own; None for all of them.
+        ahead: how many positions after it; None for all of them.
     """
 
-    back: int
-    ahead: int = 0
+    back: int | None
+    ahead: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.back < 0 or self.ahead < 0:
+        if (self.back or 0) < 0 or (self.ahead or 0) < 0:
             raise ConfigError(f"Window(back={self.back}, ahead={self.ahead}): both must be >= 0")
 
     def _visit(self, view: View) -> Tensor:
         # Additions on the two position vectors, not on their [Lq, Lk] difference.
-        return (view.k_pos >= view.q_pos - self.back) & (view.k_pos <= view.q_pos + self.ahead)
+        if self.back is None:
+            return view.k_pos <= view.q_pos + self.ahead if self.ahead is not None else view.k_pos == view.k_pos
+        near = view.k_pos >= view.q_pos - self.back
+        return near if self.ahead is None else near & (view.k_pos <= view.q_pos + self.ahead)
 
     def band(self) -> Band:
         return (self.back, self.ahead)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from variform.core.part import Can, Facts
 from variform.core.spec import Spec, described
+from variform.errors import Problem
 from variform.parts.kinds import Attention, State
 
 
@@ -58,6 +59,12 @@ class AroundAttention(Attention):
         return inner.part.value_size(inner.args) if inner is not None and issubclass(inner.part, Attention) else None
 
     @classmethod
+    def value_times(cls, args: Facts) -> int:
+        """The inner attention's."""
+        inner = cls.inner(args)
+        return inner.part.value_times(inner.args) if inner is not None and issubclass(inner.part, Attention) else 1
+
+    @classmethod
     def joined_inside(cls, args: Facts) -> bool:
         """Whether the inner attention takes keys that were joined outside: what `takes_joined` of parts is that treat
         each key and value on its own."""
@@ -97,3 +104,11 @@ class AroundAttention(Attention):
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """The inner attention's own."""
         return self.attention.init_state(batch, max_len, like, heads, dim_key, dim_value)
+
+
+def wide_inside(inner: Spec | None) -> list[Problem]:
+    """What is wrong with an inner attention that gives more features than a value has."""
+    if inner is None or not issubclass(inner.part, Attention) or inner.part.value_times(inner.args) == 1:
+        return []
+    message = f"{inner.name!r} gives more features than a value has: put it around the others"
+    return [Problem("attention", message, inner.name)]

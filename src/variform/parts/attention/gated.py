@@ -13,7 +13,7 @@ from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Facts, use
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
-from variform.parts.attention.around import AroundAttention
+from variform.parts.attention.around import AroundAttention, wide_inside
 from variform.parts.kinds import Attention, Projection, Sides, State
 
 Size = Annotated[int, Field(gt=0)]
@@ -78,10 +78,10 @@ class GatedAttention(AroundAttention):
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
-        """There is a gate."""
+        """There is a gate, of features as wide as values."""
         if facts["input_gate"] is None and facts["output_gate"] is None:
             return [Problem("input_gate", "there is nothing to gate with: give input_gate or output_gate")]
-        return []
+        return wide_inside(cls.inner(facts))
 
     @classmethod
     def takes_joined(cls, args: Facts) -> bool:

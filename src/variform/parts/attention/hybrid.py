@@ -14,7 +14,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError
-from variform.parts.attention.around import AroundAttention
+from variform.parts.attention.around import AroundAttention, wide_inside
 from variform.parts.attention.gated import to_heads, token_features
 from variform.parts.kinds import Attention, Mixer, Norm, Projection, Sides, State, holds_state
 
@@ -77,11 +77,11 @@ class HybridAttention(AroundAttention):
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
-        """An order holds each head once."""
+        """An order holds each head once, and both sides are as wide as values."""
         order = facts["head_order"]
         if order is not None and sorted(order) != list(range(facts["heads"])):
             return [Problem("head_order", f"each of 0..{facts['heads'] - 1} once", order)]
-        return []
+        return wide_inside(cls.inner(facts))
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:

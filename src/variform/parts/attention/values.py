@@ -14,7 +14,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec
 from variform.errors import Problem
-from variform.parts.attention.around import AroundAttention
+from variform.parts.attention.around import AroundAttention, wide_inside
 from variform.parts.attention.memory import ZeroMemory
 from variform.parts.kinds import Attention, Memory, Norm, Sides, State
 
@@ -156,30 +156,45 @@ class ExponentialMemory(Memory):
 class OrthogonalValues(AroundAttention):
     """What attention gives, less its part along the token's own value (belief attention, openreview Ard2QzPAUK).
 
-    o_i <- o_i - (o_i . v_i / |v_i|^2) v_i, head by head, or over the values of all heads as one vector. Each token is
-    treated on its own, so nothing of the future is seen.
+    o_i <- o_i - (o_i . v_i / |v_i|^2) v_i, head by head, or over the values of all heads as one vector, or both, one
+    behind the other in each head. Each token is treated on its own, so nothing of the future is seen.
 
     Shapes:
-        q, k, v: as the inner attention's, with Lq = Lk: a token has a value of its own in self-attention alone
+        q, k, v: as the inner attention's, with Lq = Lk: a token has a value of its own in self-attention alone;
+        over "both" the result is [B, H, L, 2 Dv]
 
     Args:
         attention: the attention whose results are projected.
-        over: "head", or "token" for all heads of a token together.
+        over: "head", "token" for all heads of a token together, or "both", which needs a `projected_attention`.
     """
 
     can: ClassVar[Can] = Can(cross=False)
 
-    def __init__(self, attention: Attention = use("softmax"), over: Literal["head", "token"] = "token") -> None:
+    def __init__(self, attention: Attention = use("softmax"), over: Literal["head", "token", "both"] = "token") -> None:
         super().__init__()
         self.attention = attention
-        self.dims = (3,) if over == "head" else (1, 3)
+        self.over = {"head": ((3,),), "token": ((1, 3),), "both": ((1, 3), (3,))}[over]
+
+    @classmethod
+    def value_times(cls, args: Facts) -> int:
+        """Both projections are as many features again."""
+        return super().value_times(args) * (2 if args.get("over") == "both" else 1)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Results of the inner attention are as wide as values."""
+        return wide_inside(cls.inner(facts))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and project."""
         out = self.attention(q, k, v, sides)
         if isinstance(out, tuple):
-            return orthogonal(out[0], v, self.dims), out[1]
-        return orthogonal(out, v, self.dims)
+            return self._projected(out[0], v), out[1]
+        return self._projected(out, v)
+
+    def _projected(self, out: Tensor, v: Tensor) -> Tensor:
+        found = [orthogonal(out, v, dims) for dims in self.over]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
 def orthogonal(x: Tensor, v: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -99,6 +99,11 @@ class Attention(Part):
         return None
 
     @classmethod
+    def value_times(cls, args: Facts) -> int:
+        """How many times the features of a value it gives for each head."""
+        return 1
+
+    @classmethod
     def takes_joined(cls, args: Facts) -> bool:
         """Whether it needs no state of its own where its caller joins new keys and values to those before them."""
         return False

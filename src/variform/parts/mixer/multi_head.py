@@ -304,7 +304,7 @@ def bias_problems(facts: Facts) -> list[Problem]:
     return [Problem("position_bias", message, hint="take a rotation, or another attention")]
 
 
-def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> list[Problem]:
+def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int, any_width: bool = False) -> list[Problem]:
     """The attention in the slot `attention` is made for the heads that it is given.
 
     Args:
@@ -312,6 +312,7 @@ def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> li
         heads: query heads.
         dim_head: features of a query.
         dim_value: features of a value.
+        any_width: whether the attention may give more features than a value has.
     """
     attention: Spec = facts["attention"]
     inherited = {f.name for f in fields_of(attention.part) if f.inherits}
@@ -324,7 +325,16 @@ def slot_problems(facts: Facts, heads: int, dim_head: int, dim_value: int) -> li
     if not problems and wanted not in (None, dim_value):
         message = f"{attention.name!r} is made for values of {wanted} features, and a value has {dim_value} here"
         problems.append(Problem("attention", message))
+    if not any_width and value_times(facts) != 1:
+        message = f"{attention.name!r} gives more features than a value has, and the output map is for as many"
+        problems.append(Problem("attention", message, hint="take projected_attention"))
     return problems
+
+
+def value_times(facts: Facts) -> int:
+    """How many times the features of a value the attention in the slot `attention` gives."""
+    slot = described(facts.get("attention"))
+    return slot.part.value_times(slot.args) if isinstance(slot, Spec) and issubclass(slot.part, Attention) else 1
 
 
 def slot_abilities(args: Facts) -> Can:

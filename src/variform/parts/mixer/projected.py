@@ -41,6 +41,7 @@ from variform.parts.mixer.multi_head import (
     slot_abilities,
     slot_problems,
     split_heads,
+    value_times,
     with_added,
     without_padding,
 )
@@ -227,7 +228,10 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
     own: dict[str, Any] = {
         "keys": {"inputs": inputs},
         "query": {"inputs": dim, "outputs": heads * sizes["dim_head"], "writes": None},
-        "output": {"inputs": heads * sizes["dim_value"], "outputs": told(facts, "output", "outputs") or dim},
+        "output": {
+            "inputs": heads * sizes["dim_value"] * value_times(facts),
+            "outputs": told(facts, "output", "outputs") or dim,
+        },
         "q_norm": {"dim": sizes["dim_head"]},
         "k_norm": {"dim": sizes["dim_head"]},
         "attention": {"dim_head": key_size(facts)},
@@ -238,7 +242,9 @@ def slot_facts(slot: str, facts: Facts, inputs: int) -> dict[str, Any]:
 def projected_problems(facts: Facts) -> list[Problem]:
     """Heads must divide what they split, and the attention must be made for such heads."""
     sizes = _sizes(facts)
-    found = head_problems(facts) + slot_problems(facts, facts["heads"], key_size(facts), sizes["dim_value"])
+    found = head_problems(facts) + slot_problems(
+        facts, facts["heads"], key_size(facts), sizes["dim_value"], any_width=True
+    )
     if key_size(facts) != sizes["dim_head"] and kept_outside(facts) is not None:
         message = "latents are multiplied as they are kept, and this rotation changes what features mean"
         found.append(Problem("rotation", message, hint="take a rotary one"))

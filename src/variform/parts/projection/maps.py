@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -161,11 +162,49 @@ class IdentityProjection(Projection):
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
         """As many features go out as come in."""
-        inputs, outputs = facts["inputs"], facts["outputs"]
-        if inputs == outputs:
-            return []
-        return [Problem("outputs", f"without a map the {inputs} features that come in must go out", outputs)]
+        return _same_size(facts)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same."""
         return x
+
+
+@register("head_order")
+class HeadOrder(Projection):
+    """The features of heads in another order, and no map: y = concat_i x_order[i].
+
+    Without an output map the order of heads is that of the features that go out.
+
+    Shapes:
+        x: [..., inputs] -> the same, inputs = outputs
+
+    Args:
+        order: for each place of the result, which of as many equal pieces of x stands there.
+        inputs: features in.
+        outputs: features out, as many.
+    """
+
+    def __init__(self, order: Sequence[int], inputs: Size = INHERIT, outputs: Size = INHERIT) -> None:
+        super().__init__()
+        self.order = list(order)
+
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """Each piece stands once, and they are as large."""
+        order, inputs = list(facts["order"]), facts["inputs"]
+        if not order or sorted(order) != list(range(len(order))) or inputs % len(order):
+            return [Problem("order", f"each of so many equal pieces of {inputs} features once", tuple(order))]
+        return _same_size(facts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reorder."""
+        pieces = x.reshape(*x.shape[:-1], len(self.order), -1)
+        return pieces[..., self.order, :].reshape(x.shape)
+
+
+def _same_size(facts: Facts) -> list[Problem]:
+    """As many features go out as come in."""
+    inputs, outputs = facts["inputs"], facts["outputs"]
+    if inputs == outputs:
+        return []
+    return [Problem("outputs", f"without a map the {inputs} features that come in must go out", outputs)]

@@ -14,6 +14,7 @@ from variform.parts.attention.delta import DeltaAttention
 from variform.parts.attention.distance import DistanceAttention
 from variform.parts.attention.gated import GatedAttention, HeadScaleAttention
 from variform.parts.attention.hybrid import HybridAttention
+from variform.parts.attention.limited import EndsTogether, LimitedAttention
 from variform.parts.attention.prefix import PrefixAttention
 from variform.parts.attention.rotated import RotatedAttention
 from variform.parts.attention.values import LaserAttention, NormedValues, OrthogonalValues
@@ -42,6 +43,15 @@ def innermost(attention: Attention) -> Attention:
     return attention
 
 
+def value_times(attention: Attention) -> int:
+    """How many times the features of a value a head gives."""
+    times = 1
+    while isinstance(attention, AroundAttention):
+        times *= len(attention.over) if isinstance(attention, OrthogonalValues) else 1
+        attention = attention.attention
+    return times
+
+
 def around_entries(attention: Attention, prefix: str, heads: Heads) -> Iterator[Entry]:
     """The entries of all that stands around the innermost attention."""
     while isinstance(attention, AroundAttention):
@@ -62,41 +72,44 @@ def _gated(part: GatedAttention, prefix: str, heads: Heads) -> Iterator[Entry]:
         yield reordered(f"{prefix}to_v_head_gate.bias", gate.offset, heads.order, 0)
         return
     if gate is not None:
-        yield from _map(
-            gate, f"{prefix}to_v_gate.", _Cut(None, 1), _Cut(heads.order, 1 if part.input_per_head else size)
-        )
+        yield from _map(gate, f"{prefix}to_v_gate.", Cut(None, 1), Cut(heads.order, 1 if part.input_per_head else size))
     if part.output_gate is not None:
-        outputs = _Cut(heads.order, 1 if part.output_per_head else size)
-        yield from _map(part.output_gate, f"{prefix}to_output_gate.", _Cut(heads.order, size), outputs)
+        outputs = Cut(heads.order, 1 if part.output_per_head else size)
+        yield from _map(part.output_gate, f"{prefix}to_output_gate.", Cut(heads.order, size), outputs)
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """How one side of a map is cut into heads: their order, None for features that are not, and the size of each."""
+class Cut:
+    """How one side of a map is cut into heads: their order, None for features that are not, and the size of each.
+
+    Of `times` sizes that a head has here, upstream has those of all heads one behind the other.
+    """
 
     order: Sequence[int] | None
     size: int
+    times: int = 1
 
     def rows(self, count: int) -> Tensor:
         """For each feature here its place upstream."""
         if self.order is None:
             return torch.arange(count)
-        return (torch.tensor(list(self.order)).unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
+        behind = torch.arange(self.times).unsqueeze(1) * (len(self.order) * self.size)
+        return (torch.tensor(list(self.order))[:, None, None] * self.size + behind + torch.arange(self.size)).flatten()
 
 
-def _map(part: Projection, key: str, inputs: _Cut, outputs: _Cut) -> Iterator[Entry]:
+def _map(part: Projection, key: str, inputs: Cut, outputs: Cut) -> Iterator[Entry]:
     """The entries of a gate's map."""
     if isinstance(part, LinearProjection):
         yield permuted(f"{key}weight", part.out.weight, outputs, inputs)
     elif isinstance(part, LowRankProjection):
-        inner = _Cut(None, 1)
+        inner = Cut(None, 1)
         yield permuted(f"{key}down.weight", part.down.weight, inner, inputs)
         yield permuted(f"{key}up.weight", part.out.weight, outputs, inner)
     else:
         raise no_counterpart(part)
 
 
-def permuted(key: str, weight: Tensor, outputs: _Cut, inputs: _Cut) -> Entry:
+def permuted(key: str, weight: Tensor, outputs: Cut, inputs: Cut) -> Entry:
     """A weight whose rows and columns both stand in another order."""
     rows, columns = outputs.rows(weight.shape[0]), inputs.rows(weight.shape[1])
     back, across = rows.argsort(), columns.argsort()
@@ -173,4 +186,6 @@ _ENTRIES: dict[type, Callable[..., Iterator[Entry]]] = {
     ValueResidual: _value_residual,
     ScoreResidual: _nothing,
     PrefixAttention: _nothing,
+    LimitedAttention: _nothing,
+    EndsTogether: _nothing,
 }

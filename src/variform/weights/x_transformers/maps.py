@@ -13,12 +13,13 @@ from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.projection.maps import (
     GatedProjection,
+    HeadOrder,
     IdentityProjection,
     LinearProjection,
     LowRankProjection,
 )
 from variform.weights.entries import Entry, constant, plain, reordered
-from variform.weights.x_transformers.around import Heads
+from variform.weights.x_transformers.around import Cut, Heads, permuted, value_times
 from variform.weights.x_transformers.pieces import no_counterpart
 
 
@@ -31,7 +32,7 @@ def map_entries(mixer: ProjectedAttention | ProjectedCrossAttention, prefix: str
         raise no_counterpart(query)
     yield reordered(f"{prefix}to_q.weight", query.out.weight, heads.order, 0, mixer.dim_head)
     yield from _key_values(mixer.keys, prefix)
-    yield from _output(output, prefix, heads)
+    yield from _output(output, prefix, heads, value_times(mixer.attention))
 
 
 def _key_values(keys: KeyValues, prefix: str) -> Iterator[Entry]:
@@ -50,12 +51,19 @@ def _key_values(keys: KeyValues, prefix: str) -> Iterator[Entry]:
     yield plain(f"{prefix}to_v.weight", keys.v.weight)
 
 
-def _output(output: Projection, prefix: str, heads: Heads) -> Iterator[Entry]:
+def _output(output: Projection, prefix: str, heads: Heads, times: int) -> Iterator[Entry]:
+    inputs = Cut(heads.order, heads.dim_value, times)
     if isinstance(output, LinearProjection) and output.offset is None:
-        yield reordered(f"{prefix}to_out.weight", output.out.weight, heads.order, 1, heads.dim_value)
+        yield permuted(f"{prefix}to_out.weight", output.out.weight, Cut(None, 1), inputs)
     elif isinstance(output, GatedProjection) and not has_offset(output.out):
-        yield reordered(f"{prefix}to_out.0.weight", output.out.weight, heads.order, 1, heads.dim_value)
-    elif not isinstance(output, IdentityProjection):
+        yield permuted(f"{prefix}to_out.0.weight", output.out.weight, Cut(None, 1), inputs)
+    elif isinstance(output, HeadOrder):
+        places = [
+            list(heads.order).index(head) * times + one for one in range(times) for head in range(len(heads.order))
+        ]
+        if output.order != places:
+            raise no_counterpart(output)
+    elif not isinstance(output, IdentityProjection) or inputs.rows(0).diff().ne(1).any():
         raise no_counterpart(output)
 
 

@@ -276,6 +276,20 @@ SETS = [
     ),
     OptionSet("window-of-one", layers={"attn_max_attend_past": 0, "rotary_pos_emb": True}),
     OptionSet(
+        "window-both-ways",
+        layers={"attn_max_attend_past": 3},
+        stack="Encoder",
+        feature="Limited past, where later tokens are seen",
+        part="attention/limited",
+        paper="arXiv:2004.05150",
+    ),
+    OptionSet(
+        "window-both-ways-memory",
+        layers={"attn_max_attend_past": 2, "attn_num_mem_kv": 2, "attn_kv_heads": 2, "rotary_pos_emb": True},
+        model={"num_memory_tokens": 2},
+        stack="Encoder",
+    ),
+    OptionSet(
         "dropouts",
         layers={"attn_dropout": 0.1, "ff_dropout": 0.1, "layer_dropout": 0.1, "attn_sublayer_dropout": 0.1},
         same=True,

@@ -34,6 +34,11 @@ def context(ids: Tensor) -> dict[str, Any]:
     return {"context": torch.randn(*ids.shape, LAYERS["dim"], generator=torch.Generator().manual_seed(5))}
 
 
+def longer(ids: Tensor) -> dict[str, Any]:
+    """A context of more tokens than the text has."""
+    return {"context": torch.randn(len(ids), 17, LAYERS["dim"], generator=torch.Generator().manual_seed(5))}
+
+
 def placed(ids: Tensor) -> dict[str, Any]:
     """A context that stands somewhere."""
     return {**context(ids), "context_pos": torch.arange(ids.shape[1]) + 3}
@@ -65,6 +70,38 @@ SETS = [
         {"rotary_pos_emb": True},
         stack="PrefixDecoder",
         call=lambda ids: {**prefix(ids), "pos": torch.arange(ids.shape[1]) * 2 + 3},
+    ),
+    OptionSet("prefix-window", {"attn_max_attend_past": 3}, stack="PrefixDecoder", call=prefix),
+    OptionSet(
+        "prefix-window-scores",
+        {"attn_max_attend_past": 4, "attn_laser": True, "rotary_pos_emb": True, "attn_kv_heads": 2},
+        stack="PrefixDecoder",
+        call=lambda ids: {"prefix_attn_len": 5},
+    ),
+    OptionSet("window-of-a-context", {"attn_max_attend_past": 3, "cross_attend": True}, call=context),
+    OptionSet(
+        "window-of-a-context-that-chooses",
+        {"attn_max_attend_past": 4, "cross_attn_inverted_attention": True},
+        stack="CrossAttender",
+        call=longer,
+    ),
+    OptionSet(
+        "window-of-a-placed-context",
+        {
+            "attn_max_attend_past": 3,
+            "cross_attend": True,
+            "cross_attn_max_attend_past": 4,
+            "cross_attn_num_mem_kv": 2,
+            "rotary_pos_emb": True,
+            "attn_gate_values": True,
+        },
+        stack="Encoder",
+        call=lambda ids: {**longer(ids), "context_pos": torch.arange(17) + 3},
+    ),
+    OptionSet(
+        "window-of-a-context-latents",
+        {"cross_attn_max_attend_past": 4, "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "cross_attend": True},
+        call=context,
     ),
     OptionSet("cope-qk-norm", {**COPE, "attn_qk_norm": True}),
     OptionSet("cope-qk-norm-dim-scale", {**COPE, "attn_qk_norm": True, "attn_qk_norm_dim_scale": True}),

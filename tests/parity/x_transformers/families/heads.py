@@ -143,6 +143,19 @@ SETS = [
         wrong="upstream computes the same as for all heads together, over all tokens at once",
     ),
     OptionSet(
+        "orthogonal-values-both",
+        {
+            "attn_orthog_projected_values": True,
+            "attn_orthog_projected_values_per_head": True,
+            "attn_kv_heads": 2,
+            "attn_gate_values": True,
+        },
+        feature="Both orthogonal attention outputs",
+        part="attention/orthogonal_values.over",
+        paper="https://openreview.net/forum?id=Ard2QzPAUK",
+        wrong="upstream projects over all tokens at once, both times alike",
+    ),
+    OptionSet(
         "qk-norm-groups",
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2},
         part="norm/grouped_rms_norm",
@@ -185,6 +198,16 @@ SETS = [
         {"attn_project_out": False, "attn_dim_head": 6},
         feature="Heads without an output map",
         part="projection/identity",
+    ),
+    OptionSet(
+        "no-output-map-grouped",
+        {"attn_project_out": False, "attn_dim_head": 6, "attn_kv_heads": 2, "rotary_pos_emb": True},
+        feature="Grouped heads without an output map",
+        part="projection/head_order",
+    ),
+    OptionSet(
+        "no-output-map-grouped-values",
+        {"attn_project_out": False, "attn_value_dim_head": 6, "attn_kv_heads": 2, "attn_output_gate": True},
     ),
     OptionSet("one-head-without-map", {"heads": 1, "attn_dim_head": 24}),
     OptionSet("output-map-of-one-head", {"heads": 1, "attn_project_out": True, "attn_on_attn": True}),

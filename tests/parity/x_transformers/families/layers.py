@@ -222,6 +222,16 @@ SETS = [
     OptionSet("deep-embed-tied", {"weight_tie_layers": True}, {"ff_deep_embed": True}),
     OptionSet("deep-embed-order", {"custom_layers": ("f", "a", "f", "a"), "depth": None}, {"ff_deep_embed": True}),
     OptionSet(
+        "window-of-a-context",
+        {"attn_max_attend_past": 5, "attn_kv_heads": 2},
+        stack="CrossAttender",
+        call=lambda ids: {
+            "context": torch.randn(len(ids), 17, LAYERS["dim"], generator=torch.Generator().manual_seed(5))
+        },
+        feature="Limited past of a context, from its end",
+        part="attention/ends_together",
+    ),
+    OptionSet(
         "prefix-decoder",
         stack="PrefixDecoder",
         call=lambda ids: {"prefix_attn_len": torch.tensor([3, 6, 5][: len(ids)])},

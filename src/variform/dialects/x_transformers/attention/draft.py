@@ -86,6 +86,12 @@ class AttentionDraft:
         groups = self.options.get("qk_norm_groups", 1)
         return float(math.sqrt(self.dim_head) / groups if self.qk_norm_dim_scale else self.dim_head / groups)
 
+    @property
+    def keeps_window(self) -> bool:
+        """Whether the limit on the past is a window, of which decoding keeps the newest keys alone."""
+        plain = self.causal and not self.prefixed and self.prefix == "attn_"
+        return self.max_attend_past is not None and plain
+
     def check(self, cross: bool) -> list[Problem]:
         """The rules that concern several keywords."""
         at, found = self.prefix, self.problems
@@ -98,11 +104,7 @@ class AttentionDraft:
         if self.qk_rmsnorm + self.k_rmsnorm + self.qk_norm > 1:
             message = "only one norm of queries and keys can be on: qk_norm, qk_rmsnorm or k_rmsnorm"
             found.append(Problem(f"{at}qk_rmsnorm", message))
-        if self.max_attend_past is not None and (cross or not self.causal or self.prefixed):
-            message = "a limit on the past is supported in causal self-attention alone"
-            hint = "cross_attn_max_attend_past=None leaves it out there" if cross else "take it in a Decoder"
-            found.append(Problem(f"{at}max_attend_past", message, self.max_attend_past, hint))
-        elif self.max_attend_past is not None and self.max_attend_past < 0:
+        if self.max_attend_past is not None and self.max_attend_past < 0:
             found.append(Problem(f"{at}max_attend_past", "must not be negative", self.max_attend_past))
         if self.qk_norm and not self.qk_norm_scale > 0:
             found.append(Problem(f"{at}qk_norm_scale", "must be positive", self.qk_norm_scale))
@@ -192,10 +194,10 @@ class AttentionDraft:
                 k_norm = Shared(f"{self.prefix}{way}.{self.place}.k_norm", k_norm)  # memories have the keys' own gains
             norm = k_norm if self.qk_norm else None
             memory = LearnedMemory.spec(count=self.num_mem_kv, std=1.0, norm=norm) if self.num_mem_kv else None
-            if self.max_attend_past is None:
-                attention = SoftmaxAttention.spec(**softmax, memory=memory)
-            else:
-                attention = LocalAttention.spec(window=self.max_attend_past + 1, **softmax, memory=memory)
+            attention = SoftmaxAttention.spec(**softmax, memory=memory)
+            if self.keeps_window:
+                window = 1 + (self.max_attend_past or 0)
+                attention = LocalAttention.spec(window=window, **softmax, memory=memory)
         for family in FAMILIES:
             attention = family.attention(self, attention)
         if self.prefixed and self.prefix == "attn_":

@@ -21,7 +21,14 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.parts.norm.norms import RMSNorm
-from variform.parts.projection.maps import GatedProjection, IdentityProjection, LinearProjection, LowRankProjection
+from variform.parts.projection.maps import (
+    GatedProjection,
+    HeadOrder,
+    IdentityProjection,
+    LinearProjection,
+    LowRankProjection,
+)
+from variform.weights.x_transformers import tiled_heads
 
 if TYPE_CHECKING:
     from variform.dialects.x_transformers.attention.draft import AttentionDraft
@@ -54,6 +61,9 @@ ROUTES: Table = {
     "latent_rope_subheads": Route(None, keep("latent_rope_subheads"), needs="use_latent_kv", types=(int,)),
 }
 """Keyword (without `attn_`) -> what it does to an `AttentionDraft`."""
+
+ORTHOGONAL = ("orthog_projected_values", "orthog_projected_values_per_head")
+"""Keywords of projections away from a token's own values; with both, heads give twice as many features."""
 
 
 def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
@@ -90,14 +100,10 @@ def _value_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
     if draft.qk_norm and (groups < 1 or draft.dim_head % groups or draft.dim_head == groups):
         message = f"must divide the {draft.dim_head} features of a head into groups of two or more"
         found.append(Problem(f"{at}qk_norm_groups", message, groups))
-    both = "orthog_projected_values", "orthog_projected_values_per_head"
-    for name in both:
+    for name in ORTHOGONAL:
         if given.get(name) and cross:
             message = "in cross attention a token has no value of its own to project away"
             found.append(Problem(f"{at}{name}", message, True))
-    if all(given.get(name) for name in both):
-        message = "one of the two projections is needed: over all heads or per head"
-        found.append(Problem(f"{at}{both[1]}", message, True))
     if given.get("l2_distance") and given.get("use_cope"):
         message = "positions that are told by queries need products with keys, and these scores are distances"
         found.append(Problem(f"{at}use_cope", message, True, f"leave {at}l2_distance out"))
@@ -131,10 +137,9 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
         spec = DeltaAttention.spec(attention=spec)
     if given.get("gate_values") or given.get("output_gate"):
         spec = GatedAttention.spec(attention=spec, **_gates(given))
-    for name, over in (("orthog_projected_values", "token"), ("orthog_projected_values_per_head", "head")):
-        if given.get(name):
-            spec = OrthogonalValues.spec(attention=spec, over=over)
-    return spec
+    over = {(True, False): "token", (False, True): "head", (True, True): "both"}
+    projected = over.get((bool(given.get(ORTHOGONAL[0])), bool(given.get(ORTHOGONAL[1]))))
+    return spec if projected is None else OrthogonalValues.spec(attention=spec, over=projected)
 
 
 def _gates(given: dict[str, Any]) -> dict[str, Any]:
@@ -199,10 +204,24 @@ def _maps(draft: AttentionDraft) -> dict[str, Any]:
     if given.get("on_attn"):
         fields["output"] = GatedProjection.spec(**out)
     elif not _maps_out(draft):
-        fields["output"] = IdentityProjection.spec(**out)
-    elif out:
+        order = _order_out(draft)
+        fields["output"] = IdentityProjection.spec(**out) if order is None else HeadOrder.spec(order=order, **out)
+    elif out or _times(draft) > 1:
         fields["output"] = LinearProjection.spec(**out)
     return fields
+
+
+def _times(draft: AttentionDraft) -> int:
+    """How many times the features of its value a head gives."""
+    return 2 if all(draft.options.get(name) for name in ORTHOGONAL) else 1
+
+
+def _order_out(draft: AttentionDraft) -> list[int] | None:
+    """In which order upstream's heads go out, each with all it gives; None where it is that of the core."""
+    order = tiled_heads(draft.heads, draft.key_heads)
+    times = range(_times(draft))
+    places = [order.index(head) * len(times) + one for one in times for head in range(draft.heads)]
+    return None if places == list(range(len(places))) else places
 
 
 def _maps_out(draft: AttentionDraft) -> bool:
@@ -232,7 +251,8 @@ def _map_problems(draft: AttentionDraft) -> list[Problem]:
         message = f"what joins a residual stream of {draft.dim} features must have as many"
         found.append(Problem(f"{at}dim_out", message, dim_out, "an Attention by itself may have others"))
     if not _maps_out(draft):
-        found += _mapless_problems(draft, draft.heads * (given.get("value_dim_head") or draft.dim_head), dim_out)
+        inner = draft.heads * (given.get("value_dim_head") or draft.dim_head) * _times(draft)
+        found += _mapless_problems(draft, inner, dim_out)
     return found
 
 
@@ -243,8 +263,5 @@ def _mapless_problems(draft: AttentionDraft, inner: int, dim_out: int) -> list[P
         return [Problem(name, "the gate of on_attn is part of the output map", False, hint)]
     if inner != dim_out:
         message = f"without an output map the heads' {inner} features must be the {dim_out} that go out"
-        return [Problem(name, message, draft.project_out, hint)]
-    if draft.key_heads not in (1, draft.heads):
-        message = "without an output map the order of heads counts: as many key heads as heads are needed, or one"
         return [Problem(name, message, draft.project_out, hint)]
     return []

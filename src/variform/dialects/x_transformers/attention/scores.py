@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import Problem
+from variform.parts.attention.limited import EndsTogether, LimitedAttention
 from variform.parts.attention.memory import JoinedMemory, ZeroMemory
 from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.scoring.bounds import SoftCapScores, TalkingHeadScores
@@ -160,7 +161,20 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
         changes["memory"] = ZeroMemory.spec() if own is None else JoinedMemory.spec(memories=[ZeroMemory.spec(), own])
     if not draft.options["attend_sdp_kwargs"].get("enable_flash", True):
         changes["backend"] = "reference"
-    return spec.replace(**changes) if changes else spec
+    return _limited(draft, spec.replace(**changes) if changes else spec)
+
+
+def _limited(draft: AttentionDraft, spec: Spec) -> Spec:
+    """The attention within a limit on the past, where that is no window of a decoder's.
+
+    Upstream limits the past alone, also where later tokens are seen, and lets two sequences end together. In a causal
+    model where a sequence ends is not known: there both begin together.
+    """
+    if draft.max_attend_past is None or draft.keeps_window:
+        return spec
+    limited = LimitedAttention.spec(back=draft.max_attend_past, attention=spec)
+    elsewhere = draft.prefix != "attn_" and not draft.causal
+    return EndsTogether.spec(attention=limited) if elsewhere else limited
 
 
 def mixer(draft: AttentionDraft, spec: Spec) -> Spec:

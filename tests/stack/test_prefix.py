@@ -17,7 +17,7 @@ def model(stack: dict[str, Any] | None = None, **options: Any) -> Any:
         {"part": "sublayer", "body": {"part": "multi_head", "rotation": {"part": "rotary", "max_seq_len": None}}}
     ] * 2
     inner = {"part": "stack", "layers": layers}
-    tokens = {"part": "tokens", "position": "learned"}
+    tokens = {"part": "tokens", **({"position": "learned"} if options.get("max_seq_len", LENGTH) else {})}
     spec = {
         "part": "transformer",
         "embedding": {"part": "prefixed", "embedding": tokens},
@@ -96,5 +96,15 @@ def test_a_prefix_does_not_use_up_the_length() -> None:
     assert tokens.shape == (3, 5)
     with pytest.raises(vf.ShapeError, match="max_seq_len is 9"):
         vf.generate(built, ids()[:, :5], LENGTH - 3, greedy=True, prefix=front())
-    with pytest.raises(vf.ConfigError, match="what stands before them"):
-        vf.generate(built, ids()[:, :5], 5, greedy=True, prefix=front(), window=3)
+
+
+@pytest.mark.parametrize("longest", [LENGTH, None], ids=["absolute", "relative"])
+def test_a_window_moves_over_the_tokens_behind_a_prefix(longest: int | None) -> None:
+    built = model(max_seq_len=longest)
+    given: dict[str, Any] = {"prefix": front(), "greedy": True, "window": 6}
+    found = vf.generate(built, ids(), 12, **given)
+    assert torch.equal(vf.generate(built, ids(), 12, use_cache=False, **given), found)
+    whole = ids()
+    for _ in range(12):
+        whole = torch.cat((whole, built(whole[:, -6:], prefix=front())[:, -1:].argmax(-1)), 1)
+    assert torch.equal(found, whole[:, LENGTH:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Contrast(nn.Module):
         exit: float | None = None,
         state: State | None = None,
     ) -> Any:
-        """The contrasted logits; the side inputs are those of every model."""
+        """The contrasted logits; side inputs are those of every model, `passes` and `exit` of those that take them."""
         given = {
             "mask": mask,
             "context": context,
@@ -91,13 +91,16 @@ class Contrast(nn.Module):
             "condition": condition,
             "prefix": prefix,
             "prefix_valid": prefix_valid,
-            "passes": passes,
-            "exit": exit,
         }
         streams = {name: value for name, value in given.items() if value is not None}
+        runs = {name: value for name, value in (("passes", passes), ("exit", exit)) if value is not None}
         models = (self.expert, *self.amateurs)
         states = (None,) * len(models) if state is None else state["models"]
-        outs = [model(ids, valid=valid, state=s, **streams) for model, s in zip(models, states, strict=True)]
+        taken = [runs, *(_taken(amateur, runs) for amateur in self.amateurs)]
+        outs = [
+            model(ids, valid=valid, state=s, **streams, **own)
+            for model, s, own in zip(models, states, taken, strict=True)
+        ]
         logits, *others = outs if state is None else [out for out, _ in outs]
         for amateur, alpha, beta in zip(others, self.alphas, self.betas, strict=True):
             logits = contrasted(logits, amateur, alpha, beta)
@@ -126,6 +129,12 @@ def contrasted(expert: Tensor, amateur: Tensor, alpha: float = 0.1, beta: float 
     cutoff = math.log(alpha) + expert.amax(-1, keepdim=True)
     difference = (1 + beta) * expert - beta * amateur
     return difference.masked_fill(expert < cutoff, torch.finfo(expert.dtype).min)
+
+
+def _taken(model: Any, runs: Mapping[str, Any]) -> dict[str, Any]:
+    """How often layers are to run, for a model whose layers run several times."""
+    reads = getattr(model, "reads_below", runs)
+    return {name: value for name, value in runs.items() if name in reads}
 
 
 def _each(name: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:

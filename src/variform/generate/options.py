@@ -47,8 +47,8 @@ class Options(TypedDict, total=False):
             model's `max_seq_len`.
         window: how many of the last tokens count, of a text that becomes longer. A model without absolute positions
             attends in every layer to so many at most, its own included; one with absolute positions, whose window
-            ends at its `max_seq_len`, or with parts that take no mask, reads the last ones again for each new token.
-            Cached or not, it is the same.
+            ends at its `max_seq_len`, or with parts that take no mask, reads the last ones again for each new token,
+            and so does any model with a `prefix`, which stays in front of them. Cached or not, it is the same.
         use_cache: keep a decode state (default); False reads everything again for each token.
         bucket: round the attended length up to a multiple of it, for compiled steps; 0 is exact, the default, and 64
             with `compile`.

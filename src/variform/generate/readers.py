@@ -201,12 +201,10 @@ def reader_of(model: nn.Module, ids: Tensor, steps: int, options: Options, keep_
     limit = getattr(plain, "max_seq_len", None) if state is None else room(state)
     window = options.get("window")
     if window is not None and needed > window:
-        if "prefix" in streams:
-            message = "a window moves over tokens, and what stands before them has no place in it"
-            raise ConfigError(message, path="window")
         if "mask" not in streams_taken(plain):
             raise ConfigError(f"{type(plain).__name__} takes no mask, so its past has no window", path="window")
-        if state is None and (limit is not None or not honours_masks(plain)):
+        whole = limit is not None or "prefix" in streams or not honours_masks(plain)
+        if state is None and whole:
             return _sliding(model, plain, ids, limit or window, options, streams, encodes, keep_state)
         streams["mask"] = Window(window - 1)
     if limit is not None and needed > limit:

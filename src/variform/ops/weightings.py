@@ -48,6 +48,13 @@ class Normaliser(ABC):
         """Scores as they are to be masked; by default as they are."""
         return scores
 
+    def rivals(self, scores: Tensor) -> Tensor:
+        """Masked scores with what competes with them in the softmax, in front; by default as they are.
+
+        Shapes: `[B, H, Lq, Lk]` -> `[B, H, Lq, S + Lk]`.
+        """
+        return scores
+
     @abstractmethod
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
         """The weights.
@@ -174,6 +181,9 @@ class _Around(Normaliser):
     def before(self, scores: Tensor) -> Tensor:
         return scores if self.inner is None else self.inner.before(scores)
 
+    def rivals(self, scores: Tensor) -> Tensor:
+        return scores if self.inner is None else self.inner.rivals(scores)
+
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
         return softmax_or(self.inner, scores, bare)
 
@@ -224,6 +234,9 @@ class SignedWeights(_Around):
     def before(self, scores: Tensor) -> Tensor:
         return super().before(scores.abs())
 
+    def rivals(self, scores: Tensor) -> Tensor:
+        return scores if self.inner is None else self.inner.magnitude().rivals(scores)
+
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
         inner = None if self.inner is None else self.inner.magnitude()
         return softmax_or(inner, scores, bare.abs()) * bare.sign()
@@ -239,12 +252,19 @@ class SinkWeights(_Around):
     sink: Tensor
     inner: Normaliser | None = None
 
+    def rivals(self, scores: Tensor) -> Tensor:
+        sink = self._column(scores)
+        return super().rivals(torch.cat((sink if self.inner is None else self.inner.before(sink), scores), -1))
+
     def weights(self, scores: Tensor, bare: Tensor) -> Tensor:
-        sink = self.sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        sink = self._column(scores)
         if self.inner is None:
             return torch.softmax(torch.cat((sink, scores), -1), -1)[..., 1:]
         wide = torch.cat((self.inner.before(sink), scores), -1)
         return self.inner.weights(wide, torch.cat((sink, bare), -1))[..., 1:]
+
+    def _column(self, scores: Tensor) -> Tensor:
+        return self.sink.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
 
     def magnitude(self) -> Normaliser:
         return replace(self, sink=self.sink.abs())

@@ -99,6 +99,22 @@ def test_an_amateur_of_either_kind() -> None:
         assert torch.equal(found, whole[:, 3:])
 
 
+def test_an_amateur_whose_layers_run_once() -> None:
+    """How often layers run is the looped expert's matter."""
+    expert, amateur = wrapper({"pre_and_post_norm": True}, looped=True), wrapper()
+    prompt = ids(1, 3)
+    for steps in ({}, {"looped_steps": 2}):
+        call: dict[str, Any] = {"amateur_model": amateur, "temperature": 0.0, **steps}
+        found = expert.generate(prompt, 4, **call)
+        assert torch.equal(expert.generate(prompt, 4, cache_kv=False, **call), found)
+        whole = prompt
+        for _ in range(4):
+            logits = expert.net(whole, looped_inference=True, **steps)[:, -1]
+            logits = contrastive_decode_fn(logits, amateur.net(whole)[:, -1])
+            whole = torch.cat((whole, logits.argmax(-1, keepdim=True)), 1)
+        assert torch.equal(found, whole[:, 3:])
+
+
 def test_an_end_inside_the_prompt_does_not_count() -> None:
     model = wrapper(ROTARY)
     prompt = ids(1, 4)

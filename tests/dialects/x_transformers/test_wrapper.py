@@ -118,6 +118,23 @@ class TestReturns:
         sums = sum(one.pre_softmax_attn.logsumexp(-1) for one in alone[0].attn_intermediates)
         close(alone[0].attn_z_loss, sums.square().sum(1).mean() * 1e-4)  # type: ignore[union-attr]
 
+    @pytest.mark.parametrize(
+        "added",
+        [{"num_memory_tokens": 2}, {"use_cls_token": True}, {"num_memory_tokens": 2, "max_mem_len": 3}],
+        ids="-".join,
+    )
+    def test_the_z_loss_counts_added_tokens(self, added: dict[str, Any]) -> None:
+        model = built(Encoder, **added)
+        extra = 2 if "num_memory_tokens" in added else 1
+        alone = [model(ids()[row : row + 1, :n], return_attn_z_loss=True)[1] for row, n in ((0, 7), (1, 4))]
+        together = model(ids(), mask=MASK, return_attn_z_loss=True)[1].attn_z_loss
+        sizes = 7 + extra, 4 + extra
+        close(together, sum(n * one.attn_z_loss for n, one in zip(sizes, alone, strict=True)) / sum(sizes))
+
+    def test_the_z_loss_of_interspersed_tokens(self) -> None:
+        model = built(num_memory_tokens=2, memory_tokens_interspersed_every=3)
+        assert model(ids(), mask=MASK, return_attn_z_loss=True)[1].attn_z_loss > 0
+
     def test_the_z_loss_of_no_scores_is_refused(self) -> None:
         with pytest.raises(InputError, match="no layer here has softmax attention"):
             built(options={"attn_part": "linear"})(ids(), return_attn_z_loss=True)

@@ -65,3 +65,15 @@ def test_beyond_the_length_with_memory_tokens() -> None:
     expected = theirs.generate(tokens(2, 6), 30, temperature=0.0)
     for cache_kv in (True, False):
         assert torch.equal(mine.generate(tokens(2, 6), 30, temperature=0.0, cache_kv=cache_kv), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}])
+@pytest.mark.parametrize("memory", [{}, {"num_memory_tokens": 2}], ids=["plain", "memory"])
+def test_features_in_front_stay_before_the_last_tokens(options: dict[str, Any], memory: dict[str, Any]) -> None:
+    theirs, mine = autoregressive(options, **memory)
+    given = {"prepend_embeds": torch.randn(2, 3, 24, dtype=torch.float64), "temperature": 0.0}
+    expected = theirs.generate(tokens(2, 6), 30, cache_kv=False, **given)  # with a cache it reads them again
+    for cache_kv in (True, False):
+        assert torch.equal(mine.generate(tokens(2, 6), 30, cache_kv=cache_kv, **given), expected)
+    best = [mine.beam_search(tokens(2, 6), 20, beams=2, cache_kv=cache, **given) for cache in (True, False)]
+    assert torch.equal(*best)

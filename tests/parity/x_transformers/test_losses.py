@@ -36,13 +36,49 @@ def test_losses(model: dict[str, Any], keywords: dict[str, Any], padded: bool) -
     theirs, mine = pair(build, prefix="net.")
     given: dict[str, Any] = {"lens": torch.tensor([13, 6])} if padded else {}
     given |= {"recycle_steps": 2} if "recycling" in model else {}
-    if padded and "add_attn_z_loss" in keywords:
-        pytest.skip("padding counts there")
     expected, found = (one(tokens(), **given) for one in (theirs, mine))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     expected.backward()
     found.backward()
     compare_gradients(theirs, mine, "net.")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_head_learned_sink": True},
+        {"attn_head_learned_sink": True, "attn_cog_signed": True},
+        {"attn_head_learned_sink": True, "attn_post_talking_heads": True, "attn_sparse_topk": 3},
+        {"attn_add_zero_kv": True, "attn_num_mem_kv": 2},
+        {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 2.0},
+    ],
+    ids="-".join,
+)
+def test_the_z_loss_of_scores(options: dict[str, Any]) -> None:
+    theirs, mine = pair(wrapped("Decoder", options))
+    expected, found = (
+        model(tokens(), return_attn_z_loss=True, attn_z_loss_weight=1.0)[1].attn_z_loss for model in (theirs, mine)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    expected.backward()
+    found.backward()
+    compare_gradients(theirs, mine)
+
+
+@pytest.mark.parametrize("mask", [None, torch.arange(6) < torch.tensor([[6], [4]])], ids=["whole", "padded"])
+def test_intermediates_of_calls_with_memories(mask: Tensor | None) -> None:
+    theirs, mine = pair(wrapped("Decoder", {"rotary_pos_emb": True}, max_mem_len=4))
+    mems = [torch.randn(2, 4, 24, dtype=torch.float64) for _ in range(2)]
+    asked = {"return_intermediates": True, "return_attn_z_loss": mask is None, "mems": mems, "mask": mask}
+    (_, one), (_, other) = (model(tokens(2, 6), **asked) for model in (theirs, mine))
+    for name in ("hiddens", "layer_hiddens"):
+        for expected, found in zip(getattr(one, name), getattr(other, name), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    for expected, found in zip(one.attn_intermediates, other.attn_intermediates, strict=True):
+        torch.testing.assert_close(found.post_softmax_attn, expected.post_softmax_attn, rtol=0, atol=1e-6)
+        assert found.pre_softmax_attn.shape == found.qk_similarities.shape == expected.pre_softmax_attn.shape
+    if mask is None:
+        torch.testing.assert_close(other.attn_z_loss, one.attn_z_loss, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"rotary_pos_emb": True}, {"alibi_pos_bias": True}, {"rel_pos_bias": True}])

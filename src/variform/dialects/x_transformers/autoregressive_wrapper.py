@@ -242,8 +242,9 @@ class AutoregressiveWrapper(nn.Module):
             prompt_lens: [B] real tokens of prompts padded on the right.
             filter_logits_fn: "top_k", "top_p", "top_a", "min_p" or a function of logits.
             restrict_to_max_seq_len: of longer texts the last `max_seq_len` tokens count: without absolute positions
-                every layer attends to so many; with them, or with memory tokens, the last ones are read again for each
-                new token. Otherwise all count, and texts that absolute positions are too few for are refused.
+                every layer attends to so many; with them, with memory tokens or behind `prepend_embeds`, which stay in
+                front, the last ones are read again for each new token. Otherwise all count, and texts that absolute
+                positions are too few for are refused.
             amateur_model: models whose opinion is subtracted (Li et al. 2022, arXiv:2210.15097); nothing is filtered.
             filter_kwargs: keywords for the filter.
             contrastive_decode_kwargs: `beta` and `alpha`, for all amateurs or for each.

@@ -40,6 +40,7 @@ UPSTREAM = {
     "prefix_valid": "prepend_mask",
     "exit": "looped_exit_prob_threshold",
     "return_state": "return_intermediates",
+    "amateurs": "amateur_model",
 }
 """What upstream calls the options of the core."""
 
@@ -99,7 +100,7 @@ def decoding_options(
     cache_kv = cache_kv and asked.passes is None  # a decode state is of as many passes as the model was made for
     longest, limit = wrapper.net.max_seq_len, wrapper.native.max_seq_len
     needed = length_of(prompts) + seq_len - 1
-    if restricted and longest and "prefix" not in options:
+    if restricted and longest:
         options["window"] = longest
     elif limit is not None and needed > limit:
         message = f"{needed + 1} tokens do not fit the {limit} absolute positions"

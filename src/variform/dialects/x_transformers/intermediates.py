@@ -37,20 +37,31 @@ class Intermediates:
     Args:
         call: the attention request.
         layer_type: "a" for self-attention, "c" for cross attention.
+        length: how many of the last queries are told of: the others are remembered tokens; None for all.
     """
 
     call: Call
     layer_type: str
+    length: int | None = None
+
+    def _told(self, maps: Tensor) -> Tensor:
+        return maps if self.length is None else maps[:, :, -self.length :]
 
     @property
     def pre_softmax_attn(self) -> Tensor:
         """The scores before the softmax, [B, H, Lq, Lk]; -inf where a query may not attend."""
-        return reference_scores(self.call, self.call.full_mask())
+        return self._told(reference_scores(self.call, self.call.full_mask()))
+
+    @property
+    def log_sum(self) -> Tensor:
+        """The logarithm of what the softmax divides by, a sink's share included, [B, H, Lq]."""
+        scores, weights = self.pre_softmax_attn, self.call.weights
+        return (scores if weights is None else weights.rivals(scores)).logsumexp(-1)
 
     @property
     def post_softmax_attn(self) -> Tensor:
         """The weights before dropout, [B, H, Lq, Lk]."""
-        return reference_weights(self.call)
+        return self._told(reference_weights(self.call))
 
     @property
     def log_probs(self) -> Tensor:
@@ -63,7 +74,7 @@ class Intermediates:
     @property
     def qk_similarities(self) -> Tensor:
         """Scaled products of queries and keys, [B, H, Lq, Lk]."""
-        return (self.call.q @ self.call.expanded()[0].transpose(-1, -2)) * self.call.softmax_scale
+        return self._told((self.call.q @ self.call.expanded()[0].transpose(-1, -2)) * self.call.softmax_scale)
 
     @property
     def values(self) -> Tensor:
@@ -155,9 +166,12 @@ class Recorder:
         self.passes: list[Tensor] = []
         self.kind = "a"
         self.ends_with_norm = False
+        self.length = 0
+        self.valid: Tensor | None = None
 
     def begin(self, stack: nn.Module, args: Any) -> None:
         """A pass begins anew."""
+        self.length, self.valid = args[0].shape[1], args[1].get("valid")  # with what was added to the tokens
         self.found.hiddens, self.found.layer_hiddens, self.found.attn_intermediates = [], [], []
 
     def end(self, stack: nn.Module, args: Any, out: Any) -> None:
@@ -173,8 +187,8 @@ class Recorder:
 
     def sublayer(self, step: nn.Module, args: Any) -> None:
         """A residual step begins."""
-        self.entering = args[0]
-        self.found.layer_hiddens.append(args[0])
+        self.entering = args[0][:, -self.length :]  # attention alone is given remembered tokens too, in front
+        self.found.layer_hiddens.append(self.entering)
 
     def attention(self, mixer: nn.Module, args: Any) -> None:
         """An attention begins."""
@@ -184,7 +198,7 @@ class Recorder:
 
     def call(self, call: Call, backend: str) -> None:
         """An attention request."""
-        self.found.attn_intermediates.append(Intermediates(call, self.kind))
+        self.found.attn_intermediates.append(Intermediates(call, self.kind, self.length))
 
     def registers(self, part: RegisterStack) -> Any:
         """A hook on what runs with added tokens."""
@@ -229,7 +243,7 @@ def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weig
     count.
 
     Shapes:
-        valid: [B, L] -> a scalar
+        valid: [B, L] -> a scalar; L is the layers': memory tokens are real ones
 
     Args:
         attentions: of the layers.
@@ -241,7 +255,7 @@ def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weig
     """
     total: Tensor | None = None
     for one in attentions:
-        sums = one.pre_softmax_attn.logsumexp(-1)
+        sums = one.log_sum
         sums = sums.masked_fill(sums == -torch.inf, 0.0)
         total = sums if total is None else total + sums
     if total is None:

@@ -121,7 +121,8 @@ def answered(
         told = tuple(map(entropies, heads))
         found.logit_entropies = told if isinstance(logits, tuple) else told[0]
     if asked.return_attn_z_loss:
-        found.attn_z_loss = attention_z_loss(found.attn_intermediates, valid, weight)
+        assert recorder is not None
+        found.attn_z_loss = attention_z_loss(found.attn_intermediates, recorder.valid, weight)
     if recorder is not None and answers.draft.looped:
         _tell_loops(answers, recorder, asked)
     if asked.gives_intermediates:

@@ -60,7 +60,7 @@ ROWS = (
     Row("limits of distance around attention", ("attention/limited",), "yyyyyyy"),
     Row("sequences that end together", ("attention/ends_together",), "ryyryry"),
     Row("rotations to the places of another sequence", ("attention/rotated",), "yyooooo"),
-    Row("attention beside another mixer", ("attention/hybrid",), "yyooryy"),
+    Row("attention beside another mixer", ("attention/hybrid",), "yyooyyy"),
     Row("recurrences of one vector", ("mixer/gru", "mixer/folded"), "yyrrryy"),
     Row("score features, softmax attention", ("scoring/*",), "yyyooyy"),
     Row(

@@ -26,13 +26,15 @@ def attention(case: Case) -> None:
         raise NotApplicable("it is no attention")
     part = Case(case.sample, {**case.facts, "causal": False}).alone().eval()
     (q, k, v), x = heads(6, 7), tokens(6)
-    if case.can.cross and case.can.key_padding:
+    args = dict(case.resolved.args)
+    by_keys = case.can.cross and case.part.own_abilities(args) is None  # what it reads of the queries is no key
+    if by_keys and case.can.key_padding:
         keep = torch.tensor([[True, False, True, True, False, True, False], [False] * 7])
         out = part(q, k, v, Sides(k_valid=keep, x=x, **placed(part)))
         fewer = part(q[:1], k[:1, :, keep[0]], v[:1, :, keep[0]], Sides(x=x[:1], **placed(part, keys=keep[0])))
         same(out[:1], fewer, "keys that are not valid, against fewer keys")
         same(out[1], torch.zeros_like(out[1]), "a row without valid keys", 0.0)
-    if case.can.cross and case.can.attention_mask and not part.queries_mixed(dict(case.resolved.args)):
+    if by_keys and case.can.attention_mask and not part.queries_mixed(args):
         allowed = torch.rand(2, 4, 6, 7) > 0.4
         allowed[0, :, 2] = False
         allowed[1, :, 4, 1:] = False

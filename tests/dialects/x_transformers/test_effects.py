@@ -95,9 +95,9 @@ BESIDE: dict[str, dict[str, Any]] = {
 """What a keyword needs beside those that its route names."""
 
 ELSEWHERE = re.compile(
-    r"(attn_dim_context|attn_inverted_attention|ff_dim_out|(cross_)?attn_dim_out|attn_hybrid_mask_kwarg|"
+    r"(attn_dim_context|attn_inverted_attention|ff_dim_out|(cross_)?attn_dim_out|(cross_)?attn_hybrid_mask_kwarg|"
     r"cross_attn_(selective|data_dependent_alibi\w*|\w*rel_proj\w*|\w*cope\w*|inverted_attention|"
-    r"flash_pack_seq|orthog_projected_values\w*|hybrid_\w*))"
+    r"flash_pack_seq|orthog_projected_values\w*))"
 )
 """Keywords that a stack of causal layers refuses, whatever their value."""
 

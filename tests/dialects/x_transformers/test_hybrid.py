@@ -73,6 +73,28 @@ def test_padding_and_decoding_of_folds(fold: int | None) -> None:
     torch.testing.assert_close(model(moved, valid=valid)[1, 4:], whole[1, :7], rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("module", [gru(), "mamba", {"part": "multi_head", "heads": 2}], ids=["gru", "mamba", "heads"])
+def test_beside_cross_attention_the_own_sequence_is_read_in_order(module: Any) -> None:
+    torch.manual_seed(0)
+    layers = Decoder(**SMALL, cross_attend=True, cross_attn_hybrid_module=module)
+    model = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=layers).double().eval().native
+    ids, context = torch.randint(0, 20, (2, 9)), torch.randn(2, 5, 16, dtype=torch.float64)
+    seen = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    given = {"context": context, "context_mask": seen}
+    whole, state, found = model(ids, **given), model.init_state(2, 9, **given), []
+    for chunk in ids.split([2, 1, 1, 4, 1], 1):
+        out, state = model(chunk, state=state)
+        found.append(out)
+    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
+    later = torch.cat((ids[:, :4], (ids[:, 4:] + 1) % 20), 1)
+    torch.testing.assert_close(model(later, **given)[:, :4], whole[:, :4], rtol=0, atol=1e-12)
+    valid = torch.arange(9).expand(2, 9) >= torch.tensor([[0], [3]])
+    moved = ids.clone()
+    moved[1, 3:] = ids[1, :6]
+    torch.testing.assert_close(model(moved, valid=valid, **given)[1, 3:], whole[1, :6], rtol=0, atol=1e-10)
+
+
 def test_a_module_takes_the_mask_under_its_name() -> None:
     layers = Encoder(**SMALL, attn_hybrid_module=Smooth(), attn_hybrid_mask_kwarg="keep").double()
     x = torch.randn(1, 7, 16, dtype=torch.float64)
@@ -88,6 +110,8 @@ def test_a_module_takes_the_mask_under_its_name() -> None:
     ("keywords", "message"),
     [
         ({"attn_hybrid_module": Smooth()}, "may depend on later ones"),
+        ({"cross_attend": True, "cross_attn_hybrid_module": Smooth()}, "may depend on later ones"),
+        ({"cross_attend": True, "cross_attn_hybrid_module": "fourier_mix"}, "causal"),
         ({"attn_hybrid_module": nn.GRU(16, 8, batch_first=True, bidirectional=True)}, "may depend on later ones"),
         ({"attn_hybrid_module": nn.GRU(16, 16)}, "batch_first=True"),
         ({"attn_hybrid_module": "softmax"}, "a mixer is needed"),

@@ -77,6 +77,17 @@ class AroundAttention(Attention):
         return self.can & self.attention.able
 
     @property
+    def able_across(self) -> Can:
+        """What this part and the inner attention can both do over another sequence."""
+        return self.can & self.attention.able_across
+
+    @classmethod
+    def own_abilities(cls, args: Facts) -> Can | None:
+        """The inner attention's."""
+        inner = cls.inner(args)
+        return inner.part.own_abilities(inner.args) if inner is not None and issubclass(inner.part, Attention) else None
+
+    @property
     def takes_scores(self) -> bool:  # type: ignore[override]
         """Whether the inner attention takes scores."""
         return self.attention.takes_scores
@@ -104,6 +115,10 @@ class AroundAttention(Attention):
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """The inner attention's own."""
         return self.attention.init_state(batch, max_len, like, heads, dim_key, dim_value)
+
+    def own_state(self, batch: int, max_len: int) -> State:
+        """The inner attention's."""
+        return self.attention.own_state(batch, max_len)
 
 
 def wide_inside(inner: Spec | None) -> list[Problem]:

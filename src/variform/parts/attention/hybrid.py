@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -26,7 +26,8 @@ class HybridAttention(AroundAttention):
     """What the heads attend to, mixed with what a mixer makes of the same tokens (Hymba, Dong et al. 2024,
     arXiv:2411.13676): o = (1 - m) norm(o) + m norm'(mixer(x)), m = 1/2 or sigmoid(W x) for each head.
 
-    The mixer may be any: a recurrence, a state space, a module of torch's own.
+    The mixer may be any: a recurrence, a state space, a module of torch's own. In cross attention it reads the sequence
+    of the queries, and is causal where that is.
 
     Shapes:
         q, k, v: as the inner attention's; `sides.x` [B, L, dim]; the mixer gives [B, L, heads * dim_value]
@@ -43,8 +44,6 @@ class HybridAttention(AroundAttention):
         dim_value: features of a head's value; `dim_head` by default.
         dim_head: features of a head.
     """
-
-    can: ClassVar[Can] = Can(cross=False)
 
     def __init__(
         self,
@@ -73,6 +72,8 @@ class HybridAttention(AroundAttention):
         """Norms see a head's value, and the mixing map gives one number a head."""
         if slot in ("norm", "mixer_norm"):
             return {"dim": facts.get("dim_value") or facts["dim_head"]}
+        if slot == "mixer":  # of the queries, whatever is asked of the keys of another sequence
+            return {"causal": facts["causal_queries"]} if "causal_queries" in facts else {}
         return {"inputs": facts["dim"], "outputs": facts["heads"], "writes": None} if slot == "mix" else {}
 
     @classmethod
@@ -89,7 +90,14 @@ class HybridAttention(AroundAttention):
         mixer, can = described(args.get("mixer")), super().abilities(args)
         if not isinstance(mixer, Spec):
             return can
-        return replace(can & replace(mixer.part.abilities(mixer.args), cross=True), cross=False)
+        return can & replace(mixer.part.abilities(mixer.args), cross=True)
+
+    @classmethod
+    def own_abilities(cls, args: Facts) -> Can | None:
+        """What the mixer can do."""
+        mixer, inner = described(args.get("mixer")), super().own_abilities(args)
+        own = mixer.part.abilities(mixer.args) if isinstance(mixer, Spec) else Can()
+        return own if inner is None else own & inner
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend, run the mixer, and mix."""
@@ -97,10 +105,10 @@ class HybridAttention(AroundAttention):
         streams: dict[str, Any] = {**(sides.streams or {})}
         if state is not None:
             streams["state"] = state["mixer"]
-            sides = replace(sides, state=state["attention"] if self.attention.stateful else None)
+            sides = replace(sides, state=(state["attention"] or None) if self.attention.stateful else None)
         attended = self.attention(q, k, v, sides)
         beside = self.mixer(x, streams)
-        out, kept = attended if isinstance(attended, tuple) else (attended, {})
+        out, kept = attended if isinstance(attended, tuple) else (attended, state["attention"] if state else {})
         told, published = beside if isinstance(beside, tuple) else (beside, {})
         new = {"attention": kept, "mixer": published.get("state", {})}
         sides.published.update({name: stream for name, stream in published.items() if name != "state"})
@@ -124,7 +132,12 @@ class HybridAttention(AroundAttention):
     @property
     def able(self) -> Can:
         """What the attention and the mixer can both do."""
-        return self.can & self.attention.able & self.mixer.can
+        return self.can & self.attention.able & replace(self.mixer.can, cross=True)
+
+    @property
+    def able_across(self) -> Can:
+        """The attention's: the mixer does not see the other sequence."""
+        return self.attention.able_across
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -135,3 +148,8 @@ class HybridAttention(AroundAttention):
         """That of each."""
         inner = self.attention.init_state(batch, max_len, like, heads, dim_key, dim_value)
         return {"attention": inner, "mixer": self.mixer.init_state(batch, max_len, {})}
+
+    def own_state(self, batch: int, max_len: int) -> State:
+        """The mixer's, and what the attention keeps beside."""
+        mixer = self.mixer.init_state(batch, max_len, {}) if holds_state(self.mixer) else {}
+        return {"attention": self.attention.own_state(batch, max_len), "mixer": mixer}

@@ -67,7 +67,7 @@ class LimitedAttention(AroundAttention):
         """Attend within the limits."""
         mask: Mask = self.structure if sides.mask is None else self.structure & sides.mask
         sides = replace(sides, mask=mask)
-        if sides.k_positions is None and sides.k_valid is not None and sides.state is None:
+        if sides.k_positions is None and sides.k_valid is not None and sides.cache is None:
             sides.k_positions = sides.k_valid.long().cumsum(-1) - 1  # padding has no place of its own
             if sides.q_positions is None:
                 sides.q_positions = torch.arange(q.shape[2], device=q.device)

@@ -30,7 +30,7 @@ class Sides:
         mask: what may attend to what, beyond causality and padding.
         scores: score modifiers, applied in order.
         cache: where new keys go and what they join (decoding); see `variform.stack.state`.
-        state: this attention's own decode state.
+        state: this attention's own decode state; over another sequence what it keeps of the queries' own.
         x: [B, Lq, dim] what the queries were made of, for what depends on a token beyond its q.
         streams: those of the mixer, for attentions that declare what they read.
         published: where an attention puts the streams that it declares to publish; the mixer hands them on.
@@ -88,6 +88,16 @@ class Attention(Part):
         """What this attention can do, as it is filled."""
         return self.can
 
+    @property
+    def able_across(self) -> Can:
+        """What it can do of what is asked of the keys of another sequence."""
+        return self.able
+
+    @classmethod
+    def own_abilities(cls, args: Facts) -> Can | None:
+        """What it can do with the queries' own sequence, where it reads that beside the keys of another."""
+        return None
+
     @classmethod
     def queries_mixed(cls, args: Facts) -> bool:
         """Whether a query's result depends on other queries with these arguments, even over another sequence."""
@@ -119,3 +129,7 @@ class Attention(Part):
     def init_state(self, batch: int, max_len: int, like: Tensor, heads: int, dim_key: int, dim_value: int) -> State:
         """Empty decode state; `like` gives dtype and device."""
         raise NotImplementedError(f"{type(self).__name__} does not decode")
+
+    def own_state(self, batch: int, max_len: int) -> State:
+        """What decoding keeps of the queries' own sequence where keys are of another; nothing by default."""
+        return {}

@@ -15,7 +15,13 @@ from variform.core.registry import register
 from variform.errors import Problem, ShapeError, nearest_divisors
 from variform.parts.kinds import Attention, Mixer, Norm, Output, State, Streams
 from variform.parts.linear import Linear
-from variform.parts.mixer.cross import context_sides, refuse_unequal
+from variform.parts.mixer.cross import (
+    context_sides,
+    cross_abilities,
+    positions_read,
+    refuse_unequal,
+    told_positions,
+)
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     join_heads,
@@ -316,6 +322,11 @@ class CrossCompositional(Mixer):
         found, attention = _problems(facts), facts["attention"]
         if not attention.part.abilities(dict(attention.args)).cross:
             found.append(Problem("attention", f"{attention.name!r} cannot attend to another sequence"))
+        if attention.part.own_abilities(dict(attention.args)) is not None:
+            message = (
+                f"{attention.name!r} reads the sequence of the queries too, by heads that have values of their own"
+            )
+            found.append(Problem("attention", message, hint="take cross_attention"))
         size = facts["dim_context"] or facts["dim"]
         if facts["tied"] and size != facts["dim"]:
             message = f"one map cannot read {facts['dim']} features of the tokens and {size} of the context"
@@ -328,17 +339,21 @@ class CrossCompositional(Mixer):
         return {"context": parse_shape(("B", "L_context", args["dim_context"] or args["dim"]))}
 
     @classmethod
+    def reads_streams(cls, args: Facts) -> frozenset[str]:
+        """The own positions too, where the attention goes by them."""
+        return cls.reads | positions_read(args)
+
+    @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """Causality towards the own sequence is kept: nothing of it is read."""
-        can = slot_abilities(args)
-        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+        """Causality towards the own sequence is kept, as in other cross attention."""
+        return cross_abilities(args)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
         state = streams.get("state")
         k, v = self._read(streams) if state is None else (state["k"], state["v"])
         refuse_unequal(self.attention, x.shape[1], k.shape[1])
-        sides = context_sides(self.attention, False, x, streams)
+        sides = context_sides(self.attention, self.attention.takes_positions, x, streams)
         q, k, v = self.maps.by_head(self.maps.q(x), k, v)
         found = self.attention(q, k, v, sides)
         assert isinstance(found, Tensor)
@@ -361,7 +376,7 @@ class CrossCompositional(Mixer):
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
         k, v = self._read(streams)
-        return {"k": k, "v": v}
+        return {"k": k, "v": v, **told_positions(streams, batch, self.attention.takes_positions)}
 
 
 def _head_facts(facts: Facts) -> dict[str, int]:

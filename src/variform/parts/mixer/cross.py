@@ -102,7 +102,7 @@ class CrossMultiHead(Mixer):
         """The attention does not inherit `causal`: it reads another sequence."""
         if slot == "context_norm":
             return {"dim": facts.get("dim_context") or facts["dim"]}
-        return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else {"causal": False}
+        return {"dim": head_facts(facts)["dim_head"]} if slot in ("q_norm", "k_norm") else of_queries(facts)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -144,8 +144,7 @@ class CrossMultiHead(Mixer):
         sides = context_sides(self.attention, self.placed, x, streams)
         if streams.get("beside") is not None:
             sides.beside = beside_context(self, self.attention, streams)
-        out = self.attention(q, k, v, sides)
-        assert isinstance(out, Tensor)
+        out, state = with_own(self.attention(q, k, v, sides), state)
         y = self.out(out.transpose(1, 2).reshape(batch, length, -1))
         if state is None:
             return (y, sides.published) if sides.published else y
@@ -169,7 +168,20 @@ class CrossMultiHead(Mixer):
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
         k, v = self._keys_values(streams)
-        return {"k": k, "v": v, **told_positions(streams, batch, self.placed)}
+        own = self.attention.own_state(batch, max_len)
+        return {"k": k, "v": v, **told_positions(streams, batch, self.placed), **({"own": own} if own else {})}
+
+
+def of_queries(facts: Facts) -> Facts:
+    """The attention does not inherit `causal`, which is of the sequence that its queries are of."""
+    return {"causal": False, "causal_queries": facts.get("causal", False)}
+
+
+def with_own(out: Tensor | tuple[Tensor, State], state: State | None) -> tuple[Tensor, State | None]:
+    """What an attention gave, and the decode state of its mixer with what it keeps of the own sequence."""
+    if isinstance(out, Tensor):
+        return out, state
+    return out[0], None if state is None else {**state, "own": out[1]}
 
 
 def positions_read(args: Facts) -> frozenset[str]:
@@ -182,8 +194,11 @@ def positions_read(args: Facts) -> frozenset[str]:
 def cross_abilities(args: Facts) -> Can:
     """Those of a mixer over a context, by the attention in its slot."""
     can, slot = slot_abilities(args), described(args.get("attention"))
-    alone = not (isinstance(slot, Spec) and issubclass(slot.part, Attention) and slot.part.queries_mixed(slot.args))
-    return Can(alone, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, alone)
+    if not isinstance(slot, Spec) or not issubclass(slot.part, Attention):
+        return Can(True, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, True)
+    own, alone = slot.part.own_abilities(slot.args) or Can(), not slot.part.queries_mixed(slot.args)
+    causal, decode = alone and own.causal, alone and own.decode
+    return Can(causal, can.key_padding, can.attention_mask, can.packed, can.cross, can.lengths, decode)
 
 
 def told_positions(streams: Streams, batch: int, placed: bool) -> State:
@@ -206,10 +221,11 @@ def context_sides(attention: Attention, placed: bool, x: Tensor, streams: Stream
     """
     given = streams.get("context_mask")
     mask, valid = (given, None) if isinstance(given, Mask) else (None, given)
-    refuse_streams(attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"))
+    refuse_streams(attention, valid, None, mask, ("context_mask", "segments", "a mask as context_mask"), across=True)
     sides = Sides(mask=mask, k_valid=valid, x=x, streams=streams)
+    state = streams.get("state")
+    sides.state = None if state is None else state.get("own")
     if placed:
-        state = streams.get("state")
         told = streams if state is None else state
         sides.q_positions, sides.k_positions = streams.get("positions"), told.get("context_positions")
     return sides

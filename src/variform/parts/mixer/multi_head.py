@@ -349,13 +349,17 @@ def refuse_streams(
     segments: object,
     mask: object,
     names: tuple[str, str, str] = ("valid", "segments", "mask"),
+    across: bool = False,
 ) -> None:
     """Refuse a stream that the attention would ignore; `names` is what the caller calls the three.
+
+    Args:
+        across: whether they are of another sequence.
 
     Raises:
         ShapeError: naming the stream.
     """
-    can = attention.able
+    can = attention.able_across if across else attention.able
     able = (can.key_padding, can.packed, can.attention_mask)
     for name, stream, honoured in zip(names, (valid, segments, mask), able, strict=True):
         if stream is not None and not honoured:

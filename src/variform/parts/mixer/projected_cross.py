@@ -18,9 +18,11 @@ from variform.parts.mixer.cross import (
     beside_context,
     context_sides,
     cross_abilities,
+    of_queries,
     positions_read,
     refuse_unequal,
     told_positions,
+    with_own,
 )
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
@@ -63,6 +65,7 @@ class ProjectedCrossAttention(Mixer):
 
     reads: ClassVar[frozenset[str]] = frozenset({"context", "context_mask", "beside"})
     stateful: ClassVar[bool] = True
+    answers_for_slots: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class ProjectedCrossAttention(Mixer):
     @classmethod
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The sizes of the maps; the attention does not inherit `causal`: it reads another sequence."""
-        return {**slot_facts(slot, facts, facts.get("dim_context") or facts["dim"]), "causal": False}
+        return {**slot_facts(slot, facts, facts.get("dim_context") or facts["dim"]), **of_queries(facts)}
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -150,8 +153,7 @@ class ProjectedCrossAttention(Mixer):
         else:
             k, v = keys.expand(*kept)
             attended = self.attention(q, k if self.k_norm is None else self.k_norm(k), v, sides)
-            assert isinstance(attended, Tensor)
-            out = attended
+            out, state = with_own(attended, state)
         y = self.output(join_heads(out))
         if state is None:
             return (y, sides.published) if sides.published else y
@@ -170,4 +172,5 @@ class ProjectedCrossAttention(Mixer):
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """What is kept of the context's tokens, computed once."""
         first, second = self._of_context(streams)
-        return {"k": first, "v": second, **told_positions(streams, batch, self.placed)}
+        own, told_places = self.attention.own_state(batch, max_len), told_positions(streams, batch, self.placed)
+        return {"k": first, "v": second, **told_places, **({"own": own} if own else {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.parity.x_transformers.option_set import LAYERS, OptionSet
 
@@ -51,7 +51,37 @@ def further(ids: Tensor) -> dict[str, Any]:
     return {"self_attn_additional_kv": [pair]}
 
 
+BESIDE: dict[str, Any] = {
+    "cross_attend": True,
+    "cross_attn_hybrid_module": nn.GRU(24, 32, batch_first=True),
+    "cross_attn_hybrid_fold_axial_dim": 1,
+}
+"""A recurrence over the tokens beside what they attend to in a context."""
+
 SETS = [
+    OptionSet("context-beside-recurrence", BESIDE, call=longer),
+    OptionSet(
+        "context-beside-folds",
+        {
+            **BESIDE,
+            "cross_attn_hybrid_fold_axial_dim": 3,
+            "cross_attn_hybrid_learned_mix": True,
+            "attn_kv_heads": 2,
+            "attn_gate_values": True,
+        },
+        call=context,
+    ),
+    OptionSet(
+        "context-of-latents-beside-recurrence",
+        {**BESIDE, "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "cross_attn_max_attend_past": 4},
+        call=context,
+    ),
+    OptionSet(
+        "context-beside-recurrence-both-ways",
+        {**BESIDE, "attn_qk_norm": True},
+        stack="Encoder",
+        call=longer,
+    ),
     OptionSet("prefix-top-k", {"attn_sparse_topk": 3}, stack="PrefixDecoder", call=prefix),
     OptionSet(
         "prefix-scores",

@@ -37,10 +37,7 @@ def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
     at, given, module = draft.prefix, draft.options, draft.options.get("hybrid_module")
     if module is None:
         return []
-    found = []
-    if cross:
-        message = "what stands beside attention reads the own sequence: self-attention alone has it"
-        found.append(Problem(f"{at}hybrid_module", message, hint="cross_attn_hybrid_module=None leaves it out there"))
+    found: list[Problem] = []
     fold = given["hybrid_fold_axial_dim"]
     if fold is not None and fold < 1:
         found.append(Problem(f"{at}hybrid_fold_axial_dim", "at least 1", fold))

@@ -7,6 +7,7 @@ from torch import Tensor
 import variform as vf
 from variform.core.spec import Spec
 from variform.dialects.x_transformers import XTransformer
+from variform.errors import ConfigError
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.weights.x_transformers import load_x_transformers, tiled_heads, to_x_transformers
 
@@ -123,3 +124,19 @@ def test_tied_tensors_must_agree() -> None:
     tensors["decoder.net.token_emb.emb.weight"] = tensors["decoder.net.token_emb.emb.weight"] + 1
     with pytest.raises(vf.ConfigError, match="another tensor of the same, shared parameter"):
         load_x_transformers(model, tensors)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.", "_orig_mod.module.net."])
+@pytest.mark.parametrize("given", ["", "model."])
+def test_keys_that_all_begin_otherwise_are_refused_with_the_prefix(prefix: str, given: str) -> None:
+    tensors = {f"{prefix}{given}{key}": tensor for key, tensor in checkpoint().items()}
+    model = vf.build(gpt(kv_heads=2))
+    with pytest.raises(ConfigError) as error:
+        load_x_transformers(model, tensors, prefix=given)
+    assert error.value.problems[0].hint == f"prefix={prefix + given!r}"
+    load_x_transformers(model, tensors, prefix=prefix + given)
+
+
+def test_what_holds_a_state_dict_is_none() -> None:
+    with pytest.raises(ConfigError, match="model: a state dict holds tensors, and this is a dict; give the state dict"):
+        load_x_transformers(vf.build(gpt(kv_heads=2)), {"model": checkpoint(), "step": 3})  # type: ignore[dict-item]

@@ -11,6 +11,7 @@ import variform.dialects.x_transformers as ours
 from tests.parity.x_transformers.harness import compare_gradients, pair, unlike, upstream
 from tests.parity.x_transformers.test_layers import BASE
 from variform.dialects.x_transformers.xl_autoregressive_wrapper import XLAutoregressiveWrapper
+from variform.weights.x_transformers import load_x_transformers, to_x_transformers
 
 SIZE = 5
 
@@ -141,6 +142,29 @@ def test_weights_that_learn(keywords: dict[str, Any]) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"ttt_module_paths": ("attn_layers.layers.1.1",)},
+        {"ttt_module_paths": (("attn_layers.layers.1.1.ff.2", "attn_layers.layers.3.1.ff.2"),)},
+        {"ttt_module_paths": ("episodic_mems", "attn_layers.layers.1.1"), "episodic_mem_len": 3},
+    ],
+    ids=lambda keywords: "-".join(keywords) or "plain",
+)
+def test_checkpoints_of_wrappers_go_both_ways(keywords: dict[str, Any]) -> None:
+    """What learns stands in a module of upstream's wrapper, and has longer keys there."""
+    theirs, mine = both({"rotary_pos_emb": True}, tbptt_steps=2, **keywords)
+    for param in theirs.parameters():
+        param.data += 0.1 * torch.randn_like(param)
+    load_x_transformers(mine, theirs.state_dict())
+    written, stored = to_x_transformers(mine), dict(theirs.state_dict())
+    torch.testing.assert_close(written, stored, rtol=0, atol=1e-6, check_dtype=False)
+    theirs.load_state_dict(written)
+    expected, found = (model.net(ids(2, 4)) for model in (theirs, mine))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @TOGETHER
 def test_several_steps_a_segment() -> None:
     theirs, mine = both({}, tbptt_steps=2, ttt_module_paths=("attn_layers.layers.1.1",), ttt_lr=0.1)
@@ -174,7 +198,6 @@ def test_another_inner_loss() -> None:
     from x_transformers.xl_autoregressive_wrapper import TTTMetaLearningTargetKLLoss as Theirs
 
     from variform.dialects.x_transformers.xl_autoregressive_wrapper import TTTMetaLearningTargetKLLoss as Mine
-    from variform.weights.x_transformers import load_x_transformers
 
     sizes = {"dim": 24, "num_classes": 5, "dim_head": 8}
     first, second = Theirs(**sizes).double(), Mine(**sizes).double()

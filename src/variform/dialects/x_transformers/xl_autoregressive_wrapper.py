@@ -157,6 +157,11 @@ class XLAutoregressiveWrapper(nn.Module):
         return self.fast is not None
 
     @property
+    def learners(self) -> Mapping[str, nn.Module]:
+        """The modules that learn while a text is read, by the paths that were given."""
+        return {} if self.fast is None else self.fast.modules
+
+    @property
     def has_episodic_mem(self) -> bool:
         """Whether attentions have learned keys of this wrapper beside their own."""
         return isinstance(self.net, EpisodicMemoryWrapper)

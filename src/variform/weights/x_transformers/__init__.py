@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from posixpath import commonpath
 
 from torch import Tensor, nn
 
@@ -35,16 +36,27 @@ def load_x_transformers(
         ConfigError: the structure has no counterpart, or keys or shapes differ; all problems at once.
     """
     entries = entries_of(model, prefix, unit_offset)
-    if getattr(model, "has_ttt", False):
-        tensors = _unwrapped(entries, tensors)
+    _check_keys(entries, tensors, prefix)
     load_entries(entries, tensors)
 
 
-def _unwrapped(entries: list[Entry], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Modules that learn while a text is read stand in a wrapper upstream, as its `module`, and here as they are."""
+def _check_keys(entries: list[Entry], tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse what is no state dict, and keys that all begin otherwise, saying with what.
+
+    Raises:
+        ConfigError: naming the key, or the prefix to give.
+    """
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):
+            hint = "give the state dict that lies in it" if isinstance(value, Mapping) else None
+            raise ConfigError(f"a state dict holds tensors, and this is a {type(value).__name__}", path=key, hint=hint)
     known = {entry.key for entry in entries}
-    plainly = {key: key.replace(".module.", ".") for key in tensors if key not in known}
-    return {plainly[key] if plainly.get(key) in known else key: tensor for key, tensor in tensors.items()}
+    first = entries[0].key if entries else ""
+    for key in tensors:
+        begins = key.removesuffix(first)
+        if begins != key and begins and {begins + own for own in known} == set(tensors):
+            hint = f"prefix={begins + prefix!r}"
+            raise ConfigError(f"all keys of the checkpoint begin with {begins!r}", path=key, hint=hint)
 
 
 def to_x_transformers(model: nn.Module, *, prefix: str = "", unit_offset: bool | None = None) -> dict[str, Tensor]:
@@ -64,7 +76,7 @@ def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = No
     held: Mapping[str, nn.Module | Tensor] = getattr(model, "upstream_modules", {})
     beside = [entry for key, part in held.items() for entry in _held(part, prefix + key, unit_offset)]
     if held and ("net." in held or "net.net." in held or not hasattr(model, "native")):
-        return beside
+        return _learning(model, beside)
     offset = getattr(model, "unit_offset", True) if unit_offset is None else unit_offset
     native = getattr(model, "native", model)
     renamed: Mapping[str, str] = getattr(model, "upstream_keys", {})
@@ -77,6 +89,20 @@ def entries_of(model: nn.Module, prefix: str = "", unit_offset: bool | None = No
     if left:
         raise ConfigError(f"x-transformers has no counterpart of {', '.join(left)}")
     return entries + beside
+
+
+def _learning(model: nn.Module, entries: list[Entry]) -> list[Entry]:
+    """Modules that learn while a text is read stand in a wrapper upstream, as its `module`, and here as they are."""
+    learners: Mapping[str, nn.Module] = getattr(model, "learners", {})
+    for path, module in learners.items():
+        params = {id(param) for param in module.parameters()}
+        keys = [one.key for one in entries if one.params and all(id(param) in params for param in one.params)]
+        begins = [key.partition(f"{path}.")[0] + path for key in keys if f"{path}." in key]
+        if not begins and keys:  # a path of this library
+            begins = [commonpath(key.rpartition(".")[0].replace(".", "/") for key in keys).replace("/", ".")]
+        renamed = {key: f"{begins[0]}.module.{key.removeprefix(f'{begins[0]}.')}" for key in keys}
+        entries = [replace(one, key=renamed.get(one.key, one.key)) for one in entries]
+    return entries
 
 
 def _held(part: nn.Module | Tensor, prefix: str, unit_offset: bool | None) -> list[Entry]:

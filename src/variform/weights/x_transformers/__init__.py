@@ -40,7 +40,7 @@ def load_x_transformers(
     load_entries(entries, tensors)
 
 
-def _check_keys(entries: list[Entry], tensors: Mapping[str, Tensor], prefix: str) -> None:
+def _check_keys(entries: list[Entry], tensors: Mapping[str, object], prefix: str) -> None:
     """Refuse what is no state dict, and keys that all begin otherwise, saying with what.
 
     Raises:
@@ -48,7 +48,7 @@ def _check_keys(entries: list[Entry], tensors: Mapping[str, Tensor], prefix: str
     """
     for key, value in tensors.items():
         if not isinstance(value, Tensor):
-            hint = "give the state dict that lies in it" if isinstance(value, Mapping) else None
+            hint = "give the state dict that lies in it" if isinstance(value, Mapping) else ""
             raise ConfigError(f"a state dict holds tensors, and this is a {type(value).__name__}", path=key, hint=hint)
     known = {entry.key for entry in entries}
     first = entries[0].key if entries else ""

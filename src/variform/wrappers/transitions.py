@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from variform.ops.blend import blend
 from variform.parts.linear import Linear
 from variform.parts.norm.norms import RMSNorm
 
@@ -59,7 +60,7 @@ class Recurrent(nn.Module):
     def forward(self, latents: Tensor, stream: Tensor) -> Tensor:
         """Fuse."""
         both = torch.cat((self.latent_norm(latents), self.stream_norm(stream)), -1)
-        return self.norm(stream.lerp(self.to_candidate(both).tanh(), self.gate(both).sigmoid()))
+        return self.norm(blend(stream, self.to_candidate(both).tanh(), self.gate(both).sigmoid()))
 
 
 class Summed(nn.Module):

@@ -279,6 +279,14 @@ class TestCaches:
         with pytest.raises(InputError, match="leave the cache out"):
             model(ids(1), cache=cache, flash_pack_seq_kwargs=packed)
 
+    def test_a_cache_keeps_the_places_of_a_context(self) -> None:
+        model = built(options={"cross_attend": True, "rotary_pos_emb": True})
+        given = {"context": front(), "context_pos": torch.arange(3) + 4}
+        _, cache = model(ids()[:, :4], return_intermediates=True, **given)
+        close(model(ids(), cache=cache, **given), model(ids(), **given)[:, 4:])
+        with pytest.raises(InputError, match="the context_pos of the first call"):
+            model(ids(), cache=cache, context=given["context"], context_pos=torch.arange(3))
+
     def test_a_cache_is_of_one_order(self) -> None:
         model, order = built(), (0, 1, 0, 1, 2, 3)
         _, cache = model(ids()[:, :4], layers_execute_order=order, return_intermediates=True)

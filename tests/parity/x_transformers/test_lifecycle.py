@@ -48,6 +48,18 @@ def test_compiles_in_one_graph(one: OptionSet) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("one", FEATURES_FIRST, ids=[one.name for one in STEADY])
+def test_learns_in_half_precision(one: OptionSet) -> None:
+    for model, autocast in ((model_of(one).bfloat16(), False), (model_of(one), True)):
+        ids = ids_of(one)
+        given = arguments(one, ids, torch.float32 if autocast else torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = flat(model.train()(ids, **given))
+        out.float().square().mean().backward()
+        assert out.isfinite().all()
+        assert all(bool(param.grad.isfinite().all()) for param in model.parameters() if param.grad is not None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("one", [one for one in STEADY if one.feature], ids=lambda one: one.name)
 def test_compiles_in_one_graph_in_training(one: OptionSet) -> None:

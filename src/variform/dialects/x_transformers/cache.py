@@ -15,7 +15,7 @@ from variform.parts.kinds import State
 from variform.stack.model import Transformer
 from variform.stack.state import room
 
-KEPT = ("context", "context_mask")
+KEPT = ("context", "context_mask", "context_positions")
 FIRST = ("prefix", "prefix_valid")
 BY_TOKEN = ("valid", "added", "numbers")
 CONDITIONS = ("condition", "injected")
@@ -183,9 +183,10 @@ class Steps:
             if given[name] is not None and not (name.startswith("prefix") and not self.alone):
                 raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
         for name in KEPT:
-            now, known = given[name], self.cache.streams.get(name)
+            now, known = given.get(name), self.cache.streams.get(name)
             if now is not None and now is not known and (known is None or not torch.equal(now, known)):
-                raise InputError(f"a call with a cache goes on with the {name} of the first call, and this is another")
+                first = f"the {CALLED.get(name, name)} of the first call"
+                raise InputError(f"a call with a cache goes on with {first}, and this is another")
         positions, valid = placing(self.causal, total, new.device, *self._whole(mask, pos, total), start)
         if positions is None and self.cache.positions is not None:
             positions = torch.arange(total, device=new.device)
@@ -219,6 +220,7 @@ class Steps:
 CALLED = {
     "mask": "attn_mask or self_attn_kv_mask",
     "bias": "attn_bias",
+    "context_positions": "context_pos",
     "prefix": "prepend_embeds",
     "prefix_valid": "prepend_mask",
 }

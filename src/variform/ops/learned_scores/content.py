@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from variform.ops.blend import blend
 from variform.ops.learned_scores.changing import Changing
 from variform.ops.learned_scores.forgetting import from_the_right
 from variform.ops.learned_scores.heads import mixed_heads, square
@@ -80,11 +81,11 @@ class ContextualBias(Changing):
         if self.temperature is not None:
             whole = torch.arange(last + 1, device=place.device, dtype=place.dtype)
             share = torch.softmax(-(place.unsqueeze(-1) - whole).abs() / self.temperature, -1)
-            return scores + torch.einsum("bhijp,bhip->bhij", share, self.curves)
+            return scores + torch.einsum("bhijp,bhip->bhij", share, self.curves.to(share.dtype))
         below = place.detach().floor()
         low = self.curves.gather(-1, below.long())
         high = self.curves.gather(-1, place.detach().ceil().long())
-        return scores + torch.lerp(low, high, place - below)
+        return scores + blend(low, high, place - below)
 
     def cut(self, rows: slice, columns: slice) -> ScoreMod:
         return replace(self, curves=self.curves[..., rows, :])

@@ -13,6 +13,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Facts, use
 from variform.core.registry import register
 from variform.errors import Problem, ShapeError
+from variform.ops.blend import blend
 from variform.ops.learned_scores import AddedScores, ObservedScores
 from variform.parts.attention.around import AroundAttention
 from variform.parts.kinds import Attention, Sides, State
@@ -78,7 +79,7 @@ class ValueResidual(AroundAttention):
             v = (first[0] + v) / 2
         else:
             assert sides.x is not None
-            v = first[0].lerp(v, torch.sigmoid(self.mix(sides.x)).transpose(1, 2).unsqueeze(-1))
+            v = blend(first[0], v, torch.sigmoid(self.mix(sides.x)).transpose(1, 2).unsqueeze(-1))
         return self.attention(q, k, v, sides)
 
 

@@ -14,6 +14,7 @@ from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError
+from variform.ops.blend import blend
 from variform.parts.attention.around import AroundAttention, wide_inside
 from variform.parts.attention.gated import to_heads, token_features
 from variform.parts.kinds import Attention, Mixer, Norm, Projection, Sides, State, holds_state
@@ -127,7 +128,7 @@ class HybridAttention(AroundAttention):
         told = told if self.mixer_norm is None else self.mixer_norm(told)
         if self.mix is None:
             return 0.5 * (out + told)
-        return out.lerp(told, self.mix(x).sigmoid().transpose(1, 2).unsqueeze(-1))
+        return blend(out, told, self.mix(x).sigmoid().transpose(1, 2).unsqueeze(-1))
 
     @property
     def able(self) -> Can:

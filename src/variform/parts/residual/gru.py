@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from variform.core.inherit import INHERIT
 from variform.core.registry import register
+from variform.ops.blend import blend
 from variform.parts.kinds import Residual, Streams
 from variform.parts.linear import Linear
 
@@ -45,4 +46,4 @@ class GRUResidual(Residual):
         reset_f, update_f, new_f = self.of_branch(branch).chunk(3, -1)
         reset_x, update_x, new_x = self.of_stream(x).chunk(3, -1)
         new = (new_f + (reset_f + reset_x).sigmoid() * new_x).tanh()
-        return torch.lerp(new, x, (update_f + update_x).sigmoid())
+        return blend(new, x, (update_f + update_x).sigmoid())

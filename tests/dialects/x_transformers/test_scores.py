@@ -25,7 +25,6 @@ def build(stack: str = "Decoder", **keywords: Any) -> Any:
         ({"attn_sigmoid": True, "attn_hard": True}, "only one can make weights"),
         ({"attn_sparse_topk": 0}, "at least one key"),
         ({"attn_sparse_topk_straight_through": True}, "no effect without attn_sparse_topk"),
-        ({"attn_selective": True, "attn_max_attend_past": 3}, "a limit on the past drops old ones"),
         ({"stack": "Encoder", "attn_use_cope": True}, "causal attention alone"),
         ({"stack": "Encoder", "attn_selective": True}, "causal attention alone"),
         ({"attn_inverted_attention": True}, "cross_attn_inverted_attention"),

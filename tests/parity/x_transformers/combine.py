@@ -122,7 +122,6 @@ REFUSED = (
     "only one norm of queries and keys can be on",
     "these scores are distances",
     "one slope for each of the",
-    "a limit on the past drops old ones",
     "must be the same on both sides",
 )
 """What is refused here though upstream runs it, with an option or an input left unread, or a meaning that differs."""

@@ -147,7 +147,7 @@ def placing(
         if start is not None:
             raise InputError("pos and seq_start_pos exclude one another: both say where tokens stand")
         if pos.is_floating_point():
-            raise InputError(f"pos is integers, not {pos.dtype}: embeddings as positions are not supported yet")
+            raise InputError(f"pos is integers, not {pos.dtype}: features of positions are of models of tokens alone")
         if causal and not torch.compiler.is_compiling() and not bool((pos.diff(dim=-1) > 0).all()):
             raise InputError("in causal layers pos must grow from token to token: a token sees smaller positions")
         return pos, mask

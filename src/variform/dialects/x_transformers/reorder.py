@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import Tensor
+
 from variform.dialects.x_transformers.errors import InputError
 from variform.parts.entry.layers import LayerMixture
 from variform.parts.stream_ops.history import BeginHistory, JoinSkip
@@ -30,7 +32,7 @@ def takes_orders(forward: F) -> F:
 
     `layers_execute_order` are indices of sublayers as they run; `repeat_blocks` says of blocks how often they run;
     `causal` whether self-attention looks back alone; for `transform_block_inputs` see `changes`, for `rotary_pos_emb`
-    and `polar_pos_emb` see `rotations`.
+    and `polar_pos_emb` see `rotations`, for `pos` of floats see `placed`.
     """
 
     @functools.wraps(forward)
@@ -49,6 +51,12 @@ def takes_orders(forward: F) -> F:
             self = self.with_causality(causal)
         if layers_execute_order is not None or repeat_blocks is not None:
             self = self.reordered(layers_execute_order, repeat_blocks)
+        if isinstance(pos := keywords.get("pos"), Tensor) and pos.is_floating_point() and hasattr(self, "embeds"):
+            if keywords.get("cache") is not None:
+                raise InputError("pos of floats is for whole sequences: leave the cache out")
+            ids: Tensor = args[0] if args else keywords["x"]
+            self, added = self.with_positions(pos, keywords.get("sum_embeds"), len(ids))
+            keywords |= {"pos": None, **({} if added is None else {"sum_embeds": added})}
         tokens = keywords.pop("transform_token_embeds", None)
         if transform_block_inputs is not None or tokens is not None:
             if keywords.get("cache") is not None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.causality import layers_with
 from variform.dialects.x_transformers.changes import Changes, layers_changed
 from variform.dialects.x_transformers.errors import InputError
+from variform.dialects.x_transformers.placed import embedding_placed
 from variform.dialects.x_transformers.reorder import Repeats, layers_in_order
 from variform.dialects.x_transformers.rotations import Angles, layers_turned
 from variform.errors import ConfigError
@@ -67,6 +68,28 @@ class AroundLayers(nn.Module):
     def with_angles(self, rotary: Angles | None, polar: Angles | None) -> Self:
         """A view of this model, of the same modules, in which self-attention goes by given angles."""
         return self._with(layers_turned(self.attn_layers, rotary, polar), for_one_call=True)
+
+    def with_positions(self, features: Tensor, added: Tensor | None, rows: int) -> tuple[Self, Tensor | None]:
+        """A view of this model, of the same modules, whose absolute positions are given, and what else is to be added.
+
+        Args:
+            features: [L, emb_dim] or [B, L, emb_dim].
+            added: [B, L, emb_dim] features that are added to the tokens' anyway.
+            rows: B.
+
+        Raises:
+            InputError: this model has no vectors of tokens.
+        """
+        if not self.embeds:
+            raise InputError(
+                "pos is integers: features of positions are added to vectors of tokens, which are not here"
+            )
+        view = self._with(self.attn_layers, for_one_call=True)
+        placed = embedding_placed(view.native.embedding, features)
+        if placed is None:
+            whole = features.expand(rows, *features.shape[-2:])
+            return view, whole if added is None else whole + added
+        return changed(view, native=changed(view.native, embedding=placed)), added
 
     def with_changes(self, blocks: Changes | None, tokens: Change | None = None) -> Self:
         """A view of this model, of the same modules, in which features are changed on their way.

@@ -140,7 +140,7 @@ class TransformerWrapper(AroundLayers):
             return_embeddings: the hidden states in place of the logits.
             return_logits_and_embeddings: both.
             mask: [B, L] bool, True at real tokens.
-            pos: [L] or [B, L] positions.
+            pos: [L] or [B, L] positions; or features, [L, emb_dim] or [B, L, emb_dim], in place of the absolute ones.
             prepend_embeds: [B, P, emb_dim] features before the tokens.
             prepend_mask: [B, P] bool, True at real features.
             excise_prepend_embeds: leave the features in front out of the result.

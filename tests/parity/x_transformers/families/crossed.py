@@ -39,6 +39,12 @@ def longer(ids: Tensor) -> dict[str, Any]:
     return {"context": torch.randn(len(ids), 17, LAYERS["dim"], generator=torch.Generator().manual_seed(5))}
 
 
+def positions(ids: Tensor) -> dict[str, Any]:
+    """Positions as features, the same for all rows."""
+    draw = torch.Generator().manual_seed(6)
+    return {"pos": torch.randn(ids.shape[1], LAYERS["dim"], generator=draw, dtype=torch.float64)}
+
+
 def placed(ids: Tensor) -> dict[str, Any]:
     """A context that stands somewhere."""
     return {**context(ids), "context_pos": torch.arange(ids.shape[1]) + 3}
@@ -151,6 +157,14 @@ SETS = [
         call=placed,
     ),
     OptionSet("placed-context-alone", {"rotary_pos_emb": True}, stack="CrossAttender", call=placed),
+    OptionSet("positions-as-features", call=positions),
+    OptionSet(
+        "positions-as-features-added",
+        {"attn_max_attend_past": 3},
+        {"use_abs_pos_emb": False, "post_emb_norm": True, "num_memory_tokens": 2},
+        stack="Encoder",
+        call=lambda ids: {**positions(ids), "sum_embeds": context(ids)["context"]},
+    ),
     OptionSet("odd-rotation", {"rotary_pos_emb": True, "attn_dim_head": 6}),
     OptionSet("odd-rotation-rescaled", {"rotary_pos_emb": True, "attn_dim_head": 10, "rotary_base_rescale_factor": 2}),
     OptionSet("streams-in-another-order", {**GATED, "layers_execute_order": (2, 3, 0, 1)}, versions=("2.31.10",)),

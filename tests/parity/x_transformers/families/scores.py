@@ -229,6 +229,8 @@ SETS = [
     ),
     OptionSet("forget-rows-grouped", {**GROUPED, **ALIBI, "attn_data_dependent_alibi_per_row": True}),
     OptionSet("forget-memory", {**ALIBI, "attn_num_mem_kv": 2}),
+    OptionSet("selective-window", {"attn_selective": True, "attn_max_attend_past": 3, "rotary_pos_emb": True}),
+    OptionSet("selective-window-grouped", {"attn_selective": True, "attn_max_attend_past": 5, "attn_kv_heads": 2}),
     OptionSet("forget-window", {**ALIBI, "attn_max_attend_past": 4}),
     OptionSet(
         "projected-distance-memory",

@@ -89,7 +89,7 @@ class AttentionDraft:
     @property
     def keeps_window(self) -> bool:
         """Whether the limit on the past is a window, of which decoding keeps the newest keys alone."""
-        plain = self.causal and not self.prefixed and self.prefix == "attn_"
+        plain = self.causal and not self.prefixed and self.prefix == "attn_" and not self.options["selective"]
         return self.max_attend_past is not None and plain
 
     def check(self, cross: bool) -> list[Problem]:

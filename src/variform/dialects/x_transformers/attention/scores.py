@@ -125,9 +125,6 @@ def _order_problems(draft: AttentionDraft, cross: bool) -> list[Problem]:
     if given["inverted_attention"] and cross and draft.causal:
         message = "a query's weights depend on the queries after it, which a causal model must not see"
         found.append(Problem(f"{at}inverted_attention", message, hint="CrossAttender, or an encoder"))
-    if given["selective"] and draft.max_attend_past is not None:
-        message = "what is hidden is summed over all keys, and a limit on the past drops old ones"
-        found.append(Problem(f"{at}selective", message, hint=f"leave {at}max_attend_past out"))
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from variform.dialects.x_transformers.around import AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.continuous_model import CONTINUOUS, ContinuousDraft
-from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, in_upstream_terms, refuse_others
+from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, check_count, in_upstream_terms, refuse_others
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.lens import real_tokens
 from variform.dialects.x_transformers.table import Route, Table, kept, problems_of, raise_any
@@ -182,6 +182,9 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             raise KeywordError("the next features cannot be learned by layers that see them", path="net", hint=hint)
         if net.average_pool_embed:
             raise KeywordError("average_pool_embed answers once a row, and not for each next feature", path="net")
+        if None not in (net.dim_in, net.dim_out) and net.dim_in != net.dim_out:
+            message = f"what follows has the {net.dim_in} features of the inputs (dim_in)"
+            raise KeywordError(message, path="net.dim_out", value=net.dim_out)
         if use_l1_loss and (loss_fn is not None or net.probabilistic):
             message = "there is another loss already: loss_fn, or that of a probabilistic model"
             raise KeywordError(message, path="use_l1_loss", value=True)
@@ -223,6 +226,7 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             if mask is not None:
                 raise InputError("mask and lens exclude one another: both say which features are real")
             mask = real_tokens(lens, x)
+        check_count(rollout_steps, "rollout_steps")
         if rollout_steps > 1:
             return self._rollout(x, mask, rollout_steps, streams)
         with in_upstream_terms():

@@ -41,6 +41,8 @@ UPSTREAM = {
     "exit": "looped_exit_prob_threshold",
     "return_state": "return_intermediates",
     "amateurs": "amateur_model",
+    "backward": "tbptt_steps",
+    "longest": "max_token_size",
 }
 """What upstream calls the options of the core."""
 
@@ -59,6 +61,16 @@ def refuse_others(owner: str, streams: Mapping[str, Any], known: Sequence[str]) 
         if name not in known:
             message = f"{owner} has no argument {name!r}; the model is given {', '.join(known)}"
             raise KeywordError(message, path=name, hint=did_you_mean(name, known))
+
+
+def check_count(value: Any, path: str = "seq_len") -> None:
+    """How many tokens, or steps, a call asks for.
+
+    Raises:
+        KeywordError: it is no integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise KeywordError("must be an integer of at least 1", path=path, value=value)
 
 
 def decoding_options(
@@ -89,6 +101,7 @@ def decoding_options(
         KeywordError: an argument that the model does not take from token to token.
         InputError: the tokens do not fit, or layers cannot run as often as is asked for.
     """
+    check_count(seq_len)
     known = (*SIDE_STREAMS, *RUNS)
     refuse_others(owner, streams, known)
     given = {name: value for name, value in streams.items() if value is not None}

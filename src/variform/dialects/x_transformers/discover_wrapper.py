@@ -230,6 +230,9 @@ class DiscoverDecoder(nn.Module):
         self.decoder: TransformerWrapper = causal_net(given["decoder"], path="decoder")
         if isinstance(given["enc_pos"], str) and given["enc_pos"] != "last":
             raise KeywordError("'last' or a place is needed", path="enc_pos", value=given["enc_pos"])
+        if not 0 <= given["bos_id"] < self.decoder.num_tokens:
+            message = f"must be one of the {self.decoder.num_tokens} tokens"
+            raise KeywordError(message, path="bos_id", value=given["bos_id"])
         self.num_fillers: int = given["num_fillers"]
         self.bos_id: int = given["bos_id"]
         self.pad_id: int = given["pad_id"]

@@ -95,7 +95,9 @@ class DPO(nn.Module):
             ("unpreferred_seq_mask", unpreferred_seq_mask),
         ):
             if mask is not None and (mask.dtype != torch.bool or mask.shape != preferred_seq.shape):
-                raise InputError(f"{name} is bool of shape {list(preferred_seq.shape)}; got {list(mask.shape)}")
+                raise InputError(
+                    f"{name} is bool of shape {list(preferred_seq.shape)}; got {mask.dtype} {list(mask.shape)}"
+                )
         counts = [
             self._counts(ids, mask, prompt_mask)
             for ids, mask in ((preferred_seq, preferred_seq_mask), (unpreferred_seq, unpreferred_seq_mask))

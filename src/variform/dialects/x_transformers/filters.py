@@ -76,9 +76,29 @@ def filter_of(chosen: str | Filter) -> Filter:
     return chosen
 
 
-def filters_of(
-    chosen: str | Filter, options: Mapping[str, Any] | None, temperature: Any
-) -> list[Callable[[Tensor], Tensor]]:
+RANGES = {"frac_num_tokens": (0.0, 1.0), "thres": (0.0, 1.0), "min_p": (0.0, 1.0), "min_p_ratio": (0.0, 1.0)}
+"""From where to where options of filters go."""
+
+
+def _check_option(name: str, value: Any) -> None:
+    """An option of upstream's filters leaves a token to draw.
+
+    Raises:
+        KeywordError: it is out of its range.
+    """
+    if name == "k":
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise KeywordError("must be an integer of at least 1", path="filter_kwargs.k", value=value)
+        return
+    low, high = RANGES.get(name, (0.0, math.inf))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        message = f"a number in [{low:g}, {high:g}] is needed"
+        raise KeywordError(message, path=f"filter_kwargs.{name}", value=value)
+    if name == "frac_num_tokens" and value == 0:
+        raise KeywordError("a part of no tokens leaves none to draw", path=f"filter_kwargs.{name}", value=value)
+
+
+def filters_of(chosen: Any, options: Mapping[str, Any] | None, temperature: Any) -> list[Callable[[Tensor], Tensor]]:
     """What is done to logits before a token is drawn: upstream filters first and divides by the temperature then.
 
     Raises:
@@ -88,6 +108,9 @@ def filters_of(
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
         message = "a temperature is a number of at least 0; 0 takes the most probable token"
         raise KeywordError(message, path="temperature", value=temperature)
+    if not callable(chosen):
+        message = "a function of logits is needed, or a filter by name"
+        raise KeywordError(message, path="filter_logits_fn", value=chosen, hint=", ".join(FILTER_LOGITS_FN))
     if temperature == 0:
         return []
     known = inspect.signature(chosen).parameters if chosen in (*FILTER_LOGITS_FN.values(), identity) else options or ()
@@ -96,4 +119,6 @@ def filters_of(
             names = [one for one in known if one != "logits"]
             message = f"{getattr(chosen, '__name__', chosen)} has no option {name!r}"
             raise KeywordError(message, path=f"filter_kwargs.{name}", hint=did_you_mean(name, names))
+        if chosen in FILTER_LOGITS_FN.values():
+            _check_option(name, options[name])  # type: ignore[index]
     return [partial(chosen, **(options or {})), lambda logits: logits / temperature]

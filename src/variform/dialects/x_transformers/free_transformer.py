@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from variform.core.build import build
 from variform.core.spec import Spec, described
 from variform.dialects.x_transformers.binary_mapper import NAT, BinaryMapper
+from variform.dialects.x_transformers.decoding import check_count
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import filter_of, filters_of, top_p
 from variform.dialects.x_transformers.latents import refuse_unknown
@@ -232,6 +233,7 @@ class FreeTransformer(nn.Module):
             logit_filter_kwargs: its further arguments; by default `thres=0.9` where it has it.
             use_kv_cache: whether keys and values are kept from token to token.
         """
+        check_count(seq_len)
         options = logit_filter_kwargs
         if options is None and "thres" in inspect.signature(filter_of(filter_logits_fn)).parameters:
             options = {"thres": 0.9}
@@ -259,6 +261,9 @@ class FreeTransformer(nn.Module):
         codes = latents if isinstance(latents, Tensor) else torch.tensor(latents)
         codes = codes.to(weight.device)
         if not codes.is_floating_point():
+            count = self.binary_mapper.num_codes
+            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < count:
+                raise InputError(f"latents are codes in [0, {count}), not {codes.tolist()}")
             codes = F.one_hot(codes.long(), self.binary_mapper.num_codes)
         told: Tensor = self.latent.from_latent_to_condition(codes.to(weight.dtype))
         if told.dim() > 2 or (told.dim() == 2 and len(told) not in (1, rows)):

@@ -14,6 +14,8 @@ def checked_lens(lens: Tensor, batch: int, length: int) -> Tensor:
     Raises:
         InputError: another number of them, values that are no integers, or more tokens than a row has.
     """
+    if not isinstance(lens, Tensor):
+        raise InputError(f"lens is a tensor of one length a row, [{batch}], not a {type(lens).__name__}")
     if tuple(lens.shape) != (batch,):
         raise InputError(f"lens has one length a row, [{batch}]; got {list(lens.shape)}")
     if lens.is_floating_point() or lens.is_complex() or lens.dtype == torch.bool:

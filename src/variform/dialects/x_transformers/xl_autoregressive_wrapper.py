@@ -111,7 +111,10 @@ class XLAutoregressiveWrapper(nn.Module):
 
     def _fast_weights(self, draft: Any) -> FastWeights | None:
         pairs = [(item, item) if isinstance(item, str) else tuple(item) for item in draft.ttt_module_paths]
-        for path, rank in draft.ttt_low_rank_paths:
+        for item in draft.ttt_low_rank_paths:
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise KeywordError("pairs of (path, rank) are needed", path="ttt_low_rank_paths", value=item)
+            path, rank = item
             linear, name = module_at(self.__dict__["model"], path)
             replaced(self.__dict__["model"], name, LowRankLinear(linear, rank))
             pairs.append((name, name))

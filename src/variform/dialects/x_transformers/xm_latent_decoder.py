@@ -298,6 +298,8 @@ class XMLatentDecoder(nn.Module):
         return (out, (tried, told)) if return_best_latents else out
 
     def _winners(self, chosen: Winners) -> tuple[Winner, ...]:
+        if not callable(chosen) and not isinstance(chosen, tuple | list):
+            raise KeywordError("a function of losses is needed, or one for each latent", path="winner_fn", value=chosen)
         several: tuple[Winner, ...] = (chosen,) * self.num_latents if callable(chosen) else tuple(chosen)
         if len(several) != self.num_latents:
             message = f"one, or one for each of the {self.num_latents} latents"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.around import AROUND, AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
-from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, refuse_others
+from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, check_count, refuse_others
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.filters import filters_of, top_k
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, problems_of, put, raise_any
@@ -288,6 +288,7 @@ class XValAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values, where the model can.
             **streams: `context, context_mask, prepend_embeds, prepend_mask`.
         """
+        check_count(seq_len)
         refuse_others("generate", streams, FEATURES_STREAMS)
         if start_tokens.dim() != 2 or start_tokens.shape[1] < 1 or start_tokens.shape != start_numbers.shape:
             shapes = f"{list(start_tokens.shape)} and {list(start_numbers.shape)}"

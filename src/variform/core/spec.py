@@ -202,6 +202,20 @@ def shared_specs(spec: Spec) -> dict[str, Spec]:
     return found
 
 
+def apart(spec: Spec, scope: str) -> Spec:
+    """The same with the names of all shared parts put behind `scope`: beside another tree it shares nothing with it."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, Shared):
+            return Shared(scope + value.name, None if value.spec is None else renamed(value.spec))
+        if isinstance(value, Spec):
+            return Spec(value.part, {name: renamed(item) for name, item in value.args.items()})
+        return tuple(map(renamed, value)) if isinstance(value, tuple) else value
+
+    found: Spec = renamed(spec)
+    return found
+
+
 def described(value: Any) -> Any:
     """A slot's content as descriptions: what is marked as shared stands as its spec."""
     if isinstance(value, tuple):

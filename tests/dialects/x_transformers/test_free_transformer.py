@@ -32,6 +32,12 @@ def test_bits_tell_what_they_are_paid_for() -> None:
         mapper(torch.zeros(3, 3))
 
 
+def test_both_decoders_have_a_bias_of_their_own() -> None:
+    model = FreeTransformer(**SIZES, rel_pos_bias=True)
+    tables = [name for name, _ in model.named_parameters() if name.endswith("position_bias.table")]
+    assert [name.split(".layers")[0] for name in tables] == ["decoder.stacks.0", "decoder.stacks.1", "encoder"]
+
+
 def test_padding_changes_no_latent() -> None:
     torch.manual_seed(0)
     model = FreeTransformer(**SIZES, pad_id=-1).double()

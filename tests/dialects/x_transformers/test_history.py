@@ -48,6 +48,12 @@ def test_a_condition_joins_the_injected_input() -> None:
 
 
 @torch.no_grad()
+def test_three_views_are_shifted_by_the_amount_however_many_rows_there_are() -> None:
+    built = model(integrate_layers=True, shift_tokens=3)
+    torch.testing.assert_close(built(IDS[:1]), built(IDS)[:1], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 def test_a_prefix_decoder_shifts_from_the_past_alone() -> None:
     layers = PrefixDecoder(**SMALL, shift_tokens=1, rotary_pos_emb=True)
     built = TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=layers).double().eval()

@@ -41,6 +41,8 @@ KEYWORDS: list[dict[str, Any]] = [
     {"enc_l2norm_embed": True, "dec_l2norm_embed": True},
     {"dec_recycling": True, "dec_train_max_recycle_steps": 2},
     {"enc_emb_frac_gradient": 0.5, "dec_emb_dropout": 0.1},
+    {"enc_dynamic_pos_bias": True, "dec_dynamic_pos_bias": True},
+    {"enc_weight_tie_layers": True, "dec_weight_tie_layers": True},
 ]
 
 
@@ -57,6 +59,8 @@ def test_keywords_of_sides(keywords: dict[str, Any]) -> None:
     alone = model.generate(source[1:, :4], prompts[1:], 6, temperature=0.0)
     assert torch.equal(tokens[1:], alone)
     assert vf.resolve(model.spec) == model.spec
+    described = vf.build(model.spec)
+    assert sum(x.numel() for x in described.parameters()) == sum(x.numel() for x in model.parameters())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(source, target), loss, rtol=0, atol=0)
     other = built(**keywords)

@@ -143,8 +143,12 @@ def seq2seq(**options: Any) -> Any:
         {"tie_token_emb": True, "dec_max_seq_len": 30},
         {"dec_rotary_pos_emb": True},
         {"enc_num_memory_tokens": 2},
+        {"enc_rel_pos_bias": True, "dec_rel_pos_bias": True},
+        {"enc_dynamic_pos_bias": True, "dec_dynamic_pos_bias": True},
+        {"enc_polar_pos_emb": True, "dec_polar_pos_emb": True},
+        {"enc_weight_tie_layers": True, "dec_weight_tie_layers": True},
     ],
-    ids=["plain", "tied", "tied-lengths", "rotary", "memory"],
+    ids=["plain", "tied", "tied-lengths", "rotary", "memory", "t5-bias", "dynamic-bias", "polar", "tied-layers"],
 )
 @pytest.mark.parametrize("front", [0, 3])
 def test_encoder_decoder(options: dict[str, Any], front: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,15 @@ class AttentionLayers(nn.Module):
 
     prefixed: ClassVar[bool] = False
     """Whether some tokens at the beginning of a row may see one another both ways."""
+    scope: str = ""
+    """What the names of shared parts begin with."""
     order: tuple[int, ...] | None = None
     """The order of sublayers that a call asked for; None for that of the layers themselves."""
 
     def __init__(self, dim: int = REQUIRED, depth: int | None = None, heads: int = 8, **keywords: Any) -> None:
         super().__init__()
         given = {"depth": depth, "heads": heads, **keywords, **({} if dim is REQUIRED else {"dim": dim})}
-        draft, spec = read_layers(type(self).__name__, given, self.prefixed)
+        draft, spec = read_layers(type(self).__name__, given, self.prefixed, self.scope)
         self.dim = draft.dim
         self.heads = self.attn_heads = draft.heads
         self.attn_dim_head = draft.dim_head
@@ -70,6 +72,14 @@ class AttentionLayers(nn.Module):
         self.block_size = block_size(draft)
         self.gain_count = 0 if draft.only_attn else draft.runs
         self.native: Stack = build(spec)
+
+    @classmethod
+    def within(cls, scope: str, **keywords: Any) -> Self:
+        """Layers of a model that holds others beside them, with which they share no part."""
+        layers = cls.__new__(cls)
+        layers.__dict__["scope"] = scope
+        cls.__init__(layers, **keywords)
+        return layers
 
     @property
     def spec(self) -> Spec:

@@ -105,7 +105,7 @@ class FreeTransformer(nn.Module):
         stacks = [tail]
         if dec_head_depth:
             first = {**decoder, "depth": dec_head_depth, "pre_norm_has_final_norm": False}
-            stacks.insert(0, _stack(first, wrapped=False))
+            stacks.insert(0, _stack(first, wrapped=False, scope="head."))
         self.pad_id = pad_id
         self.per_token_latents = per_token_latents
         self.kl_loss_weight = kl_loss_weight
@@ -271,10 +271,20 @@ class FreeTransformer(nn.Module):
         return told.expand(rows, -1)
 
 
-def _stack(keywords: Mapping[str, Any], *, wrapped: bool = True, first_alone: bool = False, added: bool = True) -> Spec:
-    """A stack whose attentions, or the first alone, read keys and values off the condition."""
+def _stack(
+    keywords: Mapping[str, Any],
+    *,
+    wrapped: bool = True,
+    first_alone: bool = False,
+    added: bool = True,
+    scope: str = "",
+) -> Spec:
+    """A stack whose attentions, or the first alone, read keys and values off the condition.
+
+    Shared parts have names within `scope`.
+    """
     chosen = {"rotary_pos_emb": True, "use_rmsnorm": True, **keywords}
-    _, spec = read_layers("FreeTransformer", chosen)
+    _, spec = read_layers("FreeTransformer", chosen, scope=scope)
     if not wrapped:
         return spec
     layers = list(spec["layers"]) if spec.part is LayerStack else []

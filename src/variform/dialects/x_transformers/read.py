@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from variform.core.resolve import resolve
-from variform.core.spec import Spec
+from variform.core.spec import Spec, apart
 from variform.dialects.x_transformers import history
 from variform.dialects.x_transformers.errors import KeywordError
 from variform.dialects.x_transformers.layers import LayersDraft
@@ -17,13 +17,16 @@ from variform.dialects.x_transformers.table import apply_all, is_default, proble
 from variform.errors import ConfigError, Problem
 
 
-def read_layers(owner: str, keywords: Mapping[str, Any], prefixed: bool = False) -> tuple[LayersDraft, Spec]:
+def read_layers(
+    owner: str, keywords: Mapping[str, Any], prefixed: bool = False, scope: str = ""
+) -> tuple[LayersDraft, Spec]:
     """The draft and the resolved stack that the keywords of `AttentionLayers` describe.
 
     Args:
         owner: the class, for messages.
         keywords: what it was given.
         prefixed: whether tokens at the beginning may see one another both ways.
+        scope: what the names of its shared parts begin with, where a model holds other layers beside these.
 
     Raises:
         KeywordError: every problem at once.
@@ -41,7 +44,7 @@ def read_layers(owner: str, keywords: Mapping[str, Any], prefixed: bool = False)
     raise_any(draft.problems)
     spec = draft.spec()
     raise_any(draft.problems)
-    return draft, resolved(spec, keywords)
+    return draft, resolved(apart(spec, scope), keywords)
 
 
 def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

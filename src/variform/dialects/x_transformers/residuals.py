@@ -170,7 +170,7 @@ class ResidualDraft:
         if not self.kind and not self.use_adaptive_layerscale and norms.get("branch_norm") is None:
             if not self.use_layerscale:
                 return Sublayer.spec(body=body, residual=self._sum(beta), dropout=dropout, **norms)
-            if self.alpha == beta == 1.0 and not self.scale_residual:
+            if self.alpha == self.beta == factor == 1.0 and not self.scale_residual:
                 residual = LayerScaleResidual.spec(init=self.layerscale_init_value)
                 return Sublayer.spec(body=body, residual=residual, dropout=dropout, **norms)
         # What something else than the sum takes is scaled before, and dropped before it is normed.

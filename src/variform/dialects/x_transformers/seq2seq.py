@@ -203,7 +203,11 @@ def _both(sides: Mapping[str, Mapping[str, Any]], dim: int) -> dict[str, tuple[A
 def _side(prefix: str, given: Mapping[str, Any], dim: int) -> tuple[AttentionLayers, ModelDraft]:
     outer = {name: value for name, value in given.items() if name in SIDES[prefix]}
     inner = {name: value for name, value in given.items() if name not in SIDES[prefix]}
-    layers = Encoder(dim=dim, **inner) if prefix == "enc_" else Decoder(dim=dim, **{"cross_attend": True, **inner})
+    layers: AttentionLayers  # each side has tables and tied layers of its own
+    if prefix == "enc_":
+        layers = Encoder.within("encoder.", dim=dim, **inner)
+    else:
+        layers = Decoder.within("decoder.", dim=dim, **{"cross_attend": True, **inner})
     only = {"return_only_embed": True} if prefix == "enc_" else {}
     return layers, read_model("XTransformer", {**outer, **only, "attn_layers": layers})
 

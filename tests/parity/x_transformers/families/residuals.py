@@ -114,6 +114,11 @@ SETS = [
     ),
     OptionSet("layerscale-macaron", {"use_layerscale": True, "macaron": True}),
     OptionSet("layerscale-scaled-branches", {"use_layerscale": True, "depth_scale_residual": 0.5}, versions=NEW),
+    OptionSet(
+        "layerscale-macaron-scaled-branches",
+        {"use_layerscale": True, "depth_scale_residual": 2.0, "macaron": True},
+        versions=NEW,
+    ),
     OptionSet("layerscale-sandwich-norm", {"use_layerscale": True, "sandwich_norm": True, "macaron": True}),
     OptionSet("layerscale-no-unit-offset", {"use_layerscale": True, "norm_add_unit_offset": False}),
     OptionSet("macaron", {"macaron": True}, feature="", part="residual/scaled.beta", paper="arXiv:1906.02762"),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import variform as vf
+from variform.ops.masks import Dense
 from variform.parts.mixer.multi_head import MultiHead
 from variform.stack.interspersed import InterspersedStack
 from variform.stack.stack import LayerStack
@@ -67,7 +68,26 @@ def test_every_memory_gets_a_gradient() -> None:
     assert part.tokens.grad.abs().amin(-1).min() > 0
 
 
-@pytest.mark.parametrize("stream", ["segments", "mask", "bias"])
-def test_what_says_nothing_about_added_tokens_is_refused(stream: str) -> None:
-    with pytest.raises(vf.ShapeError, match=f"{stream} cannot be combined with added tokens"):
-        stack()(features(), {stream: torch.zeros(2, 7).long()})
+def test_what_says_nothing_about_added_tokens_is_refused() -> None:
+    with pytest.raises(vf.ShapeError, match="segments cannot be combined with added tokens"):
+        stack()(features(), {"segments": torch.zeros(2, 7).long()})
+
+
+@pytest.mark.parametrize("stream", ["mask", "bias"])
+def test_pairs_are_of_tokens_and_memories_are_always_attended(stream: str) -> None:
+    part, x = stack(), features()
+    length = x.shape[1]
+    rooms = part._room(length)
+    order = [i for i in range(rooms) if i % (part.every + part.count) >= part.count]
+    allowed = torch.rand(length, length) < 0.5
+    bias = torch.randn(length, length, dtype=torch.float64)
+    among = torch.ones(rooms, rooms, dtype=torch.bool)
+    more = torch.zeros(rooms, rooms, dtype=torch.float64)
+    grid = torch.meshgrid(torch.tensor(order), torch.tensor(order), indexing="ij")
+    among[grid], more[grid] = allowed, bias
+    given, both = (Dense(allowed), Dense(among)) if stream == "mask" else (bias, more)
+    found = part(x, {stream: given})
+    torch.testing.assert_close(found, part(x, {stream: both}))
+    assert (found - part(x, {})).abs().max() > 1e-3
+    valid = torch.ones(x.shape[:2], dtype=torch.bool)  # room before each token, as for rows of different lengths
+    torch.testing.assert_close(part(x, {stream: given, "valid": valid}), found)

@@ -2,8 +2,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import variform as vf
+from variform.ops.masks import Dense, KeyPadding, Padding, Window
 from variform.parts.mixer.multi_head import MultiHead
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
@@ -42,10 +44,38 @@ def test_given_positions_move_along() -> None:
     torch.testing.assert_close(back(x, {"positions": torch.arange(5)}), back(x, {}))
 
 
-@pytest.mark.parametrize("stream", ["segments", "mask"])
-def test_what_says_nothing_about_added_tokens_is_refused(stream: str) -> None:
-    with pytest.raises(vf.ShapeError, match=f"{stream} cannot be combined with added tokens"):
-        stack("front", True)(torch.zeros(1, 5, 16).double(), {stream: torch.zeros(1, 5).long()})
+def test_what_says_nothing_about_added_tokens_is_refused() -> None:
+    with pytest.raises(vf.ShapeError, match="segments cannot be combined with added tokens"):
+        stack("front", True)(torch.zeros(1, 5, 16).double(), {"segments": torch.zeros(1, 5).long()})
+    inner = LayerStack.spec(layers=[Sublayer.spec(body=MultiHead.spec())])
+    plain = vf.models.llama(vocab_size=9, dim=16, depth=1, heads=4, max_seq_len=None)
+    net = vf.build(vf.override(plain, {"stacks.0": RegisterStack.spec(stack=inner, count=2)}))
+    with pytest.raises(vf.ShapeError, match="mask cannot be combined with added tokens and a decode state"):
+        net(torch.zeros(1, 3).long(), state=net.init_state(1, 8), mask=Dense(torch.ones(3, 3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_and_biases_are_of_the_tokens_or_of_both(side: str, causal: bool) -> None:
+    part, pads = stack(side, causal), (3, 0, 3, 0) if side == "front" else (0, 3, 0, 3)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    allowed, bias = torch.rand(4, 5, 5) < 0.6, torch.randn(4, 5, 5, dtype=torch.float64)
+    keep = torch.tensor([[True, True, False, True, True], [True] * 5])
+    wide = F.pad(allowed, pads, value=True)
+    found = part(x, {"mask": Dense(allowed, per="head") & KeyPadding(keep), "bias": bias})
+    both = Dense(wide, per="head") & KeyPadding(F.pad(keep, pads[:2], value=True))
+    torch.testing.assert_close(found, part(x, {"mask": both, "bias": F.pad(bias, pads)}))
+    assert (found - part(x, {"bias": bias})).abs().max() > 1e-3
+    assert (found - part(x, {"mask": both})).abs().max() > 1e-3
+    lengths = Padding(torch.tensor([3, 5]))
+    torch.testing.assert_close(
+        part(x, {"mask": lengths}), part(x, {"valid": torch.arange(5) < lengths.lengths[:, None]})
+    )
+    near = torch.tensor([[abs(i - j) <= 1 for j in range(5)] for i in range(5)])
+    torch.testing.assert_close(part(x, {"mask": Window(1, 1)}), part(x, {"mask": Dense(near)}))
+    for stream in ({"mask": Dense(torch.ones(6, 6, dtype=torch.bool))}, {"bias": torch.zeros(6, 6)}):
+        with pytest.raises(vf.ShapeError, match="nor 8 with what was added"):
+            part(x, stream)
 
 
 @pytest.mark.parametrize("options", [{"side": "back"}, {"keep": "added", "side": "back"}])

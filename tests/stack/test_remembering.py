@@ -8,7 +8,7 @@ from torch import Tensor
 
 import variform as vf
 from variform.errors import ShapeError
-from variform.ops.masks import Dense
+from variform.ops.masks import Dense, Window
 from variform.parts.memories import Memories
 from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.stack.model import Transformer
@@ -142,7 +142,8 @@ def test_what_cannot_be_remembered_is_refused() -> None:
     net, x = model(1).eval(), ids()
     _, memories = net(x, memories=Memories(5))
     for given, message in (
-        ({"mask": torch.ones(LENGTH, LENGTH, dtype=torch.bool)}, "mask cannot be combined"),
+        ({"mask": Window(3)}, "cannot be combined with memories: give its pairs"),
+        ({"memories": memories._replace(valid=(None, None))}, "memories for 1 steps, and 2 valid"),
         ({"segments": torch.zeros_like(x)}, "segments cannot be combined"),
         ({"memories": memories._replace(features=memories.features * 2)}, "memories for 2 steps, and 1 mix"),
         ({"memories": memories._replace(features=(memories.features[0][:1],))}, "memory of this step is"),
@@ -157,3 +158,38 @@ def test_what_cannot_be_remembered_is_refused() -> None:
     reversible = model(1, **{"stacks.0.executor": "reversible"})
     with pytest.raises(ShapeError, match="reversible"):
         reversible(x, memories=Memories(5))
+
+
+def test_pairs_of_tokens_leave_memories_alone() -> None:
+    net, x = model(2).eval(), ids()
+    _, memories = net(x, memories=Memories(4))
+    allowed = (torch.rand(LENGTH, LENGTH) < 0.5) | torch.eye(LENGTH, dtype=torch.bool)
+    wide = torch.cat((torch.ones(LENGTH, 4, dtype=torch.bool), allowed), 1)
+    found, _ = net(x, memories=memories, mask=Dense(allowed))
+    torch.testing.assert_close(found, net(x, memories=memories, mask=Dense(wide))[0])
+    assert (found - net(x, memories=memories)[0]).abs().max() > 1e-3
+    with pytest.raises(ShapeError, match="mask cannot be combined with memories and a decode state"):
+        net(x, state=net.init_state(2, 40), memories=memories, mask=Dense(allowed))
+
+
+def test_each_step_may_remember_other_tokens() -> None:
+    net, x = model(2).eval(), ids()
+    _, memories = net(x, memories=Memories(4))
+    some, all_ = (
+        torch.tensor([[True, False, True, True], [False, False, True, True]]),
+        torch.ones(2, 4, dtype=torch.bool),
+    )
+    one, left = net(x, memories=memories._replace(valid=(some, some)))
+    other, kept = net(x, memories=memories._replace(valid=some))
+    torch.testing.assert_close(one, other)
+    assert isinstance(left.valid, tuple)
+    assert len(left.valid) == 2
+    torch.testing.assert_close(left.features, kept.features)
+    mixed, _ = net(x, memories=memories._replace(valid=(some, None)))
+    torch.testing.assert_close(mixed, net(x, memories=memories._replace(valid=(some, all_)))[0])
+    assert (mixed - one).abs().max() > 1e-6
+    turned, _ = net(x, memories=memories._replace(shift=1, valid=(some, None)))
+    features = memories.features[::-1]
+    torch.testing.assert_close(turned, net(x, memories=memories._replace(features=features, valid=(None, some)))[0])
+    with pytest.raises(ShapeError, match="one valid for all steps"):
+        net(x, state=net.init_state(2, 40), memories=memories._replace(valid=(some, None)))

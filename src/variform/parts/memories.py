@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from variform.errors import ShapeError
+from variform.ops.masks.widened import widened_bias, widened_mask
 
 OF_OTHERS = frozenset({"injected", "added", "context", "prefix", "skips", "token_gains"})
 """Streams that may have the shape of a segment's features and say nothing of keys, or say it of memories too."""
@@ -26,14 +28,14 @@ class Memories(NamedTuple):
         shift: each step remembers the inputs of the one that runs so many later, and the last ones those of the first
             (ERNIE-Doc's enhanced recurrence, Ding et al. 2020, arXiv:2012.15688); 0 for its own.
         features: [B, M, dim], the inputs of each step that mixes tokens, in the order in which they run.
-        valid: [B, M] bool, False at what is not to be remembered; None for all.
+        valid: [B, M] bool, False at what is not to be remembered; None for all; a tuple has one for each step.
         compact: padding is forgotten first, and takes no place; False keeps tokens where they stood.
     """
 
     limit: int
     shift: int = 0
     features: tuple[Tensor, ...] = ()
-    valid: Tensor | None = None
+    valid: Tensor | tuple[Tensor | None, ...] | None = None
     compact: bool = True
 
     @property
@@ -53,18 +55,24 @@ class Memories(NamedTuple):
         """
         if not self.limit:
             return self
-        whole = inputs
-        if self.features:
-            whole = tuple(
-                torch.cat((old.to(new.dtype), new), 1) for old, new in zip(self.features, inputs, strict=True)
-            )
-        valid = joined_valid(self.length, self.valid, inputs[0].shape[1], valid)
+        olds = self.features or (None,) * len(inputs)
+        if isinstance(self.valid, tuple):
+            steps = [self._newest(*step, valid) for step in zip(olds, self.valid, inputs, strict=True)]
+            return self._replace(features=tuple(x for x, _ in steps), valid=tuple(kept for _, kept in steps))
+        steps = [self._newest(old, self.valid, new, valid) for old, new in zip(olds, inputs, strict=True)]
+        return self._replace(features=tuple(x for x, _ in steps), valid=steps[0][1])
+
+    def _newest(
+        self, old: Tensor | None, old_valid: Tensor | None, new: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What one step remembers, and which of it is valid."""
+        valid = joined_valid(self.length, old_valid, new.shape[1], valid)
+        whole = new if old is None else torch.cat((old.to(new.dtype), new), 1)
         if valid is not None and self.compact:  # real tokens to the right, so that none is forgotten for padding's sake
             order = valid.to(torch.uint8).argsort(dim=1, stable=True)
             valid = valid.gather(1, order)
-            whole = tuple(x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x)) for x in whole)
-        newest = tuple(x[:, -self.limit :] for x in whole)
-        return self._replace(features=newest, valid=None if valid is None else valid[:, -self.limit :])
+            whole = whole.gather(1, order.view(*order.shape, *[1] * (whole.dim() - 2)).expand_as(whole))
+        return whole[:, -self.limit :], None if valid is None else valid[:, -self.limit :]
 
     def detached(self) -> Memories:
         """The same as constants."""
@@ -75,6 +83,13 @@ class Memories(NamedTuple):
         """What each step is given, in the order in which they run."""
         return (*self.features[self.shift :], *self.features[: self.shift])
 
+    @property
+    def recalled_valid(self) -> Tensor | tuple[Tensor | None, ...] | None:
+        """The same of what is valid: it goes with the features."""
+        if not isinstance(self.valid, tuple):
+            return self.valid
+        return (*self.valid[self.shift :], *self.valid[: self.shift])
+
 
 class Recall(NamedTuple):
     """Memories on their way through a model, in the streams as `memories`: each step takes the first of those left.
@@ -83,15 +98,20 @@ class Recall(NamedTuple):
         old: those of the steps that have not run yet.
         new: the inputs of those that have.
         length: M, how many tokens are remembered.
-        valid: [B, M] bool, False at what is not to be remembered.
+        valid: [B, M] bool, False at what is not to be remembered; a tuple has one for each step that has not run.
         shift: how much the positions of the segment move on, so that none is negative.
     """
 
     old: tuple[Tensor, ...]
     new: tuple[Tensor, ...]
     length: int
-    valid: Tensor | None
+    valid: Tensor | tuple[Tensor | None, ...] | None
     shift: int
+
+    @property
+    def own_valid(self) -> Tensor | None:
+        """What is valid for the next step."""
+        return self.valid[0] if isinstance(self.valid, tuple) else self.valid
 
     def opened(self, x: Tensor, streams: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The tokens of a step with those remembered in front, and the streams of both.
@@ -123,11 +143,16 @@ class Recall(NamedTuple):
                 raise ShapeError(f"the stream {name!r} is of this segment's tokens alone: run without memories")
         valid, length = inner.get("valid"), x.shape[1]
         positions = inner.get("positions")
-        inner["valid"] = joined_valid(self.length, self.valid, length, valid)
+        inner["valid"] = joined_valid(self.length, self.own_valid, length, valid)
         if positions is not None:
             inner["positions"] = self._positions(positions, valid)
-        elif self.valid is not None:  # what is not remembered takes no place
+        elif self.own_valid is not None:  # what is not remembered takes no place
             inner["positions"] = torch.arange(self.length + length, device=x.device)
+        order = F.pad(torch.arange(length, device=x.device), (self.length, 0), value=-1)
+        if inner.get("mask") is not None:
+            inner["mask"] = widened_mask(inner["mask"], order, length, positions)
+        if inner.get("bias") is not None:
+            inner["bias"] = widened_bias(inner["bias"], order, length)
         return torch.cat((memory.to(x.dtype), x), 1), inner
 
     def _positions(self, positions: Tensor, valid: Tensor | None) -> Tensor:
@@ -138,7 +163,7 @@ class Recall(NamedTuple):
         """
         count = torch.arange(self.length, device=positions.device)
         if not self.shift:  # a decode state counts them all
-            ahead = count if self.valid is None else (self.valid.long().cumsum(1) - 1).clamp(min=0)
+            ahead = count if self.own_valid is None else (self.own_valid.long().cumsum(1) - 1).clamp(min=0)
         else:
             positions = positions + self.shift
             real = positions if valid is None else positions.masked_fill(~valid, torch.iinfo(positions.dtype).max)
@@ -151,7 +176,8 @@ class Recall(NamedTuple):
 
     def after(self, x: Tensor) -> Recall:
         """What is left for the steps behind one whose input was `x`."""
-        return self._replace(old=self.old[1:], new=(*self.new, x))
+        valid = self.valid[1:] if isinstance(self.valid, tuple) else self.valid
+        return self._replace(old=self.old[1:], new=(*self.new, x), valid=valid)
 
 
 def joined_valid(ahead: int, ahead_valid: Tensor | None, length: int, valid: Tensor | None) -> Tensor | None:

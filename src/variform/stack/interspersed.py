@@ -12,7 +12,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.parts.kinds import Output, Stack, State, Streams, call
-from variform.stack.registers import refuse_pairs
+from variform.stack.registers import pairs_among, refuse_pairs
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -23,7 +23,8 @@ class InterspersedStack(Stack):
 
     Memory tokens (Burtsev et al. 2020, arXiv:2006.11527) before every m-th token, so that in a causal model what comes
     later can read what an earlier memory made of the tokens before it. Groups are counted over the real tokens of a
-    row; memories are always attended, take positions of their own, and use up nothing of a decode state's room.
+    row; memories are always attended, whatever a mask of pairs of tokens says, take positions of their own, and use up
+    nothing of a decode state's room.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim]
@@ -36,10 +37,10 @@ class InterspersedStack(Stack):
         std: standard deviation of the initial tokens.
 
     Raises:
-        ShapeError: segments or a mask of pairs are given, which say nothing about the added tokens.
+        ShapeError: segments are given, which say nothing about the added tokens, or pairs together with a decode state.
     """
 
-    can: ClassVar[Can] = Can(attention_mask=False, packed=False)
+    can: ClassVar[Can] = Can(packed=False)
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid"})
     stateful: ClassVar[bool] = True
 
@@ -106,6 +107,7 @@ class InterspersedStack(Stack):
         wide = torch.cat((memory, x), 1).index_select(1, order)
         positions = streams.get("positions")
         inner: dict[str, Any] = {"positions": None, "valid": None}
+        inner |= pairs_among(streams, torch.where(order < count, -1, of), length)
         if positions is not None:
             own = positions[..., of] + count * ((start + of) // self.every + 1)
             ahead = torch.where(order < count, count - order, 0)
@@ -134,6 +136,8 @@ class InterspersedStack(Stack):
         own = positions.expand(batch, length) + count * (group + 1)
         places = (own.unsqueeze(-1) - count + steps).flatten(1).clamp(min=0)
         inner: dict[str, Any] = {"positions": places, "valid": used}
+        token = torch.arange(length, device=x.device).unsqueeze(-1)
+        inner |= pairs_among(streams, torch.where(steps < count, -1, token).flatten(), length)
         if cache is not None:
             place = (index + count * (group + 1)).unsqueeze(-1) - count + steps
             slots = torch.where(used, place.flatten(1), self._room(streams["state"]["room"]))

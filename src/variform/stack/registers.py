@@ -13,6 +13,7 @@ from variform.core.inherit import INHERIT, inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
 from variform.errors import ConfigError, Problem, ShapeError
+from variform.ops.masks.widened import widened_bias, widened_mask
 from variform.parts.kinds import Output, Stack, State, Streams, call
 
 Size = Annotated[int, Field(gt=0)]
@@ -23,9 +24,10 @@ class RegisterStack(Stack):
     """Runs a stack on [tokens; x] and gives x's part back: y = stack([M; x])[M:], with learned tokens M.
 
     Memory tokens (Burtsev et al. 2020, arXiv:2006.11527), or registers of a vision transformer (Darcet et al. 2023,
-    arXiv:2309.16588). They are always attended. In front they take the positions 0..count-1 and the others move on, so
-    that every token of a causal model sees them; behind they take the last ones. In decoding those in front are read
-    with the first chunk, and use up nothing of the state's room.
+    arXiv:2309.16588). They are always attended: masks and biases of pairs are of x's tokens, or, if they are as large
+    as [tokens; x], of both. In front they take the positions 0..count-1 and the others move on, so that every token of
+    a causal model sees them; behind they take the last ones. In decoding those in front are read with the first chunk,
+    and use up nothing of the state's room.
 
     With `keep="added"` the result is the added tokens' part, y = stack([M; x])[:M]: class tokens, which answer for the
     whole sequence (BERT, Devlin et al. 2018, arXiv:1810.04805).
@@ -43,11 +45,11 @@ class RegisterStack(Stack):
         causal: whether the stack is.
 
     Raises:
-        ShapeError: segments or a mask of pairs are given, which say nothing about the added tokens.
+        ShapeError: segments are given, which say nothing about the added tokens, or pairs together with a decode state.
         ConfigError: a decode state is asked for where tokens stand behind, or are kept.
     """
 
-    can: ClassVar[Can] = Can(attention_mask=False, packed=False)
+    can: ClassVar[Can] = Can(packed=False)
     reads: ClassVar[frozenset[str]] = frozenset({"positions", "valid"})
     stateful: ClassVar[bool] = True
 
@@ -74,7 +76,7 @@ class RegisterStack(Stack):
     def abilities(cls, args: Facts) -> Can:
         """What stands behind changes place with each new token, and what is kept depends on all of them."""
         steps = args.get("side") != "back" and args.get("keep") != "added"
-        return Can(attention_mask=False, packed=False, decode=steps)
+        return Can(packed=False, decode=steps)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:
@@ -109,7 +111,7 @@ class RegisterStack(Stack):
             return (y, published) if published else y
         tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         whole = torch.cat((tokens, x) if self.front else (x, tokens), 1)
-        whole = call(self.stack, whole, self._widened(streams), "stack", published)
+        whole = call(self.stack, whole, self._widened(streams, length, x.device), "stack", published)
         if self.keep == "added":
             y = whole[:, : self.count] if self.front else whole[:, length:]
             published["positions"] = None
@@ -118,7 +120,7 @@ class RegisterStack(Stack):
             y = whole[:, self.count :] if self.front else whole[:, :length]
         return (y, published) if published else y
 
-    def _widened(self, streams: Streams) -> Streams:
+    def _widened(self, streams: Streams, length: int, device: torch.device) -> Streams:
         positions, valid, cache = streams.get("positions"), streams.get("valid"), streams.get("cache")
         pads = (self.count, 0) if self.front else (0, self.count)
         if positions is not None:
@@ -129,6 +131,8 @@ class RegisterStack(Stack):
                 positions = torch.cat((positions, positions.amax(-1, keepdim=True) + 1 + added), -1)
         valid = None if valid is None else F.pad(valid, pads, value=True)
         wide = {**streams, "positions": positions, "valid": valid}
+        place = torch.arange(length, device=device)
+        wide |= pairs_among(streams, F.pad(place, pads, value=-1), length)
         return wide if cache is None else {**wide, "cache": self._cache(cache, first=True)}
 
     def _behind(self, streams: Streams, cache: Any) -> dict[str, Any]:
@@ -161,15 +165,37 @@ class RegisterStack(Stack):
         return {"stack": self.stack.init_state(batch, max_len + self.count, streams)}
 
 
+def pairs_among(streams: Streams, order: Tensor, length: int) -> dict[str, Any]:
+    """The streams `mask` and `bias` over the tokens and what was put among them.
+
+    Shapes:
+        order: [N], the token of each place, or -1 at added ones
+
+    Args:
+        streams: the tokens' own.
+        order: which place is whose.
+        length: how many tokens there are.
+    """
+    mask, bias = streams.get("mask"), streams.get("bias")
+    wide: dict[str, Any] = {}
+    if mask is not None:
+        wide["mask"] = widened_mask(mask, order, length, streams.get("positions"))
+    if bias is not None:
+        wide["bias"] = widened_bias(bias, order, length)
+    return wide
+
+
 def refuse_pairs(streams: Streams) -> None:
-    """Refuse what says which tokens belong together: it says nothing about added ones.
+    """Refuse what says which tokens belong together, and nothing about added ones.
 
     Raises:
         ShapeError: naming the stream.
     """
-    for name in ("segments", "mask", "bias", "token_gains"):
+    steps = () if streams.get("cache") is None else ("mask", "bias")
+    for name in ("segments", "token_gains", *steps):
         if streams.get(name) is not None:
-            raise ShapeError(f"{name} cannot be combined with added tokens: it says nothing about them")
+            state = " and a decode state" if name in steps else ""
+            raise ShapeError(f"{name} cannot be combined with added tokens{state}: it says nothing about them")
     condition = streams.get("condition")
     if condition is not None and condition.dim() == 3 and condition.shape[1] != 1:
         raise ShapeError("a condition by token says nothing about added tokens: give one a row, [batch, features]")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from variform.core.part import Part
 from variform.errors import ShapeError
+from variform.ops.masks import And, Dense, KeyPadding
 from variform.parts.kinds import Stack, State, StreamPart
 from variform.parts.memories import Memories, Recall, joined_valid
 from variform.stack.condition import ConditionedStack
@@ -33,18 +34,19 @@ def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch
         raise ShapeError(f"memories are `Memories(limit=...)` or what the call before returned, not {type(memories)}")
     if memories.limit < 0 or memories.shift < 0:
         raise ShapeError(f"limit and shift are at least 0, not {memories.limit} and {memories.shift}")
-    for name in ("mask", "segments", "bias"):
-        if streams.get(name) is not None:
-            raise ShapeError(f"{name} cannot be combined with memories: it says nothing about them")
+    _check_pairs(streams, memories.length, state)
     condition = streams.get("condition")
     if memories.length and condition is not None and condition.dim() == 3:
         raise ShapeError("a condition a token cannot be combined with memories: it says nothing about them")
-    valid, length = memories.valid, memories.length
-    if valid is not None and tuple(valid.shape) != (batch, length):
-        raise ShapeError(f"the memories' valid is bool [{batch}, {length}], not {valid.dtype} {list(valid.shape)}")
+    _check_valid(memories, batch)
     if state is not None:
         _check_state(state, model)
-    return Recall(memories.recalled, (), length, valid, 0 if state is not None else length)
+        if isinstance(memories.valid, tuple):
+            raise ShapeError(
+                "with a decode state, rows remember the same tokens everywhere: give one valid for all steps"
+            )
+    shift = 0 if state is not None else memories.length
+    return Recall(memories.recalled, (), memories.length, memories.recalled_valid, shift)
 
 
 def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: Mapping[str, Any]) -> Plan:
@@ -62,10 +64,11 @@ def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: 
     """
     if streams.get("positions") is not None:
         raise ShapeError("positions cannot be given beside memories and a state: tokens count on from the memories")
-    valid = joined_valid(recall.length, recall.valid, length, streams.get("valid"))
+    known = recall.own_valid
+    valid = joined_valid(recall.length, known, length, streams.get("valid"))
     made = plan(state, batch, recall.length + length, None, valid, None)
     made.positions = made.positions[..., recall.length :]
-    made.state["ahead"] = recall.length if recall.valid is None else recall.valid.sum(1, keepdim=True)
+    made.state["ahead"] = recall.length if known is None else known.sum(1, keepdim=True)
     return made
 
 
@@ -110,6 +113,30 @@ def decodes_behind(model: nn.Module) -> str:
     if outside:
         return ", ".join(sorted({part.name for part in outside}))
     return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, (LayerStack, ConditionedStack))}))
+
+
+def _check_pairs(streams: Mapping[str, Any], length: int, state: State | None) -> None:
+    """Pairs are told by places, which memories have; by positions nothing is said of what stands before the first."""
+    if streams.get("segments") is not None:
+        raise ShapeError("segments cannot be combined with memories: they say nothing about them")
+    mask = streams.get("mask")
+    if state is not None and (mask is not None or streams.get("bias") is not None):
+        name = "bias" if mask is None else "mask"
+        raise ShapeError(f"{name} cannot be combined with memories and a decode state: it says nothing about them")
+    parts = mask.parts if isinstance(mask, And) else () if mask is None else (mask,)
+    for part in parts if length else ():
+        if not isinstance(part, KeyPadding) and not (isinstance(part, Dense) and part.by == "index"):
+            raise ShapeError(f"the mask {part!r} cannot be combined with memories: give its pairs, Dense(tensor)")
+
+
+def _check_valid(memories: Memories, batch: int) -> None:
+    valids = memories.valid if isinstance(memories.valid, tuple) else (memories.valid,)
+    for valid in valids:
+        if valid is not None and tuple(valid.shape) != (batch, memories.length):
+            wanted = [batch, memories.length]
+            raise ShapeError(f"the memories' valid is bool {wanted}, not {valid.dtype} {list(valid.shape)}")
+    if isinstance(memories.valid, tuple) and len(valids) != len(memories.features):
+        raise ShapeError(f"there are memories for {len(memories.features)} steps, and {len(valids)} valid")
 
 
 def _check_state(state: State, model: nn.Module) -> None:

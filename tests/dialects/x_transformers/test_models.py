@@ -250,6 +250,8 @@ class TestLoss:
         assert (kept.sum(-1) == 4).all()
         assert model(ids()).isfinite()
         assert model(ids(), prepend_embeds=torch.randn(2, 3, 16)).isfinite()
+        model = AutoregressiveWrapper(language(num_memory_tokens=3), mask_prob=0.5)
+        assert model(ids(), prepend_embeds=torch.randn(2, 3, 16)).isfinite()
 
     @pytest.mark.parametrize(
         "keywords", [{"next_embed_loss_weight": 0.3}, {"looped_loss_slope": 3}, {"looped_exit_loss_weight": 0.5}]

@@ -183,7 +183,8 @@ class AroundWrapper(AroundLayers):
             context: [B, Lc, dim] for cross attention.
             context_mask: [B, Lc] bool, True at real tokens of the context.
             attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
-            self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
+            self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front
+                and may count memory tokens, and keys those of `mems`.
             attn_bias: the same as attn_mask of floats, added to the scores of self-attention.
             condition: [B, C] or [B, L, C] for adaptive parts; L counts the features in front.
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.

@@ -149,7 +149,7 @@ class AttentionLayers(nn.Module):
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads.
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, of earlier segments, which it reads besides.
-            mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
+            mem_masks: [B, M] bool, True at what is remembered; a list has one for each self-attention.
             return_hiddens: (the result, `LayerIntermediates`).
             **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention; those of `Lent`;
                 `flash_pack_seq_kwargs`, the documents of one row; those of

@@ -19,12 +19,12 @@ def memories_of(
 
     Args:
         mems: [B, M, dim] a self-attention, in the order in which they run.
-        mem_masks: [B, M] bool each, True at what is remembered; the same for all, which may be given once.
+        mem_masks: [B, M] bool each, True at what is remembered; one for all may be given once.
         limit: the most tokens that are remembered afterwards.
         shift: each self-attention is given those of the one so many later.
 
     Raises:
-        InputError: masks that differ from layer to layer, or tensors that are no memories.
+        InputError: tensors that are no memories, or masks that are not of them.
     """
     given: tuple[Any, ...] = () if mems is None else tuple(mems)
     if any(not isinstance(m, Tensor) or m.dim() < 3 for m in given) or len({m.shape for m in given}) > 1:
@@ -34,11 +34,18 @@ def memories_of(
     masks = [] if mem_masks is None else [mem_masks] if isinstance(mem_masks, Tensor) else list(mem_masks)
     if masks and not given:
         raise InputError("mem_masks were passed without mems")
+    if isinstance(mem_masks, Tensor):
+        masks = masks * len(given)
+    if masks and len(masks) != len(given):
+        raise InputError(f"there are mems for {len(given)} self-attentions, and {len(masks)} mem_masks")
+    for mask in masks:
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != given[0].shape[:2]):
+            raise InputError(f"mem_masks are bool {list(given[0].shape[:2])}, not {mask.dtype} {list(mask.shape)}")
     first = masks[0] if masks else None
-    if len({mask is None for mask in masks}) > 1 or any(
-        mask is not first and not torch.equal(mask, first) for mask in masks if mask is not None and first is not None
-    ):
-        raise InputError("mem_masks must be the same for all self-attentions: rows remember the same tokens everywhere")
-    if first is not None and (first.dtype != torch.bool or first.shape != given[0].shape[:2]):
-        raise InputError(f"mem_masks are bool {list(given[0].shape[:2])}, not {first.dtype} {list(first.shape)}")
-    return Memories(limit, shift, given, first)
+    if all(_same(mask, first) for mask in masks):
+        return Memories(limit, shift, given, first)
+    return Memories(limit, shift, given, tuple(masks))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

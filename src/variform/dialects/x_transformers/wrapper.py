@@ -146,7 +146,8 @@ class TransformerWrapper(AroundLayers):
             excise_prepend_embeds: leave the features in front out of the result.
             context: [B, Lc, dim] for cross attention.
             context_mask: [B, Lc] bool, True at real tokens of the context.
-            attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front.
+            attn_mask: [L, L], [H, L, L] or [B, H, L, L] bool, True = may attend; L counts the features in front
+                and may count memory tokens, and keys those of `mems`.
             attn_bias: the same of floats, added to the scores of self-attention.
             self_attn_kv_mask: [B, L] bool, keys that may be attended; L counts the features in front.
             seq_start_pos: [B] where each row begins, of rows padded on the left.
@@ -157,7 +158,7 @@ class TransformerWrapper(AroundLayers):
             in_attn_cond: [B, L, dim] or [B, dim], added to what every sublayer reads; L counts the features in front.
             prefix_attn_len: how many tokens at the beginning are seen by all, of a `PrefixDecoder`; [B] for each row.
             mems: [B, M, dim] a self-attention, which read them besides: what an earlier call gave with `return_mems`.
-            mem_masks: [B, M] bool, True at what is remembered; the same for every self-attention.
+            mem_masks: [B, M] bool, True at what is remembered; a list has one for each self-attention.
             return_mems: (answer, `mems` for the next call), or among the intermediates: the last `max_mem_len` inputs
                 of each self-attention.
             detach_mems: as constants.

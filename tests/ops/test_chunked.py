@@ -13,6 +13,7 @@ from torch import Tensor
 from variform.errors import BackendError, ConfigError
 from variform.ops.attention import Call, attention, candidates
 from variform.ops.attention import chunked as module
+from variform.ops.attention.held import tensors_of
 from variform.ops.attention.memory import with_memory
 from variform.ops.distances import DistanceBias
 from variform.ops.learned_scores import (
@@ -107,7 +108,7 @@ CASES: dict[str, Any] = {
 def gradients(one: Call, backend: str) -> tuple[Tensor, list[Tensor]]:
     out = attention(one, backend)
     torch.manual_seed(1)
-    leaves = [one.q, one.k, one.v, *module._tensors(one.scores), *module._tensors((one.weights,))]
+    leaves = [one.q, one.k, one.v, *tensors_of(one.scores), *tensors_of((one.weights,))]
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
     found = torch.autograd.grad(out, leaves, torch.randn_like(out), allow_unused=True)
     return out, [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]

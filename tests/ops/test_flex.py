@@ -5,7 +5,7 @@ from tests.ops.cases import CASES, build, cast, error, qkv
 from variform.errors import BackendError
 from variform.ops.attention import Call, attention, candidates, reference
 from variform.ops.masks import Causal, Window
-from variform.ops.scores import SoftCap
+from variform.ops.scores import Behind, DenseBias, SoftCap
 
 
 def _detached(call: Call, dtype: torch.dtype) -> Call:
@@ -74,3 +74,12 @@ def test_matches_reference_on_cpu(name: str, dtype: torch.dtype) -> None:
         wanted = reference(_detached(call, torch.float64))
         own = error([reference(call)], [wanted])
     assert error([found], [wanted]) < (1e-5 if dtype == torch.float32 else 2 * own + 1e-3)
+
+
+def test_a_bias_behind_others_asks_for_a_backward_too() -> None:
+    heads = torch.randn(1, 2, 4, 8)
+    bias = DenseBias(torch.zeros(4, 3, requires_grad=True))
+    moved = bias.behind(1, torch.arange(4), torch.arange(3))
+    assert isinstance(moved, Behind)
+    with pytest.raises(BackendError, match="no backward"):
+        attention(Call(heads, heads, heads, scores=(moved,)), backend="flex")

@@ -64,10 +64,12 @@ _NEVER = frozenset(
     {
         "bias",
         "beside",
+        "deltas",
         "published",
         "state",
         "cache",
         "twin",
+        "watch",
         "losses",
         "memories",
         "added",

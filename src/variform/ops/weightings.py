@@ -335,6 +335,8 @@ class TalkingWeights(_Mixing):
 class ScaledWeights(_Mixing):
     """Weights are scaled by what heads mix of the products of queries and keys: P_h *= sum_g weight[h, g] (q k)_g.
 
+    A head in which scores that were added hide a pair, by -inf, has no part in the sum.
+
     Shapes: weight `[H, H]`.
     """
 
@@ -342,7 +344,8 @@ class ScaledWeights(_Mixing):
     inner: Normaliser | None = None
 
     def after(self, weights: Tensor, products: Tensor) -> Tensor:
-        return super().after(weights, products) * mixed_heads(products, self.weight)
+        told = products.masked_fill(products == -torch.inf, 0.0)
+        return super().after(weights, products) * mixed_heads(told, self.weight)
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:

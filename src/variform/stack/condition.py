@@ -65,9 +65,14 @@ class ConditionedStack(Stack):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Map the condition, run the stack."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
         condition = streams.get("condition")
         if condition is None:
             raise ShapeError(f"the layers need a condition, [batch, {self.map.in_features}]: pass condition=...")
         published: dict[str, Any] = {}
         y = call(self.stack, x, {**streams, "condition": F.silu(self.map(condition))}, "stack", published)
+        if watch is not None:
+            watch.leaves(self, y)
         return (y, published) if published else y

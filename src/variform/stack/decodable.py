@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import torch
 
 from variform.core.part import Can, Part
 from variform.core.spec import Shared, Spec, described
@@ -23,7 +25,7 @@ def undecodable(spec: Spec) -> list[Problem]:
     return problems
 
 
-def refuse_undecodable(model: Part) -> None:
+def _refuse_undecodable(model: Part) -> None:
     """Refuse cached decoding for a built model with a part that has no decode state or looks ahead.
 
     Raises:
@@ -35,6 +37,12 @@ def refuse_undecodable(model: Part) -> None:
         problems = _scan_modules(model)
     if problems:
         raise ConfigError(problems)
+
+
+refuse_undecodable: Callable[[Part], None] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    _refuse_undecodable, reason="decode states are made outside of graphs"
+)
+"""`_refuse_undecodable`; a compiler that followed it would trace how specs are walked, for nothing."""
 
 
 def _scan(spec: Spec, path: str, problems: list[Problem]) -> None:

@@ -18,6 +18,7 @@ from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.kinds import Embedding, Head, Model, Rotation, Stack, State, call, holds_state
 from variform.parts.memories import Memories
 from variform.parts.mixer.multi_head import without_padding
+from variform.parts.watch import Watch
 from variform.stack.decodable import refuse_undecodable
 from variform.stack.encoder_decoder import EncoderDecoder
 from variform.stack.execute import ModuleList
@@ -117,6 +118,7 @@ class Transformer(Model):
         passes: int | None = None,
         exit: float | None = None,
         state: State | None = None,
+        watch: Watch | None = None,
         hidden: bool = False,
         losses: bool = False,
     ) -> Any:
@@ -152,6 +154,7 @@ class Transformer(Model):
             passes: how often stacks run that run several times (`recycled`, `looped`), for this call.
             exit: the probability at which a looped stack lets a token out, for this call.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
+            watch: told of what enters and leaves the parts.
             hidden: return the hidden states in place of the head's output.
             losses: return (output, losses): the further losses of parts that have them (`load_balance` and `router_z`
                 of experts) by name, [n] each, one a use in the order of the layers; none in models without such parts.
@@ -184,6 +187,8 @@ class Transformer(Model):
         rare = {name: value for name, value in rare.items() if value is not None}
         streams: dict[str, Any] = {"positions": positions, **given}
         self._refuse_unread({**streams, **rare})
+        if watch is not None:
+            rare["watch"] = watch
         check_inputs(inputs, self.embedding is not None, self.dim, self.max_seq_len)
         batch, length, tokens = inputs.shape[0], inputs.shape[1], inputs.dim() != 4
         if tokens:

@@ -75,12 +75,17 @@ class MultiStreamStack(Stack):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Spread, run the stack, and sum."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
         published: dict[str, Any] = {}
         several = x.unsqueeze(2)
         several = several.expand(-1, -1, self.count, -1) if self.embedding is None else several + self.embedding.to(x)
         y = call(self.stack, several, streams, "stack", published).sum(2)
         if self.norm is not None:
             y = self.norm(y, streams.get("condition"))
+        if watch is not None:
+            watch.leaves(self, y)
         return (y, published) if published else y
 
 

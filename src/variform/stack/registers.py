@@ -112,6 +112,9 @@ class RegisterStack(Stack):
         tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         whole = torch.cat((tokens, x) if self.front else (x, tokens), 1)
         whole = call(self.stack, whole, self._widened(streams, length, x.device), "stack", published)
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.leaves(self, whole)
         if self.keep == "added":
             y = whole[:, : self.count] if self.front else whole[:, length:]
             published["positions"] = None

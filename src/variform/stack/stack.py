@@ -83,6 +83,9 @@ class LayerStack(Stack):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Run the layers and the final norm."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
         if self.executor == "reversible":
             x, published = run_reversible(self.layers, x, streams)
         elif self.executor == "checkpoint" and self.training:
@@ -90,7 +93,11 @@ class LayerStack(Stack):
         else:
             x, published = _ending(run_in_order(self.layers, x, streams, "layers"))
         if self.norm is not None:
+            if watch is not None:
+                watch.enters(self.norm, x, streams)
             x = self.norm(x, streams.get("condition"))
+        if watch is not None:
+            watch.leaves(self, x)
         return (x, published) if published else x
 
     def _checkpointed(self, x: Tensor, streams: Streams) -> tuple[Tensor, dict[str, Any]]:

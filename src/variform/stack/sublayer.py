@@ -161,6 +161,9 @@ class Sublayer(Layer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Take the step."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
         published: dict[str, Any] = {}
         onto, twin = x, streams.get("twin")
         if twin is not None:

@@ -56,7 +56,7 @@ def _ranks(order: Tensor, count: Tensor) -> Tensor:
     return order.argsort(-1).float() < count.unsqueeze(1)  # a permutation is as good as its inverse
 
 
-def subset(mask: Tensor, share: float) -> Tensor:
+def subset(mask: Tensor, share: Tensor | float) -> Tensor:
     """A part of the masked tokens of each row, evenly drawn: [B, L] bool -> [B, L] bool."""
     order = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0)
     ranks = order.argsort(-1).argsort(-1) - (~mask).sum(1, keepdim=True)
@@ -76,19 +76,21 @@ def corrupt(ids: Tensor, mask: Tensor, mask_id: int, vocab_size: int, keep: floa
         keep: share of them that stay as they are.
         replace: share that become a random token.
     """
-    hidden, left = mask, 1.0
-    if keep > 0 and _coin(0.5):
-        left -= keep
-        hidden = hidden & ~subset(mask, keep)
-    if replace > 0 and _coin(0.5):
-        random = subset(hidden, replace * left)
+    hidden: Tensor = mask
+    left: Tensor | float = 1.0
+    if keep > 0:
+        does = _coin(ids.device)
+        left = 1.0 - keep * does
+        hidden = hidden & ~(subset(mask, keep) & does)
+    if replace > 0:
+        random = subset(hidden, replace * left) & _coin(ids.device)
         ids = torch.where(random, torch.randint(0, vocab_size, ids.shape, device=ids.device), ids)
         hidden = hidden & ~random
     return ids.masked_fill(hidden, mask_id)
 
 
-def _coin(probability: float) -> bool:
-    return bool(torch.rand(()) < probability)
+def _coin(device: torch.device) -> Tensor:
+    return torch.rand((), device=device) < 0.5  # a tensor: what is done is one graph either way
 
 
 def diffusion_loss(logits: Tensor, ids: Tensor, mask: Tensor, times: Tensor, schedule: Schedule) -> Tensor:
@@ -122,9 +124,15 @@ def gumbel_noise(like: Tensor) -> Tensor:
     return -((-((noise + 1e-10).log()) + 1e-10).log())
 
 
-def draw(logits: Tensor, temperature: float) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """Tokens drawn from logits [..., V] -> [...]."""
-    return (logits / max(temperature, 1e-10) + gumbel_noise(logits)).argmax(-1)
+    least = temperature.clamp(min=1e-10) if isinstance(temperature, Tensor) else max(temperature, 1e-10)
+    return (logits / least + gumbel_noise(logits)).argmax(-1)
+
+
+def mean_over(x: Tensor, of: Tensor) -> Tensor:
+    """The mean of the elements that are meant; the others may be anything."""
+    return torch.where(of, x, 0.0).sum() / of.sum()
 
 
 def fill_in(

@@ -97,3 +97,26 @@ def test_further_keys_are_for_attentions_of_the_model() -> None:
     torch.testing.assert_close(found, model(x, context=context, beside={cross: Beside(k, k)}))
     with pytest.raises(ShapeError, match="before decoding began"):
         model(x, state=model.init_state(1, 5, context=context), beside={cross: Beside(added=context)})
+
+
+@pytest.mark.parametrize("name", ["multi_head", "cross_attention", "compositional", "cross_compositional"])
+def test_mixers_without_deltas_refuse_them(name: str) -> None:
+    mixer = vf.build({"part": name}, dim=8, heads=2, causal=False)
+    streams = {"deltas": Deltas(q=torch.randn(1, 5, 8)), "context": torch.randn(1, 3, 8)}
+    with pytest.raises(ShapeError, match="reads no deltas"):
+        mixer(torch.randn(1, 5, 8), streams)
+
+
+@pytest.mark.parametrize("name", ["projected_attention", "projected_cross_attention"])
+@pytest.mark.parametrize("of", ["weights", "output"])
+def test_deltas_that_no_attention_adds_are_refused(name: str, of: str) -> None:
+    sizes: dict[str, Any] = {"dim": 8, "heads": 2, "causal": False}
+    delta = torch.randn(1, 2, 5, 5) if of == "weights" else torch.randn(1, 5, 8)
+    streams = {"deltas": Deltas(**{"weights" if of == "weights" else "out": delta}), "context": torch.randn(1, 5, 8)}
+    x = torch.randn(1, 5, 8)
+    other = "output" if of == "weights" else "weights"
+    for attention in ("softmax", {"part": "delta", "of": other}):
+        with pytest.raises(ShapeError, match=f"'delta' with of='{of}'"):
+            vf.build({"part": name, "attention": attention}, **sizes)(x, streams)
+    mixer = vf.build({"part": name, "attention": {"part": "delta", "of": of}}, **sizes)
+    assert not torch.equal(mixer(x, streams), mixer(x, {"context": streams["context"]}))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import variform as vf
-from variform.errors import ConfigError
+from variform.errors import ConfigError, ShapeError
+from variform.parts.kinds import Output, Streams
 from variform.parts.mixer.folded import FoldedMixer
 from variform.parts.mixer.gru import GatedRecurrentUnit
 from variform.parts.mixer.hyena import Hyena
@@ -41,3 +42,22 @@ def test_folds_are_interleaved_sequences() -> None:
 def test_folds_of_what_goes_by_the_whole_sequences_places_do_not_decode(mixer: vf.Spec) -> None:
     assert FoldedMixer.abilities({"every": 2, "mixer": GatedRecurrentUnit.spec()}).decode
     assert not FoldedMixer.abilities({"every": 2, "mixer": mixer}).decode
+
+
+def test_folds_refuse_a_mixer_that_publishes() -> None:
+    """Streams of each sequence alone, which were dropped."""
+    mixer = MultiHead.spec(attention="value_residual")
+    with pytest.raises(ConfigError, match="publishes first_values, of folded sequences"):
+        vf.build(FoldedMixer.spec(every=2, mixer=mixer), dim=8, heads=2, causal=False)
+
+
+class Telling(GatedRecurrentUnit):
+    """Publishes, and does not say so."""
+
+    def forward(self, x: Tensor, streams: Streams) -> Output:
+        return x, {"told": x}
+
+
+def test_folds_drop_no_stream() -> None:
+    with pytest.raises(ShapeError, match="publishes told"):
+        FoldedMixer(2, Telling(dim=4, dim_out=4))(torch.randn(1, 4, 4), {})

@@ -216,15 +216,13 @@ class AroundWrapper(AroundLayers):
             **(streams or {}),
         }
         remembers = Remembers(mems, mem_masks, return_mems, self.max_mem_len)
-        with (
-            recording(self.native, layers.native) if return_intermediates or return_attn else nullcontext() as recorder
-        ):
+        with recording(layers.native) if return_intermediates or return_attn else nullcontext() as recorder:
             told = None if recorder is None else recorder.found
             if cache is None:
                 check_context(layers, context)
                 self._check(inputs, mask)
                 positions, valid = placing(layers.causal, inputs.shape[1], inputs.device, mask, pos, seq_start_pos)
-                placed = {**given, "positions": positions, "valid": valid}
+                placed = {**given, "positions": positions, "valid": valid, "watch": recorder}
                 out, kept = remembers.run(self.native, inputs, placed, self.num_memory_tokens)
                 after = Cache(inputs, {**given, "valid": valid}, positions, layers.order)
                 valid = over_all(valid, prepend_embeds, prepend_mask, inputs)
@@ -232,7 +230,7 @@ class AroundWrapper(AroundLayers):
                 if remembers.anything:
                     raise InputError("a cache holds what was read: it goes without memories of earlier segments")
                 steps = Steps(inputs, cache_of(cache), input_not_include_cache, 1, layers.causal, layers.order)
-                out, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
+                out, after, valid = steps.read(self.native, {**given, "watch": recorder}, mask, pos, seq_start_pos)
                 kept = None
             if told is not None and not self.for_one_call:
                 told.cache = after

@@ -173,7 +173,9 @@ class AttentionLayers(nn.Module):
         if packed is not None:
             streams["segments"] = documents(packed, x, mask, attn_mask)
             streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
-        with recording(self.native, self.native) if return_hiddens else nullcontext() as recorder:
+        with recording(self.native) if return_hiddens else nullcontext() as recorder:
+            if recorder is not None:
+                streams["watch"] = recorder
             y = self._run(x, streams, mems, mem_masks)
         return y if recorder is None else (y, recorder.found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from variform.ops.attention.call import Call
 from variform.ops.attention.meter import metering
 from variform.ops.attention.reference import reference_scores, reference_weights
 from variform.parts.embedding.prefixed import PrefixedEmbedding
+from variform.parts.kinds import Streams
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
@@ -129,93 +130,83 @@ class LayerIntermediates:
 
 
 @contextmanager
-def recording(model: nn.Module, layers: nn.Module) -> Iterator[Recorder]:
-    """Note down what a call of `model` makes within its stack `layers`; of stacks that run again, the last pass."""
-    recorder = Recorder(model)
-    with ExitStack() as hooks:
-        hooks.callback(layers.register_forward_pre_hook(recorder.begin).remove)
-        hooks.callback(layers.register_forward_hook(recorder.end).remove)
-        parts = list(layers.modules())
-        stack = next((part for part in parts if isinstance(part, LayerStack)), None)
-        if stack is not None and stack.norm is not None:
-            hooks.callback(stack.norm.register_forward_pre_hook(recorder.leaves).remove)
-            recorder.ends_with_norm = True
-        for part in parts:
-            if isinstance(part, Sublayer):
-                hooks.callback(part.register_forward_pre_hook(recorder.sublayer).remove)
-            elif isinstance(part, MIXERS):
-                hooks.callback(part.register_forward_pre_hook(recorder.attention).remove)
-        if isinstance(model, Transformer):
-            outer: Any = next(iter(model.stacks))
-            while outer is not layers:
-                if isinstance(outer, RegisterStack):
-                    hooks.callback(outer.stack.register_forward_hook(recorder.registers(outer)).remove)
-                outer = outer.stack
-            if model.embedding is not None:
-                hooks.callback(front_of(model).embedding.register_forward_hook(recorder.embedded).remove)
-        with metering(recorder.call):
-            yield recorder
+def recording(layers: nn.Module) -> Iterator[Recorder]:
+    """Note down what a call makes within its stack `layers`, and before it; of stacks that run again, the last pass.
+
+    The call is given the recorder as the stream `watch`.
+    """
+    recorder = Recorder(layers)
+    with metering(recorder.call):
+        yield recorder
+    recorder.listens = False
 
 
 class Recorder:
-    """Collects what `LayerIntermediates` tells."""
+    """Collects what `LayerIntermediates` tells: a `Watch`.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    Args:
+        layers: the stack whose layers are meant.
+    """
+
+    def __init__(self, layers: nn.Module) -> None:
+        self.layers = layers
+        inner = next((part for part in layers.modules() if isinstance(part, LayerStack)), None)
+        self.norm = None if inner is None else inner.norm
         self.found = LayerIntermediates()
         self.passes: list[Tensor] = []
+        self.entering: Tensor | None = None
         self.kind = "a"
-        self.ends_with_norm = False
         self.length = 0
         self.valid: Tensor | None = None
+        self.within = False
+        self.listens = True
+        """False when the call is over: layers that are computed again in the backward pass are not told twice."""
 
-    def begin(self, stack: nn.Module, args: Any) -> None:
-        """A pass begins anew."""
-        self.length, self.valid = args[0].shape[1], args[1].get("valid")  # with what was added to the tokens
-        self.found.hiddens, self.found.layer_hiddens, self.found.attn_intermediates = [], [], []
+    def enters(self, part: nn.Module, x: Tensor, streams: Streams) -> None:
+        """A pass, a residual step or an attention begins, or the final norm is reached."""
+        if not self.listens:
+            return
+        if part is self.layers:
+            self.within = True
+            self.length, self.valid = x.shape[1], streams.get("valid")  # with what was added to the tokens
+            self.found.hiddens, self.found.layer_hiddens, self.found.attn_intermediates = [], [], []
+        elif not self.within:
+            return
+        elif part is self.norm:
+            self.found.layer_hiddens.append(x)
+        elif isinstance(part, Sublayer):
+            self.entering = x[:, -self.length :]  # attention alone is given remembered tokens too, in front
+            self.found.layer_hiddens.append(self.entering)
+        elif isinstance(part, (CrossMultiHead, ProjectedCrossAttention)):
+            self.kind = "c"
+        elif isinstance(part, MIXERS):
+            self.kind = "a"
+            if self.entering is not None:
+                self.found.hiddens.append(self.entering)
 
-    def end(self, stack: nn.Module, args: Any, out: Any) -> None:
-        """A pass has ended."""
-        self.found.last_hidden = features(out)
-        self.passes.append(features(out))
-        if not self.ends_with_norm:
-            self.found.layer_hiddens.append(features(out))
-
-    def leaves(self, norm: nn.Module, args: Any) -> None:
-        """The final norm is reached."""
-        self.found.layer_hiddens.append(args[0])
-
-    def sublayer(self, step: nn.Module, args: Any) -> None:
-        """A residual step begins."""
-        self.entering = args[0][:, -self.length :]  # attention alone is given remembered tokens too, in front
-        self.found.layer_hiddens.append(self.entering)
-
-    def attention(self, mixer: nn.Module, args: Any) -> None:
-        """An attention begins."""
-        self.kind = "c" if isinstance(mixer, (CrossMultiHead, ProjectedCrossAttention)) else "a"
-        if self.kind == "a":
-            self.found.hiddens.append(self.entering)
+    def leaves(self, part: nn.Module, x: Tensor) -> None:
+        """A pass ends, or the tokens are embedded."""
+        if not self.listens:
+            return
+        if part is self.layers:
+            self.within = False
+            self.found.last_hidden = x
+            self.passes.append(x)
+            if self.norm is None:
+                self.found.layer_hiddens.append(x)
+        elif isinstance(part, PrefixedEmbedding):
+            self.found.initial_embeds = x
+        elif isinstance(part, RegisterStack) and not self.within:
+            count = part.count
+            if part.keep == "added":
+                self.found.last_layer_hiddens = x[:, count:] if part.front else x[:, :-count]
+            else:
+                self.found.memory_tokens = x[:, :count] if part.front else x[:, -count:]
 
     def call(self, call: Call, backend: str) -> None:
         """An attention request."""
-        self.found.attn_intermediates.append(Intermediates(call, self.kind, self.length))
-
-    def registers(self, part: RegisterStack) -> Any:
-        """A hook on what runs with added tokens."""
-
-        def hook(stack: nn.Module, args: Any, out: Any) -> None:
-            whole, count = features(out), part.count
-            if part.keep == "added":
-                self.found.last_layer_hiddens = whole[:, count:] if part.front else whole[:, :-count]
-            else:
-                self.found.memory_tokens = whole[:, :count] if part.front else whole[:, -count:]
-
-        return hook
-
-    def embedded(self, embedding: nn.Module, args: Any, out: Any) -> None:
-        """The tokens are embedded."""
-        assert isinstance(self.model, Transformer)
-        self.found.initial_embeds = front_of(self.model).joined(features(out), args[1])
+        if self.within and self.listens:
+            self.found.attn_intermediates.append(Intermediates(call, self.kind, self.length))
 
 
 def front_of(model: Transformer) -> PrefixedEmbedding:

@@ -25,6 +25,7 @@ from variform.wrappers.masked import (
     draw_masks,
     fill_in,
     linear,
+    mean_over,
     schedule_of,
     token_errors,
 )
@@ -180,15 +181,14 @@ class NonAutoregressiveWrapper(nn.Module):
             if self.weighted:
                 loss = diffusion_loss(logits, x, mask, times, self.schedule_fn)
             else:
-                loss = token_errors(logits, x)[mask].mean()
+                loss = mean_over(token_errors(logits, x), mask)
         if self.token_critic is None or only_train_generator:
             return Losses(loss, loss, None)
-        heat = float(torch.rand(())) if generator_sample_temperature is None else generator_sample_temperature
+        heat = torch.rand((), device=x.device) if generator_sample_temperature is None else generator_sample_temperature
         made = torch.where(mask, draw(logits.detach(), heat), x)
         doubt, wrong, real = self._doubt(made, given), (made != x).to(logits.dtype), given.get("mask")
-        if real is not None:
-            doubt, wrong = doubt[real], wrong[real]
-        critic_loss = F.binary_cross_entropy_with_logits(doubt, wrong)
+        errors = F.binary_cross_entropy_with_logits(doubt, wrong, reduction="none")
+        critic_loss = errors.mean() if real is None else mean_over(errors, real)
         if only_train_critic:
             return Losses(critic_loss, None, critic_loss)
         return Losses(loss + critic_loss * self.critic_loss_weight, loss, critic_loss)

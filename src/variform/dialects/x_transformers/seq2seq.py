@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +80,10 @@ class XTransformer(nn.Module):
         ready = {f"encoder.{stack_path(parts['enc_'][1])}": parts["enc_"][0].native}
         ready[f"decoder.{stack_path(parts['dec_'][1])}"] = parts["dec_"][0].native
         self.native: EncoderDecoder = build(spec, ready=ready)
-        self.__dict__["_sides"] = parts  # not registered: their parameters are the native model's
-        self.ignore_index = own.get("ignore_index", -100)
-        self.pad_value = own.get("pad_value", 0)
+        net = TransformerWrapper.around(self.native.decoder, *parts["dec_"])
+        # Not registered: their parameters are the native model's.
+        self.__dict__["_encoder"] = TransformerWrapper.around(self.native.encoder, *parts["enc_"])
+        self.__dict__["_decoder"] = AutoregressiveWrapper(net, own.get("ignore_index", -100), own.get("pad_value", 0))
 
     @property
     def spec(self) -> Spec:
@@ -92,19 +93,35 @@ class XTransformer(nn.Module):
     @property
     def unit_offset(self) -> bool:
         """Whether upstream's checkpoints of this model store the gains of norms less one."""
-        parts: dict[str, tuple[AttentionLayers, ModelDraft]] = self.__dict__["_sides"]
-        return parts["enc_"][0].unit_offset
+        return self.encoder.unit_offset
 
     @property
     def encoder(self) -> TransformerWrapper:
         """The encoder by itself, with the same modules."""
-        return TransformerWrapper.around(self.native.encoder, *self.__dict__["_sides"]["enc_"])  # type: ignore[arg-type]
+        encoder: TransformerWrapper = self.__dict__["_encoder"]
+        return encoder
 
     @property
     def decoder(self) -> AutoregressiveWrapper:
         """The decoder by itself, with the same modules."""
-        net = TransformerWrapper.around(self.native.decoder, *self.__dict__["_sides"]["dec_"])  # type: ignore[arg-type]
-        return AutoregressiveWrapper(net, self.ignore_index, self.pad_value)
+        decoder: AutoregressiveWrapper = self.__dict__["_decoder"]
+        return decoder
+
+    @property
+    def ignore_index(self) -> int:
+        """Targets of this value do not count."""
+        return self.decoder.ignore_index
+
+    @property
+    def pad_value(self) -> int:
+        """What an ended row is filled up with."""
+        return self.decoder.pad_value
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation, of both sides."""
+        self.encoder.train(mode)
+        self.decoder.train(mode)
+        return super().train(mode)
 
     def forward(
         self,

@@ -206,7 +206,8 @@ class TransformerWrapper(AroundLayers):
             name = "return_next_embed_pred" if packed is None else "flash_pack_seq_kwargs"
             raise InputError(f"{name} is for whole sequences: leave the cache out")
         kept: list[Tensor] = []
-        with recording(self.native, layers.native) if asked.records else nullcontext() as recorder:
+        with recording(layers.native) if asked.records else nullcontext() as recorder:
+            seen = {"watch": recorder}
             if cache is None:
                 check_context(layers, context)
                 self._check(x, mask, prepend_embeds, prepend_mask)
@@ -218,17 +219,17 @@ class TransformerWrapper(AroundLayers):
                 if remembers:
                     memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
                     memories = memories._replace(compact=False)  # tokens stay where the caller's masks have them
-                    hidden, left = self.native(x, hidden=True, memories=memories, **given)
+                    hidden, left = self.native(x, hidden=True, memories=memories, **given, **seen)
                     kept = list((left.detached() if detach_mems else left).features)
                 else:
-                    hidden = self.native(x, hidden=True, **given)
+                    hidden = self.native(x, hidden=True, **given, **seen)
                 after = Cache(x, {k: v for k, v in given.items() if k != "positions"}, positions, layers.order)
                 valid = over_all(valid, prepend_embeds, prepend_mask, x)
             else:
                 own = self.draft.input_not_include_cache
                 alone = own if input_not_include_cache is None else input_not_include_cache
                 steps = Steps(x, cache_of(cache), alone, cache_age, layers.causal, layers.order)
-                hidden, after, valid = steps.read(self.native, given, mask, pos, seq_start_pos)
+                hidden, after, valid = steps.read(self.native, {**given, **seen}, mask, pos, seq_start_pos)
         if recorder is not None:
             recorder.found.cache = None if self.for_one_call else after
             recorder.found.mems = kept if return_mems and asked.gives_intermediates else None

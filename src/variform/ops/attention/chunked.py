@@ -7,7 +7,7 @@ each from memory. Here a chunk's scores stay in the cache, and q, k, v are all t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from variform.ops.attention.call import Call
+from variform.ops.attention.held import tensors_of, with_tensors
 from variform.ops.attention.reference import scored
 from variform.ops.learned_scores import AddedScores
 from variform.ops.masks import After, Mask
@@ -82,7 +83,7 @@ class ChunkedBackend:
         """Compute the call."""
         call.check()
         mask = None if _symbol(call) is not None else call.full_mask()
-        tensors = [*_tensors(call.scores), *_tensors((call.weights,))]
+        tensors = [*tensors_of(call.scores), *tensors_of((call.weights,))]
         out: Tensor = _Chunked.apply(call.q, call.k, call.v, mask, _Work.of(call), *tensors)  # type: ignore[no-untyped-call]
         return out
 
@@ -113,8 +114,8 @@ class _Work:
     def given(self, tensors: list[Tensor]) -> tuple[tuple[ScoreMod, ...], Normaliser | None]:
         """Modifiers and normaliser with these tensors."""
         rest = iter(tensors)
-        modifiers = tuple(_replaced(modifier, rest) for modifier in self.modifiers)
-        return modifiers, _replaced(self.normaliser, rest)
+        modifiers = tuple(with_tensors(modifier, rest) for modifier in self.modifiers)
+        return modifiers, with_tensors(self.normaliser, rest)
 
     def chunks(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
         """Queries of a chunk, and the keys that they may see."""
@@ -287,7 +288,7 @@ def _reach(call: Call) -> tuple[int | None, int | None, int] | None:
 
 def _is_learned(modifier: ScoreMod) -> bool:
     """Whether it has gradients that are worth another look at the scores: not those of a tensor of all pairs."""
-    return not _is_dense(modifier) and any(tensor.requires_grad for tensor in _tensors((modifier,)))
+    return not _is_dense(modifier) and any(tensor.requires_grad for tensor in tensors_of((modifier,)))
 
 
 def _is_dense(modifier: ScoreMod) -> bool:
@@ -306,27 +307,3 @@ def _is_data(value: Any) -> bool:
     if is_dataclass(value):
         return all(_is_data(getattr(value, field.name)) for field in fields(value))
     return not callable(value)
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors within modifiers and normalisers, in order."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple):
-            found += _tensors(value)
-        elif is_dataclass(value):
-            found += _tensors(getattr(value, field.name) for field in fields(value))
-    return found
-
-
-def _replaced(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same with other tensors, in the order of `_tensors`."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, tuple):
-        return tuple(_replaced(item, tensors) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _replaced(getattr(value, field.name), tensors) for field in fields(value)})
-    return value

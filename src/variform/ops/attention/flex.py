@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from variform.ops.attention.call import Call
+from variform.ops.attention.held import tensors_of
 from variform.ops.attention.plan import conjuncts
 from variform.ops.attention.sdpa import fused
 from variform.ops.masks import Mask, MaskMod
@@ -44,7 +45,9 @@ class FlexBackend:
             return f"FlexAttention does not take {call.q.dtype}"
         if any(not modifier.is_pointwise for modifier in call.scores):
             return "a score modifier has no point-wise form"
-        if call.target == "cpu" and any(tensor.requires_grad for tensor in _tensors(call)):
+        if call.target == "cpu" and any(
+            tensor.requires_grad for tensor in (call.q, call.k, call.v, *tensors_of(call.scores))
+        ):
             return "FlexAttention on CPU has no backward"
         if call.target == "cuda" and min(call.q.shape[-1], call.v.shape[-1]) < 16:
             return "FlexAttention on CUDA needs heads of at least 16 features"
@@ -86,11 +89,6 @@ class FlexBackend:
 @functools.cache
 def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
-
-
-def _tensors(call: Call) -> list[Tensor]:
-    held = [value for modifier in call.scores for value in vars(modifier).values() if isinstance(value, Tensor)]
-    return [call.q, call.k, call.v, *held]
 
 
 def _score_mod(call: Call) -> ScoreFunction | None:

@@ -138,7 +138,7 @@ class Mask(ABC):
         return self.part if isinstance(self, Not) else Not(self)
 
     def _key(self) -> tuple[Any, ...]:
-        values = (getattr(self, name) for name in field_names(type(self)))
+        values = (getattr(self, name) for name in field_names(self))
         return (type(self), *(id(value) if isinstance(value, Tensor) else value for value in values))
 
     def __eq__(self, other: object) -> bool:

@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 __all__ = ["field_names", "register"]
 
 
-def field_names(cls: type[Any]) -> tuple[str, ...]:
-    """Names of a dataclass's fields, in order."""
-    return tuple(field.name for field in dataclasses.fields(cls))
+def field_names(of: Any) -> tuple[str, ...]:
+    """Names of a dataclass's fields, in order; torch.compile follows those of an instance, not of its class."""
+    return tuple(field.name for field in dataclasses.fields(of))
 
 
 def register(cls: type[Any]) -> None:

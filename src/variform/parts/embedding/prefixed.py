@@ -65,6 +65,9 @@ class PrefixedEmbedding(AroundEmbedding):
         if isinstance(x, tuple):
             x, published = x
         x = self.joined(x, streams)
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.leaves(self, x)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return (x, published) if published else x

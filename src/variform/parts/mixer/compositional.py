@@ -22,6 +22,7 @@ from variform.parts.mixer.cross import (
     refuse_unequal,
     told_positions,
 )
+from variform.parts.mixer.further import refuse_deltas
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     join_heads,
@@ -219,6 +220,8 @@ class Compositional(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
+        if streams.get("deltas") is not None:
+            refuse_deltas(self)
         x = without_padding(x, streams.get("valid"))
         sides = own_sides(self.attention, None, x, streams)
         q, k, v = self.maps.by_head(self.maps.q(x), *self.maps.keys_values(x, x))
@@ -350,6 +353,8 @@ class CrossCompositional(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
+        if streams.get("deltas") is not None:
+            refuse_deltas(self)
         state = streams.get("state")
         k, v = self._read(streams) if state is None else (state["k"], state["v"])
         refuse_unequal(self.attention, x.shape[1], k.shape[1])

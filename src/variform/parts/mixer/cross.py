@@ -17,15 +17,14 @@ from variform.ops.masks import Mask
 from variform.parts.beside import Beside
 from variform.parts.kinds import Attention, Mixer, Norm, Output, Sides, State, Streams
 from variform.parts.linear import Linear
+from variform.parts.mixer.further import keys_beside, refuse_deltas, with_added
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     head_facts,
     head_problems,
-    keys_beside,
     refuse_streams,
     slot_abilities,
     slot_problems,
-    with_added,
 )
 
 Size = Annotated[int, Field(gt=0)]
@@ -131,6 +130,11 @@ class CrossMultiHead(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
+        if streams.get("deltas") is not None:
+            refuse_deltas(self)
         batch, length, _ = x.shape
         q = self.q(x).view(batch, length, self.heads, self.dim_head).transpose(1, 2)
         if self.q_norm is not None:

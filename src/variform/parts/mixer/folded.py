@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
+from variform.errors import Problem, ShapeError
 from variform.ops.align import Aligned, align, restore
 from variform.parts.grid import refuse_unable
 from variform.parts.kinds import Mixer, Output, State, Streams, holds_state
@@ -57,6 +58,14 @@ class FoldedMixer(Mixer):
         placed = any(not spec.part.reads_streams(spec.args).isdisjoint(PLACES) for _, spec in mixer.walk())
         return replace(can, decode=can.decode and can.key_padding and not placed)
 
+    @classmethod
+    def check(cls, facts: Facts) -> list[Problem]:
+        """What a mixer publishes is of each sequence alone, and nobody could read it."""
+        mixer = described(facts["mixer"])
+        told = sorted({name for _, spec in mixer.walk() for name in spec.part.publishes(spec.args)})
+        message = f"it publishes {', '.join(told)}, of folded sequences, which no other part could read"
+        return [Problem("mixer", message, mixer.name, "take a mixer that publishes nothing")] if told else []
+
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Fold, run, unfold."""
         refuse_unable(self, streams)
@@ -84,8 +93,18 @@ class FoldedMixer(Mixer):
         return "valid" in self.mixer.reads
 
     def _run(self, x: Tensor, streams: Streams) -> Tensor:
-        out = self.mixer(x, streams)
-        return out[0] if isinstance(out, tuple) else out
+        return self._alone(self.mixer(x, streams))[0]
+
+    def _alone(self, out: Output) -> tuple[Tensor, dict[str, Any]]:
+        """What the mixer gave: features, and nothing else but a state.
+
+        Raises:
+            ShapeError: it publishes streams, which are of the folded sequences.
+        """
+        y, told = out if isinstance(out, tuple) else (out, {})
+        if told.keys() - {"state"}:
+            raise ShapeError(f"the mixer publishes {', '.join(told)}, of folded sequences: take one that does not")
+        return y, told
 
     def _step(self, x: Tensor, valid: Tensor | None, state: State) -> Output:
         """Each sequence reads the chunk, in which the tokens of the others are padding."""
@@ -95,10 +114,9 @@ class FoldedMixer(Mixer):
         mine = (order % every)[:, None] == torch.arange(every, device=x.device)[:, None]
         mine = (mine & real[:, None]).flatten(0, 1)
         streams = {"valid": mine, "state": state["mixer"]}
-        out: Any = self.mixer(x.repeat_interleave(every, 0), streams)
-        y, new = out if isinstance(out, tuple) else (out, {"state": state["mixer"]})
+        y, new = self._alone(self.mixer(x.repeat_interleave(every, 0), streams))
         y = y.masked_fill(~mine[..., None], 0).view(batch, every, length, -1).sum(1)
-        return y, {"state": {"seen": state["seen"] + real.sum(1), "mixer": new["state"]}}
+        return y, {"state": {"seen": state["seen"] + real.sum(1), "mixer": new.get("state", state["mixer"])}}
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """That of the mixer for each sequence, and how many tokens each row has seen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from variform.core.fields import fields_of
 from variform.core.inherit import INHERIT
@@ -14,9 +14,9 @@ from variform.core.registry import register
 from variform.core.spec import Spec, described
 from variform.errors import Problem, ShapeError, nearest_divisors
 from variform.ops.scores import DenseBias, ScoreMod
-from variform.parts.beside import Beside
 from variform.parts.kinds import Attention, Bias, Mixer, Norm, Output, Rotation, Sides, State, Streams
 from variform.parts.linear import Linear
+from variform.parts.mixer.further import keys_beside, refuse_deltas, with_added
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -108,6 +108,11 @@ class MultiHead(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
+        if streams.get("deltas") is not None:
+            refuse_deltas(self)
         own: dict[str, Any] = self._modules  # attributes of a module are looked up by a slow Python function
         valid = streams.get("valid")
         x = without_padding(x, valid)
@@ -151,38 +156,6 @@ def keys_input(x: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
     of_k = x if keys is None else without_padding(keys, valid)
     of_v = x if values is None else without_padding(values, valid)
     return of_k, of_v
-
-
-def keys_beside(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:
-    """The further keys and values that the stream `beside` has for a mixer.
-
-    Raises:
-        ShapeError: its attention takes none, or they are not whole.
-    """
-    given = streams.get("beside")
-    found: Beside | None = None if given is None else given.get(mixer)
-    if found is None:
-        return None
-    if (found.k is None) != (found.v is None) or (found.k is None and found.valid is not None):
-        raise ShapeError("further keys and values are given together, and which of them there are with them")
-    if found.k is not None and not attention.takes_beside:
-        raise ShapeError(f"the attention {attention.name!r} takes no further keys and values: leave them out")
-    return found
-
-
-def with_added(mixer: nn.Module, x: Tensor, streams: Streams) -> Tensor:
-    """What keys and values are made of, with what the stream `beside` adds to it for a mixer.
-
-    Raises:
-        ShapeError: it is of another shape.
-    """
-    given = streams.get("beside")
-    found: Beside | None = None if given is None else given.get(mixer)
-    if found is None or found.added is None:
-        return x
-    if found.added.shape != x.shape:
-        raise ShapeError(f"what is added to keys and values has shape {list(x.shape)}, not {list(found.added.shape)}")
-    return x + found.added
 
 
 def given_bias(attention: Attention, bias: Tensor) -> DenseBias:

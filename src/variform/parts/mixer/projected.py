@@ -12,8 +12,7 @@ from variform.core.inherit import INHERIT
 from variform.core.part import Can, Facts, use
 from variform.core.registry import register
 from variform.core.spec import Spec, described
-from variform.errors import Problem, ShapeError
-from variform.parts.beside import Deltas
+from variform.errors import Problem
 from variform.parts.key_values.latent import LatentKeyValues
 from variform.parts.kinds import (
     Attention,
@@ -27,6 +26,8 @@ from variform.parts.kinds import (
     State,
     Streams,
 )
+from variform.parts.mixer.deltas import changed_keys, changed_query
+from variform.parts.mixer.further import keys_beside, with_added
 from variform.parts.mixer.latents import attend_latents
 from variform.parts.mixer.multi_head import (
     bias_problems,
@@ -34,7 +35,6 @@ from variform.parts.mixer.multi_head import (
     head_problems,
     join_heads,
     key_size,
-    keys_beside,
     keys_input,
     own_sides,
     self_problems,
@@ -42,7 +42,6 @@ from variform.parts.mixer.multi_head import (
     slot_problems,
     split_heads,
     value_times,
-    with_added,
     without_padding,
 )
 
@@ -136,11 +135,14 @@ class ProjectedAttention(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
         valid = streams.get("valid")
         x = without_padding(x, valid)
         of_k, of_v = keys_input(x, streams)
         of_k, of_v = with_added(self, of_k, streams), with_added(self, of_v, streams)
-        q = split_heads(changed_query(self.query(x), streams), self.heads)
+        q = split_heads(changed_query(self.query(x), self.attention, streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         sides = own_sides(self.attention, self.position_bias, x, streams)
         if streams.get("beside") is not None:
@@ -174,32 +176,6 @@ class ProjectedAttention(Mixer):
     def stateful(self) -> bool:  # type: ignore[override]
         """Whether the attention keeps state, or latents are kept for it."""
         return self.attention.stateful
-
-
-def changed_query(q: Tensor, streams: Streams) -> Tensor:
-    """Queries with what the stream `deltas` adds to them.
-
-    Shapes:
-        q: [B, L, heads * dim_head]
-    """
-    deltas: Deltas | None = streams.get("deltas")
-    return q if deltas is None or deltas.q is None else q + deltas.q
-
-
-def changed_keys(keys: KeyValues, made: tuple[Tensor, Tensor], streams: Streams) -> tuple[Tensor, Tensor]:
-    """Keys and values with what the stream `deltas` adds to them.
-
-    Raises:
-        ShapeError: latents stand in their place.
-    """
-    deltas: Deltas | None = streams.get("deltas")
-    if deltas is None or (deltas.k is None and deltas.v is None):
-        return made
-    if keys.compressed:
-        raise ShapeError("nothing can be added to keys and values that are kept as latents")
-    added = zip(made, (deltas.k, deltas.v), strict=True)
-    first, second = (x if delta is None else x + split_heads(delta, x.shape[1]) for x, delta in added)
-    return first, second
 
 
 def told(facts: Facts, slot: str, name: str) -> int | None:

@@ -24,15 +24,16 @@ from variform.parts.mixer.cross import (
     told_positions,
     with_own,
 )
+from variform.parts.mixer.deltas import changed_keys, changed_query
+from variform.parts.mixer.further import with_added
 from variform.parts.mixer.latents import absorbs, attend_absorbed
 from variform.parts.mixer.multi_head import (
     context_without_padding,
     head_facts,
     join_heads,
     split_heads,
-    with_added,
 )
-from variform.parts.mixer.projected import changed_keys, changed_query, projected_problems, slot_facts, told
+from variform.parts.mixer.projected import projected_problems, slot_facts, told
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -135,7 +136,10 @@ class ProjectedCrossAttention(Mixer):
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend to the context."""
-        q = split_heads(changed_query(self.query(x), streams), self.heads)
+        watch = streams.get("watch")
+        if watch is not None:
+            watch.enters(self, x, streams)
+        q = split_heads(changed_query(self.query(x), self.attention, streams), self.heads)
         q = q if self.q_norm is None else self.q_norm(q)
         state = streams.get("state")
         kept = self._of_context(streams) if state is None else (state["k"], state["v"])

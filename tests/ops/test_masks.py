@@ -57,6 +57,10 @@ RULES: list[tuple[Mask, Callable[[int, int, int, int], bool]]] = [
     (Window(3), lambda b, h, q, k: 0 <= q - k <= 3),
     (Window(2, 4), lambda b, h, q, k: -4 <= q - k <= 2),
     (Window(0), lambda b, h, q, k: q == k),
+    (Window(2, None), lambda b, h, q, k: q - k <= 2),
+    (Window(None, 3), lambda b, h, q, k: q - k >= -3),
+    (Window(None, None), lambda b, h, q, k: True),
+    (Causal() & Window(2, None), lambda b, h, q, k: 0 <= q - k <= 2),
     (Causal() & Window(2, 4), lambda b, h, q, k: 0 <= q - k <= 2),
     (Global([0, 1, 5]), lambda b, h, q, k: q in (0, 1, 5) or k in (0, 1, 5)),
     (Global([]), lambda b, h, q, k: False),
@@ -131,7 +135,19 @@ def test_mask_mod_pairs_and_layout_agree_with_dense(mask: Mask, rule: object) ->
     torch.testing.assert_close(mask.layout(11, 12, 5).expand(2, 3, 3), padded.any(-1).any(2))
 
 
-@pytest.mark.parametrize("mask", [Causal(), Window(3), Window(2, 5), Causal() & Window(4), Everything(), Window(50)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Causal(),
+        Window(3),
+        Window(2, 5),
+        Window(4, None),
+        Window(None, 2),
+        Causal() & Window(4),
+        Everything(),
+        Window(50),
+    ],
+)
 def test_closed_formula_of_bands(mask: Mask) -> None:
     for q_len in (0, 1, 2, 7, 20):
         for k_len in (0, 1, 3, 8, 20):

@@ -54,6 +54,15 @@ def test_padding_of_either_sequence_is_not_counted(stack: Any, side: str) -> Non
 
 
 @torch.no_grad()
+def test_a_call_that_is_not_causal_limits_the_past_as_layers_that_are_not() -> None:
+    decoder, (ids, _) = model(Decoder, attn_max_attend_past=2, rotary_pos_emb=True), drawn()
+    encoder = model(Encoder, attn_max_attend_past=2, rotary_pos_emb=True)
+    encoder.load_state_dict(decoder.state_dict(), strict=False)
+    torch.testing.assert_close(decoder(ids, causal=False), encoder(ids), rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoder(ids, causal=True), decoder(ids), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 def test_an_attention_by_itself_ends_with_its_context() -> None:
     torch.manual_seed(0)
     attention = Attention(16, heads=2, dim_head=8, max_attend_past=2).double()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from variform.dialects.x_transformers.errors import InputError
-from variform.ops.masks import Causal
-from variform.parts.attention.softmax import SoftmaxAttention
+from variform.ops.masks import Causal, Window
+from variform.parts.attention.softmax import LocalAttention, SoftmaxAttention
 from variform.parts.kinds import Attention, Mixer
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
@@ -44,6 +44,9 @@ def _seen(module: Any, causal: bool, done: dict[int, nn.Module]) -> Any:
             raise InputError("causal=... of a call: what earlier tokens hide (attn_selective) needs an order of tokens")
         view: Any = changed(module, **other)
         view.causal, view.structure = causal, Causal() if causal else None
+    elif isinstance(module, LocalAttention) and module.causal:  # a limit on the past alone, as in layers built so
+        view = changed(module, **other)
+        view.causal, view.structure = False, Window(module.window - 1, None)
     elif isinstance(module, (Attention, Mixer)) and not other:
         raise InputError(f"causal=... of a call: {module.kind} {module.name!r} was built for one causality")
     else:

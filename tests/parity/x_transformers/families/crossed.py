@@ -107,6 +107,7 @@ SETS = [
         stack="PrefixDecoder",
         call=lambda ids: {**prefix(ids), "pos": torch.arange(ids.shape[1]) * 2 + 3},
     ),
+    OptionSet("window-of-a-call-both-ways", {"attn_max_attend_past": 3}, call=lambda ids: {"causal": False}),
     OptionSet("prefix-window", {"attn_max_attend_past": 3}, stack="PrefixDecoder", call=prefix),
     OptionSet(
         "prefix-window-scores",

@@ -29,19 +29,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Shapes:
         x: [..., inputs], weight: [outputs, inputs], bias: [outputs] -> [..., outputs]
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _served(x, weight, bias):
+    # What is traced must not depend on sizes; most calls end with the first line.
+    if torch.is_grad_enabled() or torch._C._get_tracing_state() is not None or weight.numel() < LARGE:
         return F.linear(x, weight, bias)
-    kernel = _kernel()
+    kernel = _kernel() if not torch.compiler.is_compiling() and _served(x, weight, bias) else None
     return F.linear(x, weight, bias) if kernel is None else kernel(x, weight, bias, "none", [], "")
 
 
 def _served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernel computes the same for these tensors, here and now, and is likely to be quicker."""
-    if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
-        return False  # before sizes are asked for, which would become a part of what is traced
     return (
-        weight.numel() >= LARGE
-        and type(weight) in _PLAIN
+        type(weight) in _PLAIN
         and type(x) is Tensor
         and (bias is None or (type(bias) in _PLAIN and bias.dtype is torch.float32))
         and x.dtype is torch.float32
@@ -53,6 +51,7 @@ def _served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dim() > 1
         and x.shape[-1] == weight.shape[1]
         and x.numel() > 0
+        and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

@@ -22,6 +22,7 @@ from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.read import read_layers
 from variform.dialects.x_transformers.reorder import Repeats, block_size, layers_in_order, takes_orders
 from variform.dialects.x_transformers.rotations import Angles, layers_turned
+from variform.dialects.x_transformers.stack_call import deep_gains, places_from
 from variform.dialects.x_transformers.table import REQUIRED
 from variform.parts.kinds import Stack
 from variform.stack.remembering import check_taken, recall_of
@@ -152,14 +153,19 @@ class AttentionLayers(nn.Module):
             mem_masks: [B, M] bool, True at what is remembered; a list has one for each self-attention.
             return_hiddens: (the result, `LayerIntermediates`).
             **more: `attn_bias`, floats like attn_mask that are added to the scores of self-attention; those of `Lent`;
-                `flash_pack_seq_kwargs`, the documents of one row; those of
-                `takes_orders`; upstream's other arguments, at their defaults.
+                `flash_pack_seq_kwargs`, the documents of one row; `seq_pos_offset`, the position of the first token;
+                `deep_embeds_and_ids`, [V, feedforwards, dim] and [B, L], what feedforwards are multiplied by;
+                `return_gumbel_log_probs`, as `return_hiddens`; those of `takes_orders`; upstream's other arguments, at
+                their defaults.
         """
         bias, packed = more.pop("attn_bias", None), more.pop("flash_pack_seq_kwargs", None)
         lent = Lent.taken(more)
         attn_mask, bias = (
             heads_in_order(self.native, *given) for given in ((attn_mask, "attn_mask"), (bias, "attn_bias"))
         )
+        return_hiddens = more.pop("return_gumbel_log_probs", False) or return_hiddens
+        gains = deep_gains(more.pop("deep_embeds_and_ids", None), x, self.gain_count)
+        pos = places_from(more.pop("seq_pos_offset", None), x, pos, seq_start_pos)
         refuse_call(type(self).__name__, STACK_CALL, more)
         placed = (pos, seq_start_pos, condition, context_pos)
         streams = streams_of(self, x, mask, context, context_mask, attn_mask, self_attn_kv_mask, *placed)
@@ -170,6 +176,8 @@ class AttentionLayers(nn.Module):
         beside = lent.beside(self.native)
         if beside is not None:
             streams["beside"] = beside
+        if gains is not None:
+            streams["token_gains"] = gains
         if packed is not None:
             streams["segments"] = documents(packed, x, mask, attn_mask)
             streams["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos

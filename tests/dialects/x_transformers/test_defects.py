@@ -118,7 +118,7 @@ BAD: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("depth-0", lambda: stack(depth=0), AssertionError, "depth: at least one block"),
     ("depth-negative", lambda: stack(depth=-1), AssertionError, "depth: at least one block"),
     ("no-width", lambda: stack(ff_mult=0), AssertionError, "^ff_mult: .*greater than 0"),
-    ("rate-as-text", lambda: stack(ff_dropout="0.1"), TypeError, "^ff_dropout: .*a valid number"),
+    ("rate-as-text", lambda: stack(ff_dropout="0.1"), TypeError, "^ff_dropout: int or float is needed"),
     ("rate-above-1", lambda: stack(attn_dropout=1.5), AssertionError, "^attn_dropout: .*less than 1"),
     ("window-negative", lambda: stack(attn_max_attend_past=-1), AssertionError, "^attn_max_attend_past: must not be"),
     ("kv-heads", lambda: stack(attn_kv_heads=3), AssertionError, "must divide heads = 4.*2 or 4"),

@@ -34,6 +34,9 @@ def test_a_feedforward_alone() -> None:
         ({"zero_init_output": True, "output_proj_depth": 2}, "zero or scaled"),
         ({"glue": True}, "glu"),
         ({"mult": 0}, "mult"),
+        ({"sublayer_dropout": 1.5}, "sublayer_dropout: .*less than 1"),
+        ({"sublayer_dropout": "a"}, "sublayer_dropout: int or float is needed"),
+        ({"output_proj_depth": 0}, "output_proj_depth: at least 1"),
     ],
 )
 def test_what_does_not_fit(keywords: dict[str, Any], message: str) -> None:

@@ -134,7 +134,13 @@ SIDES: dict[str, Any] = {
         ({"attn_qk_norm": True, "attn_qk_norm_groups": 3}, "must divide the 4 features of a head"),
         ({"attn_laser_softclamp_value": (15.0, 3.0)}, "has no effect without attn_laser"),
         ({"ff_swish": True, "ff_relu_squared": True}, "one activation"),
-        ({"attn_dropout": 1.5}, "less than 1"),
+        ({"attn_dropout": 1.5}, "attn_dropout: .*less than 1"),
+        ({"attn_dropout": None}, "attn_dropout: int or float is needed"),
+        ({"attn_sublayer_dropout": float("nan")}, "attn_sublayer_dropout: .*less than 1"),
+        ({"ff_dropout": True}, "ff_dropout: int or float is needed"),
+        ({"ff_sublayer_dropout": -0.5}, "ff_sublayer_dropout: .*less than 1"),
+        ({"ff_sublayer_dropout": "0.1"}, "ff_sublayer_dropout: int or float is needed"),
+        ({"ff_output_proj_depth": 0}, "ff_output_proj_depth: at least 1"),
         ({"layer_dropout": (0.1,)}, "one rate for each of the 4 sublayers"),
         ({"layer_dropout": 1.0}, r"a probability in \[0, 1\)"),
         ({"sandwich_coef": 3}, "must lie in 1..depth = 2"),
@@ -280,6 +286,10 @@ def test_bad_keywords_of_a_vision_model() -> None:
         ViTransformerWrapper(image_size=12, patch_size=5, attn_layers=layers)
     with pytest.raises(KeywordError, match="did you mean 'num_classes'"):
         ViTransformerWrapper(image_size=12, patch_size=6, attn_layers=layers, num_class=3)
+    with pytest.raises(KeywordError, match=r"num_classes: .*greater than 0"):
+        ViTransformerWrapper(image_size=12, patch_size=6, attn_layers=layers, num_classes=-1)
+    with pytest.raises(KeywordError, match=r"emb_dropout: .*less than 1"):
+        ViTransformerWrapper(image_size=12, patch_size=6, attn_layers=layers, emb_dropout=1.5)
 
 
 def test_the_next_token_is_not_learned_by_layers_that_see_it() -> None:

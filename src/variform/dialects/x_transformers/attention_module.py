@@ -84,7 +84,8 @@ class Attention(nn.Module):
             for name, value in whole.items()
             if value != WHOLE[name]
         ]
-        raise_any(problems + problems_of("Attention", ATTENTION, given, {**ATTENTION, **WHOLE}))
+        read = {**given, "dim_context": dim_context}
+        raise_any(problems + problems_of("Attention", ATTENTION, read, {**ATTENTION, **WHOLE}))
         elsewhere = dim_context is not None and dim_context != dim
         draft = AttentionDraft(dim, heads, causal and not elsewhere, "")
         apply_all(draft, ATTENTION, given)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from variform.core.spec import Spec
-from variform.dialects.x_transformers.table import Route, Table, put
+from variform.dialects.x_transformers.table import Route, Table, put, rates_of
 from variform.errors import Problem
 from variform.parts.activation import Activation
 from variform.parts.feedforward.mlp import GLU, MLP
@@ -56,7 +56,7 @@ class FeedForwardDraft:
 
     def check(self) -> list[Problem]:
         """The rules that concern several keywords."""
-        found, at = self.problems, self.prefix
+        found, at = self.problems + rates_of(self, "dropout", "sublayer_dropout"), self.prefix
         chosen = [name for name in ("swish", "relu_squared", "solu") if getattr(self, name)]
         chosen += ["custom_activation"] if self.custom_activation is not None else []
         if len(chosen) > 1:
@@ -181,8 +181,8 @@ FEEDFORWARD: Table = {
     "custom_activation": Route(None, _activation, types=(object,)),
     "softclamp_value": Route(None, put("softclamp_value"), types=(int, float)),
     "no_bias": Route(False, put("no_bias")),
-    "dropout": Route(0.0, put("dropout")),
-    "sublayer_dropout": Route(0.0, put("sublayer_dropout")),
+    "dropout": Route(0.0, put("dropout"), types=(int, float)),
+    "sublayer_dropout": Route(0.0, put("sublayer_dropout"), types=(int, float)),
     "post_act_ln": Route(False, put("post_act_ln")),
     "zero_init_output": Route(False, put("zero_init_output")),
     "output_proj_depth": Route(None, put("output_proj_depth"), types=(int,)),

@@ -153,11 +153,14 @@ class LayersDraft:
     def _step(self, letter: str, given: Mapping[str, Any], drop: float, index: int) -> Spec:
         if letter == "f":
             feedforward = FeedForwardDraft(self.dim)
+            wrong = len(self.problems)
             self._read(feedforward, "ff_", FEEDFORWARD, given)
             self.problems += feedforward.check()
             if feedforward.dim_out not in (None, self.dim):
                 message = f"in a stack a feedforward gives the {self.dim} features that it joins"
                 self.problems.append(Problem("ff_dim_out", message, feedforward.dim_out, "a FeedForward alone has it"))
+            if len(self.problems) > wrong:
+                return Sublayer.spec()
             return self._sublayer(feedforward.body(), letter, index, drop, feedforward.sublayer_dropout)
         prefix = "attn_" if letter == "a" else "cross_attn_"
         draft = AttentionDraft(self.dim, self.heads, self.causal, prefix, self.prefixed)

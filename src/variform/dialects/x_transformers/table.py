@@ -97,6 +97,13 @@ def problems_of(
     return found + [Problem(prefix + name, f"{owner} needs this keyword") for name in missing]
 
 
+def rates_of(draft: Any, *names: str) -> list[Problem]:
+    """What is wrong with the probabilities of a draft with a `prefix`."""
+    given = {name: getattr(draft, name) for name in names}
+    message = "a probability is needed, at least 0 and less than 1"
+    return [Problem(draft.prefix + name, message, rate) for name, rate in given.items() if not 0.0 <= rate < 1.0]
+
+
 def raise_any(problems: list[Problem]) -> None:
     """Raise all problems at once, if there are any."""
     once = list({str(problem): problem for problem in problems}.values())  # a keyword may be read for several layers

@@ -107,7 +107,7 @@ class ViTransformerWrapper(AroundLayers):
         apply_all(draft, VISION, keywords)
         raise_any(draft.check())
         layers: AttentionLayers = keywords["attn_layers"]
-        spec = resolved(draft.spec(layers.spec, layers.dim))
+        spec = resolved(draft.spec(layers.spec, layers.dim), keywords)
         place = "stacks.0.stack" if draft.num_register_tokens else "stacks.0"
         self._hold_native(build(spec, ready={place: layers.native}), layers)
         self.patch_size = draft.patch_size

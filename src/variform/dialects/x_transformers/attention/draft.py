@@ -10,7 +10,7 @@ from variform.core.spec import Shared, Spec, described
 from variform.dialects.x_transformers.attention.families import FAMILIES
 from variform.dialects.x_transformers.attention.table import ATTENTION
 from variform.dialects.x_transformers.eps import TINY
-from variform.dialects.x_transformers.table import is_default
+from variform.dialects.x_transformers.table import is_default, rates_of
 from variform.errors import ConfigError, Problem, nearest_divisors
 from variform.models.mixing import mixing_spec, with_dropout
 from variform.parts.attention.hybrid import HybridAttention
@@ -94,7 +94,7 @@ class AttentionDraft:
 
     def check(self, cross: bool) -> list[Problem]:
         """The rules that concern several keywords."""
-        at, found = self.prefix, self.problems
+        at, found = self.prefix, self.problems + rates_of(self, "dropout", "sublayer_dropout")
         if self.one_kv_head and self.kv_heads is not None:
             message = "one key head is what one_kv_head asks for; give one of the two"
             found.append(Problem(f"{at}kv_heads", message, self.kv_heads))

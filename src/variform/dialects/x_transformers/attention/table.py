@@ -9,8 +9,8 @@ from variform.dialects.x_transformers.table import Route, Table, put
 ATTENTION: Table = {
     "dim_head": Route(64, put("dim_head"), types=(int,)),
     "flash": Route(False, put("flash")),  # one function either way: the fastest kernel that computes it is chosen
-    "dropout": Route(0.0, put("dropout")),
-    "sublayer_dropout": Route(0.0, put("sublayer_dropout")),
+    "dropout": Route(0.0, put("dropout"), types=(int, float)),
+    "sublayer_dropout": Route(0.0, put("sublayer_dropout"), types=(int, float)),
     "kv_heads": Route(None, put("kv_heads"), types=(int,)),
     "one_kv_head": Route(False, put("one_kv_head")),
     "dim_context": Route(None, put("dim_context"), types=(int,)),

@@ -114,3 +114,28 @@ def test_memories_of_a_stack_alone() -> None:
     x, mems = torch.randn(2, 5, 24, dtype=torch.float64), [torch.randn(2, 3, 24, dtype=torch.float64)] * 2
     expected, found = (model.attn_layers(x, mems=list(mems)) for model in (theirs, mine))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_maps_of_heads_that_share_keys(kv_heads: int) -> None:
+    """Heads of maps stand in upstream's order; scores are held down by the same heads."""
+    theirs, mine = pair(wrapped("Decoder", {"attn_kv_heads": kv_heads, "rotary_pos_emb": True}))
+    (_, one), (_, other) = (model(tokens(), return_intermediates=True) for model in (theirs, mine))
+    for expected, found in zip(one.attn_intermediates, other.attn_intermediates, strict=True):
+        for name in ("qk_similarities", "post_softmax_attn"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
+    most = other.attn_intermediates[0].pre_softmax_attn.amax((0, 2, 3)).detach()
+    bound = float(most.median())
+    mine.attn_qk_clip_(other, tau=bound)  # type: ignore[operator]
+    after = mine(tokens(), return_intermediates=True)[1].attn_intermediates[0].pre_softmax_attn.amax((0, 2, 3))
+    torch.testing.assert_close(after, most.clamp(max=bound), rtol=0, atol=1e-6)
+
+
+def test_a_condition_is_of_remembered_tokens_too() -> None:
+    """The same as one pass; upstream adds it to what is new alone."""
+    _, mine = pair(wrapped("Decoder", {"rotary_pos_emb": True}, max_mem_len=9))
+    given = {"in_attn_cond": torch.randn(2, 24, dtype=torch.float64)}
+    whole = tokens(2, 9)
+    _, mems = mine(whole[:, :5], return_mems=True, **given)
+    found = mine(whole[:, 5:], mems=mems, **given)
+    torch.testing.assert_close(found, mine(whole, **given)[:, 5:], rtol=0, atol=1e-10)

@@ -277,7 +277,7 @@ def clip_scores(mixer: Maps, scores: Tensor | Intermediates, tau: float) -> None
     Both maps take the root of the factor where each query head has a key head of its own, else queries take all of it.
     """
     scores = scores if isinstance(scores, Tensor) else scores.pre_softmax_attn
-    most = scores.amax((0, 2, 3))
+    most = scores.amax((0, 2, 3))[tiled_heads(mixer.heads, mixer.kv_heads)]
     factor = torch.where(most > tau, tau / most, 1.0)
     q, k = _query_key_maps(mixer)
     paired = k is not None and mixer.heads == mixer.kv_heads

@@ -56,7 +56,7 @@ def refuse_call(owner: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
     """Refuse arguments that would change the result and are not supported, and those nobody knows."""
     for name, value in given.items():
         if name not in known:
-            hint = did_you_mean(name, [*known, *HONOURED])
+            hint = "TransformerWrapper takes it" if name in HONOURED else did_you_mean(name, [*known, *HONOURED])
             raise KeywordError(f"{owner} has no argument {name!r}", path=name, hint=hint)
         if not is_default(value, known[name]):
             raise KeywordError(f"{owner}({name}=...) is not supported yet in this dialect", path=name, value=value)

@@ -26,6 +26,7 @@ from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
+from variform.weights.x_transformers import tiled_heads
 
 MIXERS = (MultiHead, CrossMultiHead, ProjectedAttention, ProjectedCrossAttention)
 """What upstream's attention becomes."""
@@ -34,6 +35,8 @@ MIXERS = (MultiHead, CrossMultiHead, ProjectedAttention, ProjectedCrossAttention
 @dataclass
 class Intermediates:
     """One attention of a call. Its maps are computed when they are read, in plain operations; nothing is kept for them.
+
+    Heads stand as upstream counts them: query head i reads key head i mod kv_heads.
 
     Args:
         call: the attention request.
@@ -46,7 +49,11 @@ class Intermediates:
     length: int | None = None
 
     def _told(self, maps: Tensor) -> Tensor:
-        return maps if self.length is None else maps[:, :, -self.length :]
+        maps = maps if self.length is None else maps[:, :, -self.length :]
+        heads, kv_heads = self.call.q.shape[1], self.call.k.shape[1]
+        if kv_heads in (1, heads):
+            return maps
+        return maps[:, torch.tensor(tiled_heads(heads, kv_heads), device=maps.device).argsort()]
 
     @property
     def pre_softmax_attn(self) -> Tensor:

@@ -166,8 +166,8 @@ class PositionDraft:
     def turning(self, half: int) -> Spec:
         """The rotary part; `half` is how many features it turns by default."""
         options = {"rotary_dim": half, **{k: v for k, v in self.rotary.items() if v is not None}}
-        if self.rotary.get("rotary_dim") is None and half % 2 and not self.rotary_xpos:
-            options |= _of_odd(half, options.pop("ntk", 1.0))
+        if options["rotary_dim"] % 2 and not self.rotary_xpos:
+            options |= _of_odd(options["rotary_dim"], options.pop("ntk", 1.0))
         fading = float(self.rotary_xpos_scale_base) if self.rotary_xpos else None
         return RotaryRotation.spec(layout="interleaved", max_seq_len=None, xpos=fading, **options)
 

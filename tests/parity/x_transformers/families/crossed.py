@@ -167,6 +167,11 @@ SETS = [
         call=lambda ids: {**positions(ids), "sum_embeds": context(ids)["context"]},
     ),
     OptionSet("odd-rotation", {"rotary_pos_emb": True, "attn_dim_head": 6}),
+    OptionSet("odd-rotation-asked-for", {"rotary_pos_emb": True, "rotary_emb_dim": 5}),
+    OptionSet(
+        "odd-rotation-asked-for-rescaled",
+        {"rotary_pos_emb": True, "rotary_emb_dim": 3, "rotary_base_rescale_factor": 2, "attn_kv_heads": 2},
+    ),
     OptionSet("odd-rotation-rescaled", {"rotary_pos_emb": True, "attn_dim_head": 10, "rotary_base_rescale_factor": 2}),
     OptionSet("streams-in-another-order", {**GATED, "layers_execute_order": (2, 3, 0, 1)}, versions=("2.31.10",)),
     OptionSet("memories-injected", {"reinject_input": True}, REMEMBERS, call=remembers),

@@ -10,6 +10,7 @@ from torch import nn
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.read import read_layers
+from variform.dialects.x_transformers.surroundings import Rule, broken
 from variform.dialects.x_transformers.table import Route, Table
 from variform.errors import Problem
 from variform.parts.head.heads import LMHead
@@ -86,15 +87,14 @@ class HeadDraft:
 
     def check(self, layers: AttentionLayers, model: ModelDraft) -> list[Problem]:
         """The rules that concern several keywords."""
-        broken = [(name, message) for rule, name, message in self._rules(layers, model) if rule]
-        found = [Problem(name, message, getattr(self, name)) for name, message in broken]
+        found = broken(self, self._rules(layers, model))
         for name in ("logits_dim", "num_output_heads", "mixture_of_softmax_k", "num_pooled_tokens", "attn_pool_depth"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(Problem(name, "must be positive", value))
         return found
 
-    def _rules(self, layers: AttentionLayers, model: ModelDraft) -> Iterator[tuple[bool, str, str]]:
+    def _rules(self, layers: AttentionLayers, model: ModelDraft) -> Iterator[Rule]:
         named = "without a head there are no logits: leave it out"
         for name in ("logits_dim", "to_logits", "squeeze_out_last_dim", "mixture_of_softmax", "sigsoftmax_logits"):
             yield self.return_only_embed and bool(getattr(self, name)), name, named

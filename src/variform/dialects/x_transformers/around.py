@@ -28,11 +28,11 @@ from variform.dialects.x_transformers.errors import InputError
 from variform.dialects.x_transformers.intermediates import LayerIntermediates, recording
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.reorder import takes_orders
+from variform.dialects.x_transformers.surroundings import broken, position_of, rules_around
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, kept, problems_of, put, raise_any
 from variform.dialects.x_transformers.views import AroundLayers
 from variform.errors import Problem
 from variform.parts.norm.norms import LayerNorm
-from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPosition
 from variform.stack.condition import condition_size
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
@@ -54,18 +54,18 @@ class AroundDraft:
     def spec(self, layers: AttentionLayers) -> Spec:
         """The model around a stack."""
         stack = layers.spec
-        placed = bool(self.max_seq_len) and self.use_abs_pos_emb and not layers.disable_abs_pos_emb
+        position = position_of(self, layers, layers.dim)
         return Transformer.spec(
             dim=layers.dim,
             causal=stack["causal"],
             dim_condition=condition_size(stack),
-            max_seq_len=self.max_seq_len if placed else None,
+            max_seq_len=None if position is None else self.max_seq_len,
             stacks=[
                 RegisterStack.spec(stack=stack, count=self.num_memory_tokens, std=1.0)
                 if self.num_memory_tokens
                 else stack
             ],
-            **self.ends(layers.dim, self._position(layers.dim) if placed else None),
+            **self.ends(layers.dim, position),
         )
 
     def ends(self, dim: int, position: Spec | None) -> dict[str, Any]:
@@ -76,11 +76,6 @@ class AroundDraft:
         """The norm on the embedded inputs."""
         return LayerNorm.spec(bias=False) if self.post_emb_norm else None
 
-    def _position(self, dim: int) -> Spec:
-        if self.scaled_sinu_pos_emb:
-            return ScaledSinusoidalPosition.spec()
-        return LearnedPosition.spec(std=1.0, scale=dim**-0.5, max_seq_len=self.max_seq_len)
-
     @property
     def stack_path(self) -> str:
         """Where in the spec the stack of `attn_layers` stands."""
@@ -88,21 +83,7 @@ class AroundDraft:
 
     def check(self, layers: AttentionLayers) -> list[Problem]:
         """The rules that concern several keywords."""
-        found = []
-        placed = bool(self.max_seq_len) and self.use_abs_pos_emb and not layers.disable_abs_pos_emb
-        if self.scaled_sinu_pos_emb and not placed:
-            message = "has no effect: the model has no absolute positions"
-            found.append(Problem("scaled_sinu_pos_emb", message, True))
-        if self.scaled_sinu_pos_emb and layers.dim % 2:
-            message = "sines and cosines come in pairs: an even width is needed"
-            found.append(Problem("scaled_sinu_pos_emb", message, True))
-        if (self.num_memory_tokens or 0) < 0:
-            found.append(Problem("num_memory_tokens", "must not be negative", self.num_memory_tokens))
-        if self.max_mem_len < 0:
-            found.append(Problem("max_mem_len", "must not be negative", self.max_mem_len))
-        if (self.max_seq_len or 0) < 0:
-            found.append(Problem("max_seq_len", "must be positive, or 0 for no absolute positions", self.max_seq_len))
-        return found
+        return broken(self, rules_around(self, layers, layers.dim))
 
 
 AROUND: Table = {

@@ -12,6 +12,7 @@ from torch import nn
 from variform.core.spec import Shared, Spec
 from variform.dialects.x_transformers.answers import HEADS, HeadDraft
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
+from variform.dialects.x_transformers.surroundings import Rule, broken, position_of, rules_around
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, apply_all, kept, problems_of, put, raise_any
 from variform.errors import Problem
 from variform.parts.embedding.deep import DeepEmbedding
@@ -23,7 +24,6 @@ from variform.parts.embedding.summed import SummedEmbedding
 from variform.parts.embedding.tokens import TokenEmbedding
 from variform.parts.head.heads import TiedLMHead
 from variform.parts.norm.norms import LayerNorm
-from variform.parts.position.absolute import LearnedPosition, ScaledSinusoidalPosition
 from variform.stack.condition import condition_size
 from variform.stack.interspersed import InterspersedStack
 from variform.stack.model import Transformer
@@ -68,9 +68,9 @@ class ModelDraft:
     def spec(self, layers: AttentionLayers) -> Spec:
         """The model around a stack of this dialect."""
         dim = layers.dim
-        placed = self.use_abs_pos_emb and not layers.disable_abs_pos_emb and self.max_seq_len > 0
         width = self.emb_dim or dim
-        tokens, embedding = self._embedding(width, placed)
+        position = position_of(self, layers, width, self.l2norm_embed)
+        tokens, embedding = self._embedding(width, position)
         front = PrefixedEmbedding.spec(
             embedding=embedding, dropout=self.emb_dropout, gradient=float(self.emb_frac_gradient)
         )
@@ -86,7 +86,7 @@ class ModelDraft:
             dim=dim,
             causal=layers.spec["causal"],
             dim_condition=condition_size(layers.spec),
-            max_seq_len=self.max_seq_len if placed else None,
+            max_seq_len=None if position is None else self.max_seq_len,
             vocab_size=self.num_tokens,
             embedding=front,
             stacks=[self._stack(layers.spec)],
@@ -111,14 +111,8 @@ class ModelDraft:
             stack = RegisterStack.spec(stack=stack, count=self.num_cls_tokens, std=0.02, keep="added")
         return stack
 
-    def _embedding(self, width: int, placed: bool) -> tuple[Spec | Shared, Spec | Shared]:
+    def _embedding(self, width: int, position: Spec | None) -> tuple[Spec | Shared, Spec | Shared]:
         """The part that holds the token vectors, and the whole embedding."""
-        position: Spec | None = None
-        if placed and self.scaled_sinu_pos_emb:
-            position = ScaledSinusoidalPosition.spec()
-        elif placed:
-            size = {"std": 1e-5, "unit": True} if self.l2norm_embed else {"std": 1.0, "scale": width**-0.5}
-            position = LearnedPosition.spec(max_seq_len=self.max_seq_len, **size)
         norm = LayerNorm.spec(bias=False) if self.post_emb_norm else None
         inner = None if self.embed_num_tokens else norm
         if self.token_emb is not None:
@@ -147,9 +141,7 @@ class ModelDraft:
     def check(self, layers: AttentionLayers) -> list[Problem]:
         """The rules that concern several keywords."""
         found = self.heads.check(layers, self)
-        for rule, name, message in self._rules(layers):
-            if rule:
-                found.append(Problem(name, message, getattr(self, name)))
+        found += broken(self, self._rules(layers))
         for name in ("num_tokens", "emb_dim", "num_cls_tokens", "train_max_recycle_steps", "max_looped_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -159,11 +151,9 @@ class ModelDraft:
                 found.append(Problem("embed_num_tokens", f"a positive number of {name!r} ids is needed", size))
         return found
 
-    def _rules(self, layers: AttentionLayers) -> Iterator[tuple[bool, str, str]]:
+    def _rules(self, layers: AttentionLayers) -> Iterator[Rule]:
         width = self.emb_dim or layers.dim
-        yield self.max_seq_len < 0, "max_seq_len", "must be positive, or 0 for no absolute positions"
-        yield (self.num_memory_tokens or 0) < 0, "num_memory_tokens", "must not be negative"
-        yield self.max_mem_len < 0, "max_mem_len", "must not be negative"
+        yield from rules_around(self, layers, width)
         yield not 0.0 < self.emb_frac_gradient <= 1.0, "emb_frac_gradient", "a part in (0, 1] is needed"
         message = f"token vectors of {width} features cannot answer for hidden states of {layers.dim}; leave one out"
         yield self.tie_embedding and width != layers.dim, "tie_embedding", message
@@ -173,11 +163,6 @@ class ModelDraft:
         yield self.l2norm_embed and self.token_emb is not None, "l2norm_embed", message
         message = "sines and cosines are not normalised; leave one out"
         yield self.l2norm_embed and self.scaled_sinu_pos_emb, "scaled_sinu_pos_emb", message
-        message = "has no effect: the model has no absolute positions"
-        unplaced = not self.use_abs_pos_emb or layers.disable_abs_pos_emb or self.max_seq_len == 0
-        yield self.scaled_sinu_pos_emb and unplaced, "scaled_sinu_pos_emb", message
-        message = "sines and cosines come in pairs: an even width of embeddings is needed"
-        yield self.scaled_sinu_pos_emb and bool(width % 2), "scaled_sinu_pos_emb", message
         message = "class tokens stand in front, and see no token of causal layers; take an Encoder"
         yield self.use_cls_token and layers.causal, "use_cls_token", message
         every = self.memory_tokens_interspersed_every

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
+import torch
 
 from variform.dialects.x_transformers import (
     AttentionLayers,
@@ -359,3 +360,9 @@ def test_positional_arguments() -> None:
     layers = AttentionLayers(16, 1, 4, attn_dim_head=4)
     assert layers.spec == AttentionLayers(dim=16, depth=1, heads=4, attn_dim_head=4).spec
     assert CrossAttender(**SMALL).spec == AttentionLayers(**SMALL, cross_attend=True, only_cross=True).spec
+
+
+def test_an_argument_of_layers_is_not_suggested_for_itself() -> None:
+    model = TransformerWrapper(num_tokens=9, max_seq_len=8, attn_layers=Decoder(**SMALL))
+    with pytest.raises(KeywordError, match=r"no argument 'return_hiddens'(?!.*did you mean 'return_hiddens')"):
+        model(torch.zeros(1, 4).long(), return_hiddens=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import variform as vf
 from tests.dialects.x_transformers.wrapped import CALLS, IDS, REAL, WRAPPERS, Case, net
 from variform.dialects.x_transformers.intermediates import Intermediates
+from variform.parts.embedding.tokens import TokenEmbedding
 from variform.stack.stack import LayerStack
 
 CASES = {**{f"call: {name}": case for name, case in CALLS.items()}, **WRAPPERS}
@@ -142,3 +143,18 @@ def test_layers_that_are_computed_again_are_not_told_twice() -> None:
     counts = [len(x) for x in (told.hiddens, told.layer_hiddens, told.attn_intermediates)]
     out.sum().backward()
     assert [len(x) for x in (told.hiddens, told.layer_hiddens, told.attn_intermediates)] == counts == [2, 5, 2]
+
+
+def test_predicted_features_embed_their_tokens_once() -> None:
+    model = net(add_continuous_pred_head=True)
+    count = 0
+
+    def counted(*args: Any) -> None:
+        nonlocal count
+        count += 1
+
+    embedding = next(module for module in model.modules() if isinstance(module, TokenEmbedding))
+    embedding.register_forward_hook(counted)
+    _, (_, embedded) = model(IDS, return_next_embed_pred=True)
+    assert count == 1
+    torch.testing.assert_close(embedded, embedding(IDS, {"positions": None}))

@@ -55,7 +55,7 @@ class Asked:
     @property
     def records(self) -> bool:
         """Whether more than the answer is to be kept of the way there."""
-        return self.gives_intermediates or self.return_attn
+        return self.gives_intermediates or self.return_attn or self.return_next_embed_pred
 
     @property
     def gives_intermediates(self) -> bool:

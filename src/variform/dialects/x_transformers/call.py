@@ -56,7 +56,9 @@ def refuse_call(owner: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
     """Refuse arguments that would change the result and are not supported, and those nobody knows."""
     for name, value in given.items():
         if name not in known:
-            hint = "TransformerWrapper takes it" if name in HONOURED else did_you_mean(name, [*known, *HONOURED])
+            elsewhere = name in HONOURED and owner != "TransformerWrapper"
+            others = [one for one in (*known, *HONOURED) if one != name]
+            hint = "TransformerWrapper takes it" if elsewhere else did_you_mean(name, others)
             raise KeywordError(f"{owner} has no argument {name!r}", path=name, hint=hint)
         if not is_default(value, known[name]):
             raise KeywordError(f"{owner}({name}=...) is not supported yet in this dialect", path=name, value=value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,24 +214,6 @@ class Recorder:
         """An attention request."""
         if self.within and self.listens:
             self.found.attn_intermediates.append(Intermediates(call, self.kind, self.length))
-
-
-def front_of(model: Transformer) -> PrefixedEmbedding:
-    """The part of the embedding that puts features in front."""
-    assert model.embedding is not None
-    return next(part for part in model.embedding.modules() if isinstance(part, PrefixedEmbedding))
-
-
-def initial_embeds(model: Transformer, ids: Tensor, streams: Mapping[str, Any]) -> Tensor:
-    """The embedded tokens with what stands before them, before dropout: [B, L] -> [B, P + L, emb_dim]."""
-    front = front_of(model)
-    return front.joined(features(front.embedding(ids, streams)), streams)
-
-
-def features(out: Any) -> Tensor:
-    """The features of what a part returned, without what it published."""
-    x: Tensor = out[0] if isinstance(out, tuple) else out
-    return x
 
 
 def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weight: float) -> Tensor:

@@ -83,7 +83,6 @@ def answered(
     ahead: int,
     recorder: Recorder | None,
     weight: float,
-    embedded: Tensor | None = None,
 ) -> Any:
     """What a call returns.
 
@@ -95,7 +94,6 @@ def answered(
         ahead: features in front that are left out of the result.
         recorder: of the way there, where it is asked for.
         weight: factor of the z-loss.
-        embedded: the embedded tokens with what stands before them, where they are to be returned.
     """
     found = LayerIntermediates() if recorder is None else recorder.found
     if found.last_layer_hiddens is None:
@@ -115,7 +113,7 @@ def answered(
         found.logits, out = logits, found.attn_pooled_tokens
     if asked.return_next_embed_pred:
         assert answers.next_embedding is not None
-        out = (out, (answers.next_embedding(x, {}), embedded))
+        out = (out, (answers.next_embedding(x, {}), found.initial_embeds))
     if asked.return_logit_entropies:
         heads = logits if isinstance(logits, tuple) else (logits,)
         told = tuple(map(entropies, heads))

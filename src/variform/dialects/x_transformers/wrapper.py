@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from variform.core.build import build
-from variform.dialects.x_transformers.asked import taken
+from variform.dialects.x_transformers.asked import Asked, taken
 from variform.dialects.x_transformers.attention_layers import AttentionLayers
 from variform.dialects.x_transformers.attention_module import clip_stack, muon_weights_of
 from variform.dialects.x_transformers.beside import Lent, heads_in_order
@@ -29,13 +30,14 @@ from variform.dialects.x_transformers.call import (
     two_way,
 )
 from variform.dialects.x_transformers.errors import InputError
-from variform.dialects.x_transformers.intermediates import LayerIntermediates, initial_embeds, recording
+from variform.dialects.x_transformers.intermediates import LayerIntermediates, Recorder, recording
 from variform.dialects.x_transformers.memory import memories_of
 from variform.dialects.x_transformers.model import ModelDraft, read_model, stack_path
 from variform.dialects.x_transformers.outputs import Answers, answered
 from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.reorder import takes_orders
 from variform.dialects.x_transformers.views import AroundLayers
+from variform.parts.memories import Memories
 from variform.stack.model import Transformer
 
 
@@ -199,51 +201,72 @@ class TransformerWrapper(AroundLayers):
             "passes": asked.passes,
             "exit": asked.exit,
         }
-        remembers = mems is not None or mem_masks is not None or return_mems
-        if cache is not None and remembers:
-            raise InputError("mems and a cache cannot be combined: XLAutoregressiveWrapper.generate goes on from mems")
-        if cache is not None and (asked.return_next_embed_pred or packed is not None):
-            name = "return_next_embed_pred" if packed is None else "flash_pack_seq_kwargs"
-            raise InputError(f"{name} is for whole sequences: leave the cache out")
-        kept: list[Tensor] = []
+        told = Told(mask, pos, seq_start_pos)
+        memories = None
+        if mems is not None or mem_masks is not None or return_mems:
+            if cache is not None:
+                after = "XLAutoregressiveWrapper.generate goes on from mems"
+                raise InputError(f"mems and a cache cannot be combined: {after}")
+            memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
         with recording(layers.native) if asked.records else nullcontext() as recorder:
-            seen = {"watch": recorder}
             if cache is None:
                 check_context(layers, context)
                 self._check(x, mask, prepend_embeds, prepend_mask)
-                positions, valid = placing(layers.causal, x.shape[1], x.device, mask, pos, seq_start_pos)
-                given |= {"positions": positions, "valid": valid}
-                if packed is not None:
-                    given["segments"] = documents(packed, x, valid, attn_mask)
-                    given["positions"] = torch.arange(x.shape[1], device=x.device) if pos is None else pos
-                if remembers:
-                    memories = memories_of(mems, mem_masks, self.max_mem_len, self.shift_mem_down)
-                    memories = memories._replace(compact=False)  # tokens stay where the caller's masks have them
-                    hidden, left = self.native(x, hidden=True, memories=memories, **given, **seen)
-                    kept = list((left.detached() if detach_mems else left).features)
-                else:
-                    hidden = self.native(x, hidden=True, **given, **seen)
-                after = Cache(x, {k: v for k, v in given.items() if k != "positions"}, positions, layers.order)
-                valid = over_all(valid, prepend_embeds, prepend_mask, x)
+                pairs = None if packed is None else partial(documents, packed, x, attn_mask=attn_mask)
+                read = self._read(x, given, told, pairs, memories, recorder)
             else:
+                if asked.return_next_embed_pred or packed is not None:
+                    name = "return_next_embed_pred" if packed is None else "flash_pack_seq_kwargs"
+                    raise InputError(f"{name} is for whole sequences: leave the cache out")
                 own = self.draft.input_not_include_cache
                 alone = own if input_not_include_cache is None else input_not_include_cache
                 steps = Steps(x, cache_of(cache), alone, cache_age, layers.causal, layers.order)
-                hidden, after, valid = steps.read(self.native, {**given, **seen}, mask, pos, seq_start_pos)
+                read = Read(*steps.read(self.native, {**given, "watch": recorder}, *told), None)
+        kept = [] if read.memories is None else [*(read.memories.detached() if detach_mems else read.memories).features]
         if recorder is not None:
-            recorder.found.cache = None if self.for_one_call else after
+            recorder.found.cache = None if self.for_one_call else read.after
             recorder.found.mems = kept if return_mems and asked.gives_intermediates else None
-        answer = answered(
-            Answers(self.native, self.draft, pools=not layers.causal or layers.prefixed),
-            hidden,
-            valid,
-            asked,
-            prepend_embeds.shape[1] if prepend_embeds is not None and excise_prepend_embeds and cache is None else 0,
-            recorder,
-            float(self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight),
-            initial_embeds(self.native, x, given) if asked.return_next_embed_pred else None,
-        )
+        ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excise_prepend_embeds and cache is None else 0
+        answers = Answers(self.native, self.draft, pools=not layers.causal or layers.prefixed)
+        answer = answered(answers, read.hidden, read.valid, asked, ahead, recorder, self._z_loss_weight(asked))
         return (answer, kept) if return_mems and not asked.gives_intermediates else answer
+
+    def _read(
+        self,
+        x: Tensor,
+        given: dict[str, Any],
+        told: Told,
+        pairs: Callable[..., Tensor] | None,
+        memories: Memories | None,
+        recorder: Recorder | None,
+    ) -> Read:
+        """Read whole sequences.
+
+        Args:
+            x: token ids.
+            given: side inputs of the model.
+            told: what the caller says of where tokens stand.
+            pairs: the documents of the tokens, by which of them are real.
+            memories: of an earlier segment, and how much of this one is kept.
+            recorder: who is told of the way.
+        """
+        layers = self.attn_layers
+        positions, valid = placing(layers.causal, x.shape[1], x.device, *told)
+        streams = {**given, "positions": positions, "valid": valid}
+        if pairs is not None:
+            streams["segments"] = pairs(valid)
+            streams["positions"] = torch.arange(x.shape[1], device=x.device) if told.pos is None else told.pos
+        left: Memories | None = None
+        if memories is None:
+            hidden = self.native(x, hidden=True, watch=recorder, **streams)
+        else:
+            memories = memories._replace(compact=False)  # tokens stay where the caller's masks have them
+            hidden, left = self.native(x, hidden=True, watch=recorder, memories=memories, **streams)
+        after = Cache(x, {name: one for name, one in streams.items() if name != "positions"}, positions, layers.order)
+        return Read(hidden, after, over_all(valid, given["prefix"], given["prefix_valid"], x), left)
+
+    def _z_loss_weight(self, asked: Asked) -> float:
+        return float(self.draft.attn_z_loss_weight if asked.attn_z_loss_weight is None else asked.attn_z_loss_weight)
 
     def _check(self, x: Tensor, mask: Tensor | None, prefix: Tensor | None, prefix_mask: Tensor | None) -> None:
         if x.dim() != 2 or x.is_floating_point():
@@ -254,3 +277,33 @@ class TransformerWrapper(AroundLayers):
         check_mask("mask", mask, x.shape[0], x.shape[1])
         if prefix_mask is not None and prefix is None:
             raise InputError("prepend_mask was passed without prepend_embeds")
+
+
+class Told(NamedTuple):
+    """What a caller says of where tokens stand.
+
+    Args:
+        mask: [B, L] bool, True at real tokens.
+        pos: [L] or [B, L] positions.
+        start: [B] where each row begins.
+    """
+
+    mask: Tensor | None
+    pos: Tensor | None
+    start: Tensor | None
+
+
+class Read(NamedTuple):
+    """What a call has read.
+
+    Args:
+        hidden: [B, L, dim] the hidden states.
+        after: what a next call goes on from.
+        valid: [B, L] bool, which of them are real; None for all.
+        memories: what a next segment attends to; None where nothing was remembered.
+    """
+
+    hidden: Tensor
+    after: Cache
+    valid: Tensor | None
+    memories: Memories | None

@@ -33,6 +33,7 @@ MODEL_STREAMS = frozenset(
         "prefix_valid",
         "numbers",
         "further_ids",
+        "embedding_options",
         "added",
         "passes",
         "exit",

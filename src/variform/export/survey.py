@@ -74,6 +74,7 @@ _NEVER = frozenset(
         "memories",
         "added",
         "further_ids",
+        "embedding_options",
         "passes",
         "exit",
         "segments",

@@ -18,7 +18,7 @@ from variform.parts.kinds import Model, State
 Size = Annotated[int, Field(gt=0)]
 _DECODER_STREAMS = (
     *("positions", "segments", "mask", "condition", "injected", "prefix", "prefix_valid", "hidden"),
-    *("further_ids", "added", "bias", "passes", "exit"),
+    *("further_ids", "embedding_options", "added", "bias", "passes", "exit"),
 )
 
 

@@ -12,7 +12,7 @@ from variform.core.part import Part
 from variform.errors import ConfigError, ShapeError, did_you_mean
 from variform.ops.masks import Dense, Mask
 
-UNCHECKED = ("losses", "further_ids", "added", "bias", "passes", "exit", "beside", "watch")
+UNCHECKED = ("losses", "further_ids", "embedding_options", "added", "bias", "passes", "exit", "beside", "watch")
 """Streams that the parts which read them check."""
 
 

@@ -111,6 +111,7 @@ class Transformer(Model):
         numbers: Tensor | None = None,
         memories: Memories | None = None,
         further_ids: Mapping[str, Tensor] | None = None,
+        embedding_options: Mapping[str, Any] | None = None,
         added: Tensor | None = None,
         bias: Tensor | None = None,
         beside: Mapping[Any, Beside] | None = None,
@@ -145,6 +146,7 @@ class Transformer(Model):
                 (output, memories), which are constants for the next call when `.detached()`; with a state, whose first
                 call takes them, (output, new state).
             further_ids: {name: [B, L]} integers, for an embedding that adds theirs (`summed`).
+            embedding_options: keywords for a module of the user's that stands as the embedding.
             added: [B, L, dim] features that such an embedding adds.
             bias: [L, L], [H, L, L] or [B, H, L, L] floats, added to the scores of self-attention; L counts what stands
                 in front, as with a mask. With a decode state [.., L, Lk], of the new tokens and all keys so far.
@@ -177,6 +179,7 @@ class Transformer(Model):
         }
         rare: dict[str, Any] = {
             "further_ids": further_ids,
+            "embedding_options": embedding_options,
             "added": added,
             "bias": bias,
             "passes": passes,

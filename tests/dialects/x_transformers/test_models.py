@@ -160,7 +160,7 @@ def test_cross_attention_needs_a_context() -> None:
 def test_unknown_and_unsupported_arguments_of_a_call() -> None:
     with pytest.raises(TypeError, match="did you mean 'return_embeddings'"):
         language()(ids(), return_embedings=True)
-    with pytest.raises(KeywordError, match=r"token_emb_kwargs=\.\.\.\) is not supported yet"):
+    with pytest.raises(InputError, match="a module that was given as token_emb"):
         language()(ids(), token_emb_kwargs={"scale": 2})
     language()(ids(), return_attn=False, mems=None)
 

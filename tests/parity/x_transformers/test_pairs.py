@@ -111,3 +111,17 @@ def test_pairs_leave_learned_keys_alone(side: str) -> None:
         return logits
 
     agree(theirs, mine, run)
+
+
+def test_masks_of_keys_hide_together() -> None:
+    theirs, mine = pair(wrapped("Encoder", {}, max_mem_len=4))
+    real, some, kept = torch.arange(LENGTH) < torch.tensor([[LENGTH], [5]]), keys(BEHIND), keys(BEHIND + LENGTH)
+    given = {"mask": real, "mem_masks": [some, some]}
+
+    def run(net: nn.Module) -> Tensor:
+        x, mems = tokens(2, LENGTH), memories()
+        if net is mine:
+            return net(x, mems=mems, self_attn_kv_mask=kept, **given)  # type: ignore[no-any-return]
+        return net(x, mems=mems, self_attn_kv_mask=kept & torch.cat((some, real), 1))  # type: ignore[no-any-return]
+
+    agree(theirs, mine, run, keep=real)

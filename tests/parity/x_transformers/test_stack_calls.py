@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.x_transformers.harness import agree, compare_gradients, pair
-from tests.parity.x_transformers.test_layers import BASE, tokens
+from tests.parity.x_transformers.test_layers import BASE, tokens, wrapped
 
 
 def layers(**options: Any) -> Any:
@@ -51,3 +51,25 @@ def test_log_probabilities_of_the_largest_weights() -> None:
     torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
     for expected, ours in zip(told.attn_intermediates, found.attn_intermediates, strict=True):
         torch.testing.assert_close(ours.log_probs, expected.log_probs, rtol=0, atol=1e-6)
+
+
+class Scaled(nn.Embedding):
+    """An embedding with a keyword."""
+
+    def forward(self, ids: Tensor, factor: float = 1.0) -> Tensor:
+        """Scale the vectors."""
+        return super().forward(ids) * factor
+
+
+@pytest.mark.parametrize("model", [{}, {"post_emb_norm": True, "emb_dim": 16}], ids=["plain", "factorised"])
+def test_keywords_of_an_embedding(model: dict[str, Any]) -> None:
+    def build(package: Any) -> nn.Module:
+        embedding = Scaled(37, model.get("emb_dim", 24))
+        return wrapped("Decoder", {}, token_emb=embedding, **model)(package)  # type: ignore[no-any-return]
+
+    theirs, mine = pair(build)
+    agree(theirs, mine, lambda net: net(tokens(2, 7), token_emb_kwargs={"factor": 1.7}))
+    assert (mine(tokens(2, 7), token_emb_kwargs={"factor": 1.7}) - mine(tokens(2, 7))).abs().max() > 1e-4
+    x, given = tokens(2, 9), {"token_emb_kwargs": {"factor": 1.7}}
+    _, told = mine(x[:, :7], return_intermediates=True, **given)
+    torch.testing.assert_close(mine(x, cache=told, **given), mine(x, **given)[:, 7:])

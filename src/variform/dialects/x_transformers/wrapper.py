@@ -168,15 +168,18 @@ class TransformerWrapper(AroundLayers):
                 read.
             input_not_include_cache: whether x is the new tokens alone, and not all; by default as the model was built.
             cache_age: how many tokens are new, where that is to be checked.
-            **more: what is to be returned and how often layers run, see `Asked`; upstream's other arguments, at their
-                defaults.
+            **more: what is to be returned and how often layers run, see `Asked`; `token_emb_kwargs`, keywords for a
+                module that was given as `token_emb`; upstream's other arguments, at their defaults.
         """
         asked = taken(
             more, return_embeddings=return_embeddings, return_logits_and_embeddings=return_logits_and_embeddings
         )
         log_probs, packed = more.pop("return_gumbel_log_probs", False), more.pop("flash_pack_seq_kwargs", None)
         lent = Lent.taken(more)
+        options = more.pop("token_emb_kwargs", None) or None
         refuse_call(type(self).__name__, MODEL_CALL, more)
+        if options is not None and self.draft.token_emb is None:
+            raise InputError("token_emb_kwargs are keywords for a module that was given as token_emb")
         asked.check(self.draft)
         if log_probs and not asked.gives_intermediates:
             raise InputError("return_gumbel_log_probs adds log_probs to the intermediates: return_intermediates=True")
@@ -192,6 +195,7 @@ class TransformerWrapper(AroundLayers):
             "prefix": prepend_embeds,
             "prefix_valid": prepend_mask,
             "further_ids": embed_ids or None,
+            "embedding_options": options,
             "added": sum_embeds,
             "bias": heads_in_order(layers.native, attn_bias, "attn_bias"),
             "beside": lent.beside(layers.native),

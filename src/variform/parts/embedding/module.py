@@ -17,6 +17,8 @@ from variform.parts.kinds import Embedding, Norm, Position, Streams
 class ModuleEmbedding(Embedding):
     """Any module that maps ids to features, with an optional position code: x = norm(module(ids) + P + added).
 
+    Keywords for the module come with each call, as `embedding_options`.
+
     The module stands in the spec as an object, so a model with one cannot be saved as YAML or JSON; register a part of
     its own for that. It is no registered part itself: it cannot be named in a file.
 
@@ -32,7 +34,7 @@ class ModuleEmbedding(Embedding):
     """
 
     name: ClassVar[str] = "module"
-    reads: ClassVar[frozenset[str]] = frozenset({"positions", "added"})
+    reads: ClassVar[frozenset[str]] = frozenset({"positions", "added", "embedding_options"})
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class ModuleEmbedding(Embedding):
 
     def forward(self, inputs: Tensor, streams: Streams) -> Tensor:
         """Embed by the module, add the positions."""
-        x: Tensor = self.module(inputs)
+        x: Tensor = self.module(inputs, **(streams.get("embedding_options") or {}))
         if tuple(x.shape) != (*inputs.shape, self.dim):
             raise ShapeError(f"the embedding module gives {list(x.shape)}, and [B, L, {self.dim}] is needed")
         if self.position is not None:

@@ -15,6 +15,8 @@ from variform.errors import ConfigError, ShapeError
 from variform.generate.options import Options
 from variform.ops.masks import Window
 from variform.parts.kinds import State
+from variform.stack.interspersed import InterspersedStack
+from variform.stack.registers import RegisterStack
 from variform.stack.state import room
 from variform.stack.state_rows import select_rows
 
@@ -23,6 +25,9 @@ KEPT_STREAMS = ("source", "source_valid", "source_condition", "context", "contex
 
 FIRST_STREAMS = ("prefix", "prefix_valid")
 """Side inputs that are read with the prompt."""
+
+ADDING = (RegisterStack, InterspersedStack)
+"""Stacks that add tokens, of which a mask says nothing from step to step."""
 
 EACH_STREAMS = ("passes", "exit")
 """Side inputs that say how the model runs."""
@@ -229,8 +234,9 @@ def streams_taken(model: Any) -> frozenset[str]:
 
 
 def honours_masks(model: nn.Module) -> bool:
-    """Whether every part of a model that mixes tokens takes a mask of pairs."""
-    return all(part.can.attention_mask for part in model.modules() if isinstance(part, Part))
+    """Whether every part of a model that mixes tokens takes a mask of pairs, with a decode state too."""
+    parts = [part for part in model.modules() if isinstance(part, Part)]
+    return all(part.can.attention_mask and not isinstance(part, ADDING) for part in parts)
 
 
 def _sliding(

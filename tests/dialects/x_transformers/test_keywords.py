@@ -64,6 +64,7 @@ SIDES: dict[str, Any] = {
             "values of all layers are put together, and attn_kv_heads",
         ),
         ({"residual_attn": True, "attn_max_attend_past": (1, 2)}, "scores of all layers are put together"),
+        ({"residual_attn": True, "attn_num_mem_kv": (0, 3)}, "attn_num_mem_kv makes them unlike"),
         ({"residual_attn": True, "attn_part": "linear"}, "has no scores that could be handed on"),
         ({"cross_residual_attn": True}, "no effect without cross_attend"),
         ({"learned_value_residual_mix": False}, "no effect without add_value_residual"),

@@ -48,8 +48,11 @@ def test_buckets_of_two_directions_are_even() -> None:
 
 
 @torch.no_grad()
-def test_xpos_of_a_context_goes_by_places_and_no_lengths() -> None:
-    layers = Decoder(**SMALL, rotary_xpos=True, rotary_xpos_scale_base=8, cross_attend=True).double()
+def test_xpos_goes_by_places_and_no_lengths() -> None:
+    counted = {"attn_use_cope": True, "cross_attn_use_cope": False}
+    layers = Decoder(**SMALL, rotary_xpos=True, rotary_xpos_scale_base=8, cross_attend=True, **counted).double()
+    for name, param in layers.named_parameters():
+        param.data += 0.1 * torch.randn(param.shape) * name.endswith("embedding")
     draw = torch.Generator().manual_seed(2)
     x, context = (torch.randn(2, length, 16, generator=draw, dtype=torch.float64) for length in (9, 4))
     given = {"context": context, "context_pos": torch.arange(4)}

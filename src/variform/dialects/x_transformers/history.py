@@ -100,9 +100,13 @@ def check(draft: LayersDraft) -> list[Problem]:
         for name in ("kv_heads", "one_kv_head", "dim_head", "value_dim_head", "max_attend_past")
         if len(set(_each(draft.inner["attn_"].get(name)))) > 1
     ]
-    for keyword, what in (("add_value_residual", "values"), ("residual_attn", "scores")):
-        if on[keyword] and unequal:
-            message = f"the {what} of all layers are put together, and attn_{unequal[0]} makes them unlike"
+    keys = [name for name in ("num_mem_kv", "add_zero_kv") if len(set(_each(draft.inner["attn_"].get(name)))) > 1]
+    for keyword, what, unlike in (
+        ("add_value_residual", "values", unequal),
+        ("residual_attn", "scores", unequal + keys),
+    ):
+        if on[keyword] and unlike:
+            message = f"the {what} of all layers are put together, and attn_{unlike[0]} makes them unlike"
             found.append(Problem(keyword, message, True))
     return found + _residual_options(draft)
 

@@ -109,6 +109,28 @@ def test_memories_of_calls(options: dict[str, Any], stack: str, shift: int) -> N
     compare_gradients(theirs, mine)
 
 
+@pytest.mark.parametrize("asks", ["return_embeddings_and_intermediates", "return_intermediates", "return_embeddings"])
+def test_where_memories_are_returned(asks: str) -> None:
+    theirs, mine = pair(wrapped("Decoder", {}, max_mem_len=4))
+    one, other = (net(tokens(2, 6), return_mems=True, **{asks: True}) for net in (theirs, mine))
+    if asks == "return_intermediates":
+        expected, found = one[1].mems, other[1].mems
+    else:
+        (_, expected), (_, found) = one, other
+    if asks == "return_embeddings_and_intermediates":
+        torch.testing.assert_close(other[0][0], one[0][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(other[0][1].last_hidden, one[0][1].last_hidden, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_further_keys_see_rows_from_where_they_begin() -> None:
+    _, mine = pair(wrapped("Decoder", {"rotary_pos_emb": True}))
+    x, further = tokens(2, 7), [tuple(torch.randn(2, 2, 4, 3, 8, dtype=torch.float64)) for _ in range(2)]
+    rows = mine(x, seq_start_pos=torch.tensor([0, 2]), self_attn_additional_kv=further)
+    own = [(k[1:], v[1:]) for k, v in further]
+    torch.testing.assert_close(rows[1:, 2:], mine(x[1:, 2:], self_attn_additional_kv=own))
+
+
 def test_memories_of_a_stack_alone() -> None:
     theirs, mine = pair(wrapped("Decoder", {"rotary_pos_emb": True}))
     x, mems = torch.randn(2, 5, 24, dtype=torch.float64), [torch.randn(2, 3, 24, dtype=torch.float64)] * 2

@@ -63,6 +63,11 @@ class Asked:
         asked = self.return_intermediates or self.return_embeddings_and_intermediates
         return asked or self.return_logit_entropies or self.return_attn_z_loss
 
+    @property
+    def holds_mems(self) -> bool:
+        """Whether memories are returned among the intermediates, and not beside the answer."""
+        return self.return_intermediates or self.return_logit_entropies or self.return_attn_z_loss
+
     def check(self, draft: Any) -> None:
         """Refuse what the model does not have.
 

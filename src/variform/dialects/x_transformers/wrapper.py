@@ -233,7 +233,7 @@ class TransformerWrapper(AroundLayers):
         ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excise_prepend_embeds and cache is None else 0
         answers = Answers(self.native, self.draft, pools=not layers.causal or layers.prefixed)
         answer = answered(answers, read.hidden, read.valid, asked, ahead, recorder, self._z_loss_weight(asked))
-        return (answer, kept) if return_mems and not asked.gives_intermediates else answer
+        return (answer, kept) if return_mems and not asked.holds_mems else answer
 
     def _read(
         self,

@@ -17,10 +17,11 @@ from variform.ops.scores import Alibi, BucketBias, DenseBias, GridBias, SoftCap,
 windows = functools.partial(attention, backend="windows")
 GRID = (4, 6)
 TOKENS = 24
+DRAWN = torch.Generator().manual_seed(0)  # cases are made while tests are collected, in any order of files
 
 
 def parameter(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    return torch.randn(*shape, dtype=torch.float64, generator=DRAWN).requires_grad_()
 
 
 TILINGS = {
@@ -44,9 +45,9 @@ def test_values_and_gradients(name: str) -> None:
 
 ON_TOP: dict[str, dict[str, Any]] = {
     "causal": {"structure": Causal()},
-    "dense, per head": {"mask": Dense(torch.rand(4, TOKENS, TOKENS) > 0.4, per="head")},
-    "dense, per row": {"mask": Dense(torch.rand(2, TOKENS, TOKENS) > 0.4, per="batch")},
-    "padding": {"mask": Padding(torch.tensor([24, 9])) & KeyPadding(torch.rand(2, TOKENS) > 0.3)},
+    "dense, per head": {"mask": Dense(torch.rand(4, TOKENS, TOKENS, generator=DRAWN) > 0.4, per="head")},
+    "dense, per row": {"mask": Dense(torch.rand(2, TOKENS, TOKENS, generator=DRAWN) > 0.4, per="batch")},
+    "padding": {"mask": Padding(torch.tensor([24, 9])) & KeyPadding(torch.rand(2, TOKENS, generator=DRAWN) > 0.3)},
     "documents": {"mask": Documents((torch.arange(TOKENS) // 7).expand(2, -1))},
     "valid keys": {"k_valid": torch.arange(TOKENS) < torch.tensor([[24], [5]])},
     "no valid key": {"k_valid": torch.zeros(2, TOKENS, dtype=torch.bool)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,24 +25,20 @@ def undecodable(spec: Spec) -> list[Problem]:
     return problems
 
 
-def _refuse_undecodable(model: Part) -> None:
+def refuse_undecodable(model: Part) -> None:
     """Refuse cached decoding for a built model with a part that has no decode state or looks ahead.
 
     Raises:
         ConfigError: naming each such part.
     """
+    if torch.compiler.is_compiling():  # decode states are made outside of graphs, which know nothing of specs
+        torch._dynamo.graph_break()  # not `torch.compiler.disable`: that loads the compiler with this module
     if "_spec" in model.__dict__:
         problems = undecodable(model.spec)
     else:
         problems = _scan_modules(model)
     if problems:
         raise ConfigError(problems)
-
-
-refuse_undecodable: Callable[[Part], None] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    _refuse_undecodable, reason="decode states are made outside of graphs"
-)
-"""`_refuse_undecodable`; a compiler that followed it would trace how specs are walked, for nothing."""
 
 
 def _scan(spec: Spec, path: str, problems: list[Problem]) -> None:

@@ -42,6 +42,7 @@ def swept(registry: Any, length: int = SEQ) -> dict[str, Any]:
         "layout": torch.ones(-(-length // 16), -(-length // 16), dtype=torch.long),
         "block_size": 16,
         "window": 1,
+        "back": 1,
         "every": 2,
         "experts": [MLP.spec(hidden=12), MLP.spec(hidden=12)],
         "number_of_experts": 2,

@@ -1,5 +1,6 @@
 """Segments that remember: equal to one pass over the whole text under the mask that says what is remembered."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,15 @@ from torch import Tensor
 import variform as vf
 from variform.errors import ShapeError
 from variform.ops.masks import Dense, Window
+from variform.parts.attention.limited import LimitedAttention
 from variform.parts.memories import Memories
+from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import AlibiBias, T5Bias
+from variform.stack.interspersed import InterspersedStack
 from variform.stack.model import Transformer
+from variform.stack.registers import RegisterStack
+from variform.stack.sublayer import Sublayer
 
 VOCAB, LENGTH = 17, 13
 BODY = "stacks.0.layers.{}.sublayers.0.body"
@@ -193,3 +200,48 @@ def test_each_step_may_remember_other_tokens() -> None:
     torch.testing.assert_close(turned, net(x, memories=memories._replace(features=features, valid=(None, some)))[0])
     with pytest.raises(ShapeError, match="one valid for all steps"):
         net(x, state=net.init_state(2, 40), memories=memories._replace(valid=(some, None)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_context_begins_with_the_segment_also_behind_memories(ragged: bool) -> None:
+    limited = LimitedAttention.spec(back=3)
+    net = model(
+        1,
+        **{
+            "stacks.0.layers.0.sublayers": [
+                Sublayer.spec(body=MultiHead.spec()),
+                Sublayer.spec(body=CrossMultiHead.spec(attention=limited)),
+            ]
+        },
+    ).eval()
+    x, context, valid = ids(), torch.randn(2, 9, 24, dtype=torch.float64), None
+    if ragged:
+        valid = torch.ones(2, 5, dtype=torch.bool)
+        valid[1, 3:] = False
+    _, memories = net(x[:, :5], context=context, valid=valid, memories=Memories(4))
+    expected, _ = net(x[:, 5:], context=context, memories=memories)
+    state, outs, given = net.init_state(2, 8, ahead=memories.length, context=context), [], {"memories": memories}
+    for chunk in x[:, 5:].split([3, 1, 1, 3], 1):
+        out, state = net(chunk, state=state, **given)
+        outs.append(out)
+        given = {}
+    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every", [None, 3])
+def test_added_tokens_among_padding_are_remembered(every: int | None) -> None:
+    net = model(2).eval()
+    around = RegisterStack.spec if every is None else partial(InterspersedStack.spec, every=every)
+    net = model(2, **{"stacks.0": around(stack=net.spec.args["stacks"][0], count=2)}).eval()
+    torch.nn.init.normal_(net.stacks[0].tokens)
+    x, valid = ids(), torch.arange(LENGTH) < torch.tensor([[LENGTH], [8]])
+    _, memories = net(x, valid=valid, memories=Memories(9))
+    for row, length in enumerate((LENGTH, 8)):
+        _, alone = net(x[row : row + 1, :length], memories=Memories(9))
+        expected, _ = net(x[row : row + 1], memories=alone)
+        own = memories._replace(features=tuple(one[row : row + 1] for one in memories.features))
+        assert memories.valid is not None
+        found, _ = net(x[row : row + 1], memories=own._replace(valid=memories.valid[row : row + 1]))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -97,6 +97,7 @@ class Recall(NamedTuple):
     Args:
         old: those of the steps that have not run yet.
         new: the inputs of those that have.
+        new_valid: [B, L] bool, False at padding of those inputs, which may hold added tokens; None for none.
         length: M, how many tokens are remembered.
         valid: [B, M] bool, False at what is not to be remembered; a tuple has one for each step that has not run.
         shift: how much the positions of the segment move on, so that none is negative.
@@ -107,6 +108,7 @@ class Recall(NamedTuple):
     length: int
     valid: Tensor | tuple[Tensor | None, ...] | None
     shift: int
+    new_valid: Tensor | None = None
 
     @property
     def own_valid(self) -> Tensor | None:
@@ -174,10 +176,10 @@ class Recall(NamedTuple):
             ahead, positions = ahead.expand(*rows, -1), positions.expand(*rows, -1)
         return torch.cat((ahead, positions), -1)
 
-    def after(self, x: Tensor) -> Recall:
-        """What is left for the steps behind one whose input was `x`."""
+    def after(self, x: Tensor, x_valid: Tensor | None) -> Recall:
+        """What is left for the steps behind one whose input was `x`, of which so much was valid."""
         valid = self.valid[1:] if isinstance(self.valid, tuple) else self.valid
-        return self._replace(old=self.old[1:], new=(*self.new, x), valid=valid)
+        return self._replace(old=self.old[1:], new=(*self.new, x), valid=valid, new_valid=x_valid)
 
 
 def joined_valid(ahead: int, ahead_valid: Tensor | None, length: int, valid: Tensor | None) -> Tensor | None:

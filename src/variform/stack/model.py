@@ -223,7 +223,7 @@ class Transformer(Model):
                 raise
             raise wrong from error
         if memories is not None and state is None:
-            return out, remembered(memories, streams["memories"], streams["valid"])
+            return out, remembered(memories, streams["memories"])
         if planned is None or state is None:
             return (out, losses_by_name(streams["losses"])) if losses else out
         return out, {**planned.state, **turned(state), "parts": branches}

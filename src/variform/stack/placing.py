@@ -60,5 +60,6 @@ def plan_tokens(
         own = (planned.positions - planned.state["ahead"]).clamp(min=0)  # padding may stand before the first
         after = {"positions": planned.positions}
         streams["memories"] = recall
-    streams["positions"], streams["cache"] = own, planned.cache
+    recalled, cache = planned.state["recalled"], planned.cache
+    streams["positions"], streams["cache"] = own, cache if recalled is None else {**cache, "recalled": recalled}
     return planned, after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from variform.core.part import Part
 from variform.errors import ShapeError
@@ -68,17 +68,16 @@ def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: 
     valid = joined_valid(recall.length, known, length, streams.get("valid"))
     made = plan(state, batch, recall.length + length, None, valid, None)
     made.positions = made.positions[..., recall.length :]
-    made.state["ahead"] = recall.length if known is None else known.sum(1, keepdim=True)
+    made.state["ahead"] = made.state["recalled"] = recall.length if known is None else known.sum(1, keepdim=True)
     return made
 
 
-def remembered(memories: Memories, recall: Recall, valid: Tensor | None) -> Memories:
+def remembered(memories: Memories, recall: Recall) -> Memories:
     """What is remembered after a call.
 
     Args:
         memories: what the call was given.
         recall: what became of them on the way through the model.
-        valid: [B, L], False at padding of the segment.
 
     Raises:
         ShapeError: the model has other steps than the memories are of.
@@ -86,7 +85,7 @@ def remembered(memories: Memories, recall: Recall, valid: Tensor | None) -> Memo
     if not recall.new:
         raise ShapeError("no layer of this model mixes tokens, so there is nothing to remember")
     check_taken(recall)
-    return memories.joined(recall.new, valid)
+    return memories.joined(recall.new, recall.new_valid)
 
 
 def check_taken(recall: Recall) -> None:

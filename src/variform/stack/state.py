@@ -3,8 +3,8 @@
 A state is a plain dict: `count` (the most tokens any row has seen), `seen` [B] (None while all rows have seen `count`),
 `positions` [B, max_len + 1] (of the token in each slot; slot i holds i until a caller says otherwise), `segments` (the
 same, when documents are packed), `ahead` (how many of them stand in front of the tokens: an integer, or [B, 1]; or
-None), `skipped` [B] (how many positions have no slot, for padding in front; or None), `moved` (a slot's position may
-differ from its number), `bucket`, `context_mask`,
+None), `recalled` (the same of memories of earlier segments alone), `skipped` [B] (how many positions have no slot, for
+padding in front; or None), `moved` (a slot's position may differ from its number), `bucket`, `context_mask`,
 `made_for` (what tells its model), and `parts`, a tree keyed by call. The state that goes in is void, the one that comes
 out is to be used: without autograd their buffers are the same, and `turn` (the state's) and `clock` (all of theirs)
 tell which is the newest.
@@ -41,6 +41,7 @@ def new_state(batch: int, max_len: int, device: Any, parts: State, bucket: int =
         "segments": None,
         "count": 0,
         "ahead": None,
+        "recalled": None,
         "skipped": None,
         "moved": False,
         "clock": [0],

@@ -49,7 +49,7 @@ def _recalled(part: StreamPart, x: Tensor, streams: Streams, recall: Recall) -> 
         raise ShapeError("a step that reads what earlier steps were given cannot have memories: they are of one step")
     out = part(*recall.opened(x, streams))
     y, new = out if isinstance(out, tuple) else (out, {})
-    return y[:, recall.length :], {**new, "memories": recall.after(x)}
+    return y[:, recall.length :], {**new, "memories": recall.after(x, streams.get("valid"))}
 
 
 def join(

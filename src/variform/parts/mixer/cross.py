@@ -231,8 +231,18 @@ def context_sides(attention: Attention, placed: bool, x: Tensor, streams: Stream
     sides.state = None if state is None else state.get("own")
     if placed:
         told = streams if state is None else state
-        sides.q_positions, sides.k_positions = streams.get("positions"), told.get("context_positions")
+        sides.q_positions, sides.k_positions = _in_segment(streams), told.get("context_positions")
     return sides
+
+
+def _in_segment(streams: Streams) -> Tensor | None:
+    """Positions of the queries beside a context: they count from the segment on, and a decode state's from what it
+    remembers of earlier ones."""
+    positions, cache = streams.get("positions"), streams.get("cache")
+    recalled = None if cache is None else cache.get("recalled")
+    if positions is None or recalled is None:
+        return positions
+    return (positions - recalled).clamp(min=0)  # padding may stand before the first
 
 
 def beside_context(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:

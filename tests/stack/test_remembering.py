@@ -10,9 +10,11 @@ from torch import Tensor
 import variform as vf
 from variform.errors import ShapeError
 from variform.ops.masks import Dense, Window
+from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.limited import LimitedAttention
 from variform.parts.memories import Memories
 from variform.parts.mixer.cross import CrossMultiHead
+from variform.parts.mixer.gru import GatedRecurrentUnit
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.stack.interspersed import InterspersedStack
@@ -202,19 +204,16 @@ def test_each_step_may_remember_other_tokens() -> None:
         net(x, state=net.init_state(2, 40), memories=memories._replace(valid=(some, None)))
 
 
+BESIDE = HybridAttention.spec(attention=LimitedAttention.spec(back=3), mixer=GatedRecurrentUnit.spec(dim_out=24))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("ragged", [False, True])
-def test_a_context_begins_with_the_segment_also_behind_memories(ragged: bool) -> None:
-    limited = LimitedAttention.spec(back=3)
-    net = model(
-        1,
-        **{
-            "stacks.0.layers.0.sublayers": [
-                Sublayer.spec(body=MultiHead.spec()),
-                Sublayer.spec(body=CrossMultiHead.spec(attention=limited)),
-            ]
-        },
-    ).eval()
+@pytest.mark.parametrize("attention", [LimitedAttention.spec(back=3), BESIDE], ids=["limited", "beside"])
+def test_a_context_begins_with_the_segment_also_behind_memories(attention: vf.Spec, ragged: bool) -> None:
+    body = CrossMultiHead.spec(attention=attention)
+    sublayers = [Sublayer.spec(body=MultiHead.spec()), Sublayer.spec(body=body)]
+    net = model(1, **{"stacks.0.layers.0.sublayers": sublayers}).eval()
     x, context, valid = ids(), torch.randn(2, 9, 24, dtype=torch.float64), None
     if ragged:
         valid = torch.ones(2, 5, dtype=torch.bool)

@@ -211,7 +211,8 @@ def reader_of(model: nn.Module, ids: Tensor, steps: int, options: Options, keep_
         whole = limit is not None or "prefix" in streams or not honours_masks(plain)
         if state is None and whole:
             return _sliding(model, plain, ids, limit or window, options, streams, encodes, keep_state)
-        streams["mask"] = Window(window - 1)
+        if reads_masks(plain):  # else no part sees tokens but those at fixed distances, if any
+            streams["mask"] = Window(window - 1)
     if limit is not None and needed > limit:
         held = f"the state has room for {limit} more" if state is not None else f"max_seq_len is {limit}"
         most = limit - ids.shape[1] + 1 - keep_state
@@ -231,6 +232,12 @@ def streams_taken(model: Any) -> frozenset[str]:
     if hasattr(model, "decoder"):
         model = model.decoder
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def reads_masks(model: Any) -> bool:
+    """Whether a part of a model that takes masks looks at them."""
+    reads = getattr(getattr(model, "decoder", model), "reads_below", None)
+    return reads is None or "mask" in reads
 
 
 def honours_masks(model: nn.Module) -> bool:

@@ -115,6 +115,12 @@ class Recall(NamedTuple):
         """What is valid for the next step."""
         return self.valid[0] if isinstance(self.valid, tuple) else self.valid
 
+    @property
+    def begun(self) -> Tensor | int:
+        """[B, 1], how many places of the next step's memories there are before the first that is valid."""
+        valid = self.own_valid
+        return 0 if valid is None else (valid.long().cumsum(1) == 0).sum(1, keepdim=True)
+
     def opened(self, x: Tensor, streams: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The tokens of a step with those remembered in front, and the streams of both.
 
@@ -146,10 +152,12 @@ class Recall(NamedTuple):
         valid, length = inner.get("valid"), x.shape[1]
         positions = inner.get("positions")
         inner["valid"] = joined_valid(self.length, self.own_valid, length, valid)
+        if self.shift:  # else a decode state has told
+            inner["recalled"] = self.shift - self.begun
         if positions is not None:
             inner["positions"] = self._positions(positions, valid)
-        elif self.own_valid is not None:  # what is not remembered takes no place
-            inner["positions"] = torch.arange(self.length + length, device=x.device)
+        elif self.own_valid is not None:
+            inner["positions"] = (torch.arange(self.length + length, device=x.device) - self.begun).clamp(min=0)
         order = F.pad(torch.arange(length, device=x.device), (self.length, 0), value=-1)
         if inner.get("mask") is not None:
             inner["mask"] = widened_mask(inner["mask"], order, length, positions)
@@ -158,19 +166,19 @@ class Recall(NamedTuple):
         return torch.cat((memory.to(x.dtype), x), 1), inner
 
     def _positions(self, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """Those of memories and tokens: what is remembered ends where the first token stands.
+        """Those of memories and tokens: the first that is remembered stands at 0, the last before the first token.
 
         Shapes:
             positions: [L] or [B, L]; valid: [B, L] -> [M + L] or [B, M + L]
         """
         count = torch.arange(self.length, device=positions.device)
         if not self.shift:  # a decode state counts them all
-            ahead = count if self.own_valid is None else (self.own_valid.long().cumsum(1) - 1).clamp(min=0)
+            ahead = (count - self.begun).clamp(min=0)
         else:
-            positions = positions + self.shift
+            positions = positions + self.shift - self.begun
             real = positions if valid is None else positions.masked_fill(~valid, torch.iinfo(positions.dtype).max)
             first = real.amin(-1, keepdim=True).clamp(max=positions.amax(-1, keepdim=True))
-            ahead = first - self.length + count
+            ahead = (first - self.length + count).clamp(min=0)
         if ahead.dim() != positions.dim():
             rows = max(ahead.shape[:-1], positions.shape[:-1], key=len)
             ahead, positions = ahead.expand(*rows, -1), positions.expand(*rows, -1)

@@ -38,7 +38,7 @@ def plan_tokens(
 
     Args:
         model: which is called.
-        streams: of the call; `positions`, `cache`, `context_mask` and `memories` are put there.
+        streams: of the call; `positions`, `cache`, `context_mask`, `memories` and `recalled` are put there.
         sizes: rows and tokens.
         tokens: whether the input is tokens, and not images.
         recall: memories that are read with the first chunk.
@@ -60,6 +60,7 @@ def plan_tokens(
         own = (planned.positions - planned.state["ahead"]).clamp(min=0)  # padding may stand before the first
         after = {"positions": planned.positions}
         streams["memories"] = recall
-    recalled, cache = planned.state["recalled"], planned.cache
-    streams["positions"], streams["cache"] = own, cache if recalled is None else {**cache, "recalled": recalled}
+    streams["positions"], streams["cache"] = own, planned.cache
+    if planned.state["recalled"] is not None:
+        streams["recalled"] = planned.state["recalled"]
     return planned, after

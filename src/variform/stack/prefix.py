@@ -75,7 +75,7 @@ def plan_prefixed(
         if positions is not None:
             positions = positions if ahead is None else positions + ahead
         elif skipped is not None:
-            positions = state["seen"].unsqueeze(1) + _order(valid, length, skipped.device) + skipped.unsqueeze(1)
+            positions = state["seen"].unsqueeze(1) + in_order(valid, length, skipped.device) + skipped.unsqueeze(1)
         planned = plan(state, batch, length, positions, valid, streams["segments"])
         if ahead is None:
             return planned, planned.positions, {}
@@ -85,7 +85,7 @@ def plan_prefixed(
     if state["count"]:
         raise ShapeError("the decode state has read tokens already: a prefix belongs to the first call")
     if prefix_valid is not None and positions is None:
-        positions = _order(valid, length, prefix.device).expand(batch, length)
+        positions = in_order(valid, length, prefix.device).expand(batch, length)
     valid = _valid(valid, prefix_valid, batch, ahead, length, prefix.device)
     planned = plan(state, batch, ahead + length, _positions(positions, ahead, prefix.device), valid, None)
     planned.state["ahead"] = ahead
@@ -94,7 +94,7 @@ def plan_prefixed(
     return planned, own, {"positions": planned.positions, "valid": valid}
 
 
-def _order(valid: Tensor | None, length: int, device: torch.device) -> Tensor:
+def in_order(valid: Tensor | None, length: int, device: torch.device) -> Tensor:
     """The number of each token within a chunk."""
     return torch.arange(length, device=device) if valid is None else (valid.long().cumsum(1) - 1).clamp(min=0)
 

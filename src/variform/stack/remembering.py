@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from variform.core.part import Part
@@ -13,6 +14,7 @@ from variform.ops.masks import And, Dense, KeyPadding
 from variform.parts.kinds import Stack, State, StreamPart
 from variform.parts.memories import Memories, Recall, joined_valid
 from variform.stack.condition import ConditionedStack
+from variform.stack.prefix import in_order
 from variform.stack.stack import LayerStack
 from variform.stack.state import Plan, plan
 
@@ -64,11 +66,16 @@ def plan_behind(state: State, recall: Recall, batch: int, length: int, streams: 
     """
     if streams.get("positions") is not None:
         raise ShapeError("positions cannot be given beside memories and a state: tokens count on from the memories")
-    known = recall.own_valid
+    known, positions = recall.own_valid, None
+    ahead = recall.length - recall.begun
     valid = joined_valid(recall.length, known, length, streams.get("valid"))
-    made = plan(state, batch, recall.length + length, None, valid, None)
+    if known is not None:  # padding among memories keeps its place, and has no slot
+        places = (torch.arange(recall.length, device=known.device) - recall.begun).clamp(min=0)
+        positions = torch.cat((places, ahead + in_order(streams.get("valid"), length, known.device)), 1)
+    made = plan(state, batch, recall.length + length, positions, valid, None)
     made.positions = made.positions[..., recall.length :]
-    made.state["ahead"] = made.state["recalled"] = recall.length if known is None else known.sum(1, keepdim=True)
+    made.state["ahead"] = made.state["recalled"] = ahead
+    made.state["skipped"] = None if known is None else (ahead - known.sum(1, keepdim=True)).squeeze(1)
     return made
 
 

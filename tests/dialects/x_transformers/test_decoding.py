@@ -47,6 +47,13 @@ def test_beyond_the_length_every_layer_attends_to_the_last_tokens(options: dict[
     assert torch.equal(free[:, :6], found[:, :6])
 
 
+def test_beyond_the_length_of_layers_that_attend_to_a_context_alone() -> None:
+    model, context = wrapper({**ROTARY, "cross_attend": True, "only_cross": True}), torch.randn(2, 5, 16).double()
+    prompt = ids(2, 4)
+    found = model.generate(prompt, 17, temperature=0.0, context=context)
+    assert torch.equal(model.generate(prompt, 17, temperature=0.0, context=context, cache_kv=False), found)
+
+
 def test_with_absolute_positions_the_last_tokens_are_read_again() -> None:
     model, prompts = wrapper(), [ids(1, 4)[0], ids(1, 11)[0], ids(1, 1)[0]]
     found = model.generate(prompts, 12, temperature=0.0)

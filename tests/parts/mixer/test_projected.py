@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 import variform as vf
 from variform.errors import ConfigError, ShapeError
+from variform.parts.attention.prefix import PrefixAttention
+from variform.parts.attention.softmax import LocalAttention
 from variform.parts.attention.values import OrthogonalValues
 from variform.parts.beside import Beside
 from variform.parts.key_values.latent import LatentKeyValues
@@ -195,11 +197,22 @@ def test_latents_of_a_context_of_another_width() -> None:
         part(x, {"context": x})
 
 
-def test_an_attention_that_keeps_values_itself_does_not_decode_latents() -> None:
-    body = ProjectedAttention.spec(
-        dim_head=6, keys=LatentKeyValues.spec(dim_latent=5), attention=OrthogonalValues.spec()
-    )
-    assert not ProjectedAttention.abilities(vf.resolve(body, dim=12, heads=4).args).decode
+@torch.no_grad()
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("attention", [LocalAttention.spec(window=3), OrthogonalValues.spec(), PrefixAttention.spec()])
+def test_attentions_that_keep_keys_themselves_decode_behind_latents(
+    attention: vf.Spec, layout: str, rotated: bool
+) -> None:
+    rotation = RotaryRotation.spec() if rotated else None
+    body = ProjectedAttention.spec(dim_head=6, rotation=rotation, attention=attention, **LAYOUTS[layout])
+    stack = [LayerStack.spec(layers=[Sublayer.spec(body=body)])]
+    model = made(Transformer.spec(embedding=None, stacks=stack, max_seq_len=16, causal=True))
+    x, state, found = features(11), model.init_state(2, 11), []
+    for chunk in x.split([1, 1, 4, 1, 3, 1], 1):
+        out, state = model(chunk, state=state)
+        found.append(out)
+    torch.testing.assert_close(torch.cat(found, 1), model(x), rtol=0, atol=1e-10)
 
 
 def test_features_out_of_another_number() -> None:

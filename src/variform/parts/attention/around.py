@@ -5,6 +5,8 @@ Each takes the inner one in the slot `attention`, so that they nest in any order
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from variform.core.part import Can, Facts
@@ -21,6 +23,8 @@ class AroundAttention(Attention):
     """
 
     attention: Attention
+    each_alone: ClassVar[bool] = False
+    """Whether each key and value is treated on its own, so that it takes those which were joined outside."""
 
     @classmethod
     def inner(cls, args: Facts) -> Spec | None:
@@ -64,12 +68,10 @@ class AroundAttention(Attention):
         inner = cls.inner(args)
         return inner.part.value_times(inner.args) if inner is not None and issubclass(inner.part, Attention) else 1
 
-    @classmethod
-    def joined_inside(cls, args: Facts) -> bool:
-        """Whether the inner attention takes keys that were joined outside: what `takes_joined` of parts is that treat
-        each key and value on its own."""
-        inner = cls.inner(args)
-        return inner is not None and issubclass(inner.part, Attention) and inner.part.takes_joined(inner.args)
+    @property
+    def takes_joined(self) -> bool:  # type: ignore[override]
+        """Where each key is treated on its own, whether the inner attention does."""
+        return self.each_alone and self.attention.takes_joined
 
     @property
     def able(self) -> Can:

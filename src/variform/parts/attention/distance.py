@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class DistanceAttention(AroundAttention):
         attention: the attention that makes weights of the scores; its `scale` is the factor.
     """
 
+    each_alone: ClassVar[bool] = True
+
     def __init__(self, attention: Attention = use("softmax")) -> None:
         super().__init__()
         self.attention = attention
@@ -44,11 +47,6 @@ class DistanceAttention(AroundAttention):
             if issubclass(spec.part, Scoring) and any(field.name == "dim_head" for field in fields_of(spec.part)):
                 return [Problem("attention", f"{spec.name!r} reads queries, which are made longer here", spec.name)]
         return []
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Each key and value is treated on its own."""
-        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend by distance."""

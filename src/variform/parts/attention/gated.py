@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,8 @@ class GatedAttention(AroundAttention):
         dim_value: features of a head's value; `dim_head` by default.
         dim_head: features of a head.
     """
+
+    each_alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,11 +85,6 @@ class GatedAttention(AroundAttention):
             return [Problem("input_gate", "there is nothing to gate with: give input_gate or output_gate")]
         return wide_inside(cls.inner(facts))
 
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Each key and value is treated on its own."""
-        return cls.joined_inside(args)
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and gate."""
         out = self.attention(q, k, v, sides)
@@ -115,6 +112,8 @@ class HeadScaleAttention(AroundAttention):
         heads: number of query heads.
     """
 
+    each_alone: ClassVar[bool] = True
+
     def __init__(self, attention: Attention = use("softmax"), heads: Size = INHERIT) -> None:
         super().__init__()
         self.attention = attention
@@ -124,11 +123,6 @@ class HeadScaleAttention(AroundAttention):
     def reset_parameters(self) -> None:
         """Factors of one."""
         nn.init.ones_(self.scale_of_heads)
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Each key and value is treated on its own."""
-        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend and scale."""

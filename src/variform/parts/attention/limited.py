@@ -36,6 +36,8 @@ class LimitedAttention(AroundAttention):
         attention: what attends to the keys within the distance.
     """
 
+    each_alone: ClassVar[bool] = True
+
     def __init__(self, back: Places | None, ahead: Places | None = None, attention: Attention = use("softmax")) -> None:
         super().__init__()
         self.attention = attention
@@ -45,11 +47,6 @@ class LimitedAttention(AroundAttention):
     def positions_taken(cls, args: Facts) -> bool:
         """It goes by positions, whatever the inner attention does."""
         return True
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """The limits are of positions, which come with the keys."""
-        return cls.joined_inside(args)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:

@@ -33,6 +33,7 @@ class PrefixAttention(AroundAttention):
         causal: whether what follows the prefix sees what is before it alone; without, everything is seen.
     """
 
+    each_alone: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset({"two_way"})
 
     def __init__(self, attention: Attention = use("softmax"), causal: bool = inherit(False)) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from variform.core.inherit import inherit
 from variform.core.part import Can, Facts
 from variform.core.registry import register
-from variform.core.spec import Spec
 from variform.errors import Problem, ShapeError, did_you_mean
 from variform.ops.attention.call import Call
 from variform.ops.attention.memory import with_memory
@@ -95,11 +94,10 @@ class SoftmaxAttention(Attention):
         """Whether its weighting mixes queries."""
         return queries_mixed(args)
 
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Where no scoring keeps something of each key beside it."""
-        scores = [spec.part for spec in args.get("scores") or () if isinstance(spec, Spec)]
-        return all(issubclass(part, Scoring) and part.keep is Scoring.keep and not part.accumulates for part in scores)
+    @property
+    def takes_joined(self) -> bool:  # type: ignore[override]
+        """Where no scoring keeps something of each key beside it, or a sum."""
+        return self.scores is None or not (self.scores.size or self.scores.accumulates)
 
     @classmethod
     def check(cls, facts: Facts) -> list[Problem]:

@@ -35,6 +35,8 @@ class NormedValues(AroundAttention):
         dim_head: features of a head.
     """
 
+    each_alone: ClassVar[bool] = True
+
     def __init__(
         self,
         attention: Attention = use("softmax"),
@@ -50,11 +52,6 @@ class NormedValues(AroundAttention):
     def provides(cls, slot: str, index: int, count: int, facts: Facts) -> Facts:
         """The norm sees the features of a value."""
         return {"dim": facts.get("dim_value") or facts["dim_head"]} if slot == "norm" else {}
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Each key and value is treated on its own."""
-        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Norm the values and attend."""
@@ -76,6 +73,8 @@ class LaserAttention(AroundAttention):
         clamp: c, which bounds the exponents; None leaves them unbounded.
     """
 
+    each_alone: ClassVar[bool] = True
+
     def __init__(
         self, attention: Attention = use("softmax"), clamp: Annotated[float, Field(gt=0)] | None = 15.0
     ) -> None:
@@ -96,11 +95,6 @@ class LaserAttention(AroundAttention):
             return []
         hint = f"take exponential(memory={name}(...))"
         return [Problem("attention", f"the values of the memory {name!r} would be taken for exponentials", name, hint)]
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Each key and value is treated on its own."""
-        return cls.joined_inside(args)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:
         """Attend to the exponentials and take the logarithm."""

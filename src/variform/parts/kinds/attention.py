@@ -70,6 +70,8 @@ class Attention(Part):
     """Whether it attends to the keys and values of `Sides.beside` too."""
     takes_positions: ClassVar[bool] = False
     """Whether its weights depend on where a query stands, also among the queries of another sequence."""
+    takes_joined: ClassVar[bool] = False
+    """Whether it needs no state of its own where its caller joins new keys and values to those before them."""
     of_context: ClassVar[bool] = False
     """Whether it serves cross attention alone."""
 
@@ -112,11 +114,6 @@ class Attention(Part):
     def value_times(cls, args: Facts) -> int:
         """How many times the features of a value it gives for each head."""
         return 1
-
-    @classmethod
-    def takes_joined(cls, args: Facts) -> bool:
-        """Whether it needs no state of its own where its caller joins new keys and values to those before them."""
-        return False
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor | tuple[Tensor, State]:

@@ -54,7 +54,8 @@ class KeyValues(Part):
     """How keys and values are made of tokens: `forward(of_k, of_v) -> (first, second)`, then `expand` to k and v.
 
     Decoding keeps `first` and `second` of each token, [B, heads, L, features] each. Where they are the keys and values
-    themselves, the attention keeps them; where they are smaller (`compressed`), the mixer does.
+    themselves, the attention keeps them; where they are smaller (`compressed`), the mixer does, unless the
+    attention has to keep something of each key itself.
 
     Shapes:
         of_k, of_v: [B, L, inputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -231,18 +232,18 @@ def context_sides(attention: Attention, placed: bool, x: Tensor, streams: Stream
     sides.state = None if state is None else state.get("own")
     if placed:
         told = streams if state is None else state
-        sides.q_positions, sides.k_positions = _in_segment(streams), told.get("context_positions")
+        sides.q_positions, sides.k_positions = _in_segment(x, streams), told.get("context_positions")
     return sides
 
 
-def _in_segment(streams: Streams) -> Tensor | None:
-    """Positions of the queries beside a context: they count from the segment on, and a decode state's from what it
-    remembers of earlier ones."""
-    positions, cache = streams.get("positions"), streams.get("cache")
-    recalled = None if cache is None else cache.get("recalled")
-    if positions is None or recalled is None:
+def _in_segment(x: Tensor, streams: Streams) -> Tensor | None:
+    """Positions of the queries beside a context, which begins with the segment: those before it are not counted."""
+    positions: Tensor | None = streams.get("positions")
+    recalled = streams.get("recalled")
+    if recalled is None:
         return positions
-    return (positions - recalled).clamp(min=0)  # padding may stand before the first
+    positions = torch.arange(x.shape[1], device=x.device) if positions is None else positions
+    return torch.clamp(positions - recalled, min=0)  # padding, or what is remembered
 
 
 def beside_context(mixer: nn.Module, attention: Attention, streams: Streams) -> Beside | None:

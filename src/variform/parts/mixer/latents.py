@@ -21,7 +21,8 @@ def attend_latents(
     made: tuple[Tensor, Tensor, Tensor],
     sides: Sides,
 ) -> Tensor | tuple[Tensor, State]:
-    """Attend to what latents stand for; with a state, to those kept before as well.
+    """Attend to what latents stand for; with a state, to those kept before as well: as latents where the attention
+    needs no state of its own, and else by it, as keys and values.
 
     Args:
         keys: makes and expands them.
@@ -41,13 +42,17 @@ def attend_latents(
         before, turning, after = keys.rotated(q)
         turning, second = rotation(turning, second, positions, positions)
         q = keys.joined(before, turning, after)
-    if state is None or sides.cache is None:
-        return _expanded(keys, attention, None if early else rotation, k_norm, (q, first, second), positions, sides)
+    later = None if early else rotation
+    if state is None or sides.cache is None or not attention.takes_joined:  # then it keeps keys and values itself
+        return _expanded(keys, attention, later, k_norm, (q, first, second), positions, sides)
     positions = sides.cache["positions"]
     first, second, sides, state = join_cache(first, second, sides, state, sides.cache, positioned=True)
-    if (early or rotation is None) and absorbs(keys, attention, k_norm, sides, q.shape[2]):
+    if later is None and absorbs(keys, attention, k_norm, sides, q.shape[2]):
         return attend_absorbed(keys, attention, (q, first, second), sides), state
-    return _expanded(keys, attention, None if early else rotation, k_norm, (q, first, second), positions, sides), state
+    sides = replace(sides, state=None, cache=None)
+    out = _expanded(keys, attention, later, k_norm, (q, first, second), positions, sides)
+    assert isinstance(out, Tensor)
+    return out, state
 
 
 def absorbs(keys: LatentKeyValues, attention: Attention, k_norm: Norm | None, sides: Sides, queries: int) -> bool:
@@ -82,7 +87,7 @@ def _expanded(
     made: tuple[Tensor, Tensor, Tensor],
     positions: Tensor | None,
     sides: Sides,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, State]:
     q, first, second = made
     k, v = keys.expand(first, second)
     k = k if k_norm is None else k_norm(k)
@@ -90,6 +95,4 @@ def _expanded(
         (q_before, q_turning, q_after), (k_before, k_turning, k_after) = keys.rotated(q), keys.rotated(k)
         q_turning, k_turning = rotation(q_turning, k_turning, sides.q_positions, positions)
         q, k = keys.joined(q_before, q_turning, q_after), keys.joined(k_before, k_turning, k_after)
-    out = attention(q, k, v, replace(sides, state=None, cache=None))
-    assert isinstance(out, Tensor)
-    return out
+    return attention(q, k, v, sides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -53,8 +52,9 @@ class ProjectedAttention(Mixer):
     """Multi-head self-attention with any maps into and out of the heads.
 
     y = output(concat_h attention_h(query(x), keys(x))). With `keys: latent` it is multi-head latent attention
-    (DeepSeek-V2, arXiv:2405.04434): decoding keeps the latent, and few queries are multiplied with it as it is. With
-    the plain maps by default it is `multi_head`, which is faster to read.
+    (DeepSeek-V2, arXiv:2405.04434): decoding keeps the latent, and few queries are multiplied with it as it is; an
+    attention that has to keep something of each key itself (`local`, scores by what tokens are) keeps keys and values.
+    With the plain maps by default it is `multi_head`, which is faster to read.
 
     Shapes:
         x: [B, L, dim] -> [B, L, dim], or as many features as the output map says, outside of residual steps
@@ -129,9 +129,8 @@ class ProjectedAttention(Mixer):
 
     @classmethod
     def abilities(cls, args: Facts) -> Can:
-        """What the attention can do; latents can be kept where it has nothing to keep itself."""
-        can = slot_abilities(args)
-        return can if kept_outside(args) is not False else replace(can, decode=False)
+        """What the attention can do."""
+        return slot_abilities(args)
 
     def forward(self, x: Tensor, streams: Streams) -> Output:
         """Attend over `x` itself."""
@@ -164,13 +163,13 @@ class ProjectedAttention(Mixer):
         return y, {**sides.published, "state": state}
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
-        """The attention's own state, or buffers for latents and own keys."""
+        """Buffers for latents and own keys, or the attention's own state."""
         keys = self.keys
-        if not isinstance(keys, LatentKeyValues):
-            like = next(keys.parameters())
-            size = self.dim_head if self.rotation is None else self.dim_head * self.rotation.widening
-            return self.attention.init_state(batch, max_len, like, self.kv_heads, size, self.dim_value)
-        return keys.init_state(batch, max_len)
+        if isinstance(keys, LatentKeyValues) and self.attention.takes_joined:
+            return keys.init_state(batch, max_len)
+        like = next(keys.parameters())
+        size = self.dim_head if self.rotation is None else self.dim_head * self.rotation.widening
+        return self.attention.init_state(batch, max_len, like, self.kv_heads, size, self.dim_value)
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -221,17 +220,13 @@ def projected_problems(facts: Facts) -> list[Problem]:
     found = head_problems(facts) + slot_problems(
         facts, facts["heads"], key_size(facts), sizes["dim_value"], any_width=True
     )
-    if key_size(facts) != sizes["dim_head"] and kept_outside(facts) is not None:
+    if key_size(facts) != sizes["dim_head"] and compresses(facts):
         message = "latents are multiplied as they are kept, and this rotation changes what features mean"
         found.append(Problem("rotation", message, hint="take a rotary one"))
     return found
 
 
-def kept_outside(args: Facts) -> bool | None:
-    """Whether the attention leaves it to its mixer to keep latents; None where there are none."""
-    keys, attention = described(args.get("keys")), described(args.get("attention"))
-    if not isinstance(keys, Spec) or not issubclass(keys.part, KeyValues) or not keys.part.compressed:
-        return None
-    if not isinstance(attention, Spec) or not issubclass(attention.part, Attention):
-        return None
-    return attention.part.takes_joined(attention.args)
+def compresses(args: Facts) -> bool:
+    """Whether keys and values are made through something smaller that decoding may keep."""
+    keys = described(args.get("keys"))
+    return isinstance(keys, Spec) and issubclass(keys.part, KeyValues) and keys.part.compressed

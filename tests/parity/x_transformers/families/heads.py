@@ -251,6 +251,16 @@ SETS = [
             **{"ff_glu": True, "use_rmsnorm": True},
         },
     ),
+    OptionSet("latent-window", {**LATENT, "attn_max_attend_past": 3, "rotary_pos_emb": True}),
+    OptionSet("latent-forget-window", {**LATENT, "attn_data_dependent_alibi": True, "attn_max_attend_past": 3}),
+    OptionSet("latent-cope", {**LATENT, "attn_use_cope": True, "attn_cope_max_pos": 5, "attn_kv_heads": 2}),
+    OptionSet(
+        "latent-selective", {**LATENT, "attn_selective": True, "attn_latent_rope_subheads": 1, "rotary_pos_emb": True}
+    ),
+    OptionSet(
+        "latent-beside-recurrence",
+        {**LATENT, "attn_hybrid_module": nn.GRU(24, 32, batch_first=True), "attn_hybrid_fold_axial_dim": 1},
+    ),
     OptionSet("latent-alibi", {**LATENT, "alibi_pos_bias": True, "attn_kv_heads": 2}),
     OptionSet(
         "hybrid",

@@ -44,6 +44,12 @@ SETS = [
     segments("t5", {"rel_pos_bias": True}),
     segments("masked", call=remembers_some),
     segments(
+        "masked-learned-keys",
+        {"rotary_pos_emb": True, "attn_num_mem_kv": 2},
+        call=remembers_some,
+        wrong="learned keys stand at 0, where here remembered tokens begin",
+    ),
+    segments(
         "shifted",
         model={"shift_mem_down": 1},
         feature="Enhanced recurrence (ERNIE-Doc)",

@@ -283,6 +283,21 @@ SETS = [
         part="mixer/folded",
     ),
     OptionSet("hybrid-grouped-gated", {**HYBRID, "attn_kv_heads": 2, "attn_gate_values": True, "rotary_pos_emb": True}),
+    OptionSet("hybrid-lstm", {**HYBRID, "attn_hybrid_module": nn.LSTM(24, 32, 2, batch_first=True)}),
+    OptionSet("hybrid-rnn", {**HYBRID, "attn_hybrid_module": nn.RNN(24, 32, batch_first=True), "shift_tokens": 1}),
+    OptionSet(
+        "hybrid-gru-layers",
+        {
+            **HYBRID,
+            "attn_hybrid_module": nn.GRU(24, 32, 3, bias=False, batch_first=True),
+            "attn_hybrid_fold_axial_dim": 2,
+        },
+    ),
+    OptionSet(
+        "hybrid-both-ways",
+        {**HYBRID, "attn_hybrid_module": nn.LSTM(24, 16, bidirectional=True, batch_first=True)},
+        stack="Encoder",
+    ),
     OptionSet(
         "hybrid-without-fold",
         {"attn_hybrid_module": nn.GRU(24, 32, batch_first=True)},

@@ -8,6 +8,7 @@ from torch import nn
 
 from variform.core.spec import Spec
 from variform.dialects.x_transformers.attention.torch_module import TorchModule
+from variform.dialects.x_transformers.attention.torch_recurrence import KINDS, TorchRecurrence
 from variform.dialects.x_transformers.eps import TINY
 from variform.dialects.x_transformers.table import Route, Table, keep
 from variform.errors import ConfigError, Problem
@@ -50,23 +51,33 @@ def check(draft: AttentionDraft, cross: bool) -> list[Problem]:
             return found + [problem.below(f"{at}hybrid_module") for problem in error.problems]
         if spec.kind != "mixer":
             found.append(Problem(f"{at}hybrid_module", f"a mixer is needed, and {spec.name!r} is an {spec.kind}"))
-    if given["hybrid_mask_kwarg"] is not None and not isinstance(module, nn.Module):
-        message = "a mixer of this library knows padding by itself"
+    if given["hybrid_mask_kwarg"] is not None and (not isinstance(module, nn.Module) or type(module) in KINDS):
+        message = "mixers of this library and torch's recurrences know padding by themselves"
         found.append(Problem(f"{at}hybrid_mask_kwarg", message, given["hybrid_mask_kwarg"]))
     return found
 
 
 def _module_problems(draft: AttentionDraft, module: nn.Module) -> list[Problem]:
     at = f"{draft.prefix}hybrid_module"
-    if isinstance(module, nn.RNNBase) and not module.batch_first:
-        return [Problem(at, "it would run over the batch", module, "give it batch_first=True")]
-    inner = draft.heads * (draft.options.get("value_dim_head") or draft.dim_head)
-    if isinstance(module, nn.RNNBase) and (size := module.hidden_size * (1 + module.bidirectional)) != inner:
-        message = f"it gives {size} features, and the heads of the attention beside it have {inner}"
-        return [Problem(at, message, hint=f"hidden_size={inner // (1 + module.bidirectional)}")]
+    if isinstance(module, nn.RNNBase) and (found := _recurrence_problems(draft, module, at)):
+        return found
     if draft.causal and not is_causal(module):
         message = "what it gives of a token may depend on later ones, and these layers are causal"
         return [Problem(at, message, hint="a causal module says so: module.causal = True")]
+    return []
+
+
+def _recurrence_problems(draft: AttentionDraft, module: nn.RNNBase, at: str) -> list[Problem]:
+    if not module.batch_first:
+        return [Problem(at, "it would run over the batch", module, "give it batch_first=True")]
+    if module.input_size != draft.dim:
+        message = f"it reads {module.input_size} features, and these layers have {draft.dim}"
+        return [Problem(at, message, hint=f"input_size={draft.dim}")]
+    inner = draft.heads * (draft.options.get("value_dim_head") or draft.dim_head)
+    name, ways = "proj_size" if module.proj_size else "hidden_size", 1 + module.bidirectional
+    if (size := getattr(module, name) * ways) != inner:
+        message = f"it gives {size} features, and the heads of the attention beside it have {inner}"
+        return [Problem(at, message, hint=f"{name}={inner // ways}")]
     return []
 
 
@@ -104,8 +115,10 @@ def attention(draft: AttentionDraft, spec: Spec) -> Spec:
 def _mixer(draft: AttentionDraft, module: Any) -> Spec:
     if not isinstance(module, nn.Module):
         return mixing_spec(module)
-    if is_plain_gru(module):
+    if is_plain_gru(module):  # which any model may have, by its registered name
         return GatedRecurrentUnit.spec(dim_out=module.hidden_size, bias=module.bias, like=module)
+    if type(module) in KINDS:
+        return TorchRecurrence.spec(module=module)
     return TorchModule.spec(
         module=module, causal_module=is_causal(module), mask_name=draft.options["hybrid_mask_kwarg"]
     )

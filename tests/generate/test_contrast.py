@@ -9,8 +9,9 @@ from torch import Tensor
 
 import variform as vf
 from tests.generate.test_loop import gpt, prompts
-from variform.errors import ConfigError
+from variform.errors import ConfigError, ShapeError
 from variform.generate.contrast import Contrast, contrasted
+from variform.parts.head.heads import LMHead
 
 
 def plainly(expert: Tensor, amateur: Tensor, alpha: float, beta: float) -> list[float]:
@@ -69,3 +70,8 @@ def test_another_vocabulary_is_refused() -> None:
     other = vf.build(vf.models.gpt(vocab_size=9, dim=24, depth=1, heads=3, max_seq_len=12))
     with pytest.raises(ConfigError, match="one vocabulary"):
         Contrast(gpt(), [other])
+    with pytest.raises(ConfigError, match="must have heads"):
+        Contrast(gpt(), [vf.build(vf.override(gpt().spec, {"head": None}))])
+    fewer = Contrast(gpt(), [vf.build(vf.override(gpt().spec, {"head": LMHead.spec(vocab_size=5)}))])
+    with pytest.raises(ShapeError, match="must answer for the same tokens, not for"):
+        vf.generate(fewer, prompts(5)[0], 2)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from variform.errors import ConfigError, Problem
+from variform.errors import ConfigError, Problem, ShapeError
 from variform.parts.kinds import State
 
 
@@ -31,7 +31,7 @@ class Contrast(nn.Module):
         beta: how much of an amateur's logits is taken off; one for all, or one each.
 
     Raises:
-        ConfigError: models of different vocabularies, no amateurs, or numbers out of range.
+        ConfigError: models of different vocabularies or without a head, no amateurs, or numbers out of range.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Contrast(nn.Module):
         if len(sizes) > 1:
             known = sorted(size for size in sizes if size is not None)
             problems.append(Problem("amateurs", f"expert and amateurs must share one vocabulary, not of {known}"))
+        if any(getattr(model, "head", model) is None for model in (expert, *amateurs)):
+            problems.append(Problem("amateurs", "expert and amateurs must have heads: logits are contrasted"))
         if not amateurs:
             problems.append(Problem("amateurs", "at least one is needed"))
         if problems:
@@ -83,7 +85,11 @@ class Contrast(nn.Module):
         exit: float | None = None,
         state: State | None = None,
     ) -> Any:
-        """The contrasted logits; side inputs are those of every model, `passes` and `exit` of those that take them."""
+        """The contrasted logits; side inputs are those of every model, `passes` and `exit` of those that take them.
+
+        Raises:
+            ShapeError: a model answers for other tokens than another.
+        """
         given = {
             "mask": mask,
             "context": context,
@@ -103,6 +109,9 @@ class Contrast(nn.Module):
         ]
         logits, *others = outs if state is None else [out for out, _ in outs]
         for amateur, alpha, beta in zip(others, self.alphas, self.betas, strict=True):
+            if amateur.shape[-1] != logits.shape[-1]:
+                sizes = f"{logits.shape[-1]} and {amateur.shape[-1]}"
+                raise ShapeError(f"expert and amateurs must answer for the same tokens, not for {sizes} of them")
             logits = contrasted(logits, amateur, alpha, beta)
         return logits if state is None else (logits, {"models": tuple(new for _, new in outs)})
 

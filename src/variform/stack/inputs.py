@@ -177,14 +177,17 @@ def misfit(error: Exception, model: nn.Module, tensors: Iterable[tuple[str, Any]
     return None
 
 
-def check_two_way(counts: Any, batch: int, length: int, state: Mapping[str, Any] | None) -> None:
+def check_two_way(
+    counts: Any, batch: int, length: int, state: Mapping[str, Any] | None, positions: Tensor | None
+) -> None:
     """Refuse a prefix that is none, or that a decode state would see in pieces.
 
     Args:
-        counts: how many tokens of each row belong to it.
+        counts: how many tokens of each row belong to it; the position it ends before, where positions are given.
         batch: rows.
         length: tokens of the call, those in front included.
         state: the decode state of the call.
+        positions: [L] or [B, L], where the tokens of the call stand, those in front counted; None for the next places.
 
     Raises:
         ShapeError: saying what is wrong.
@@ -194,8 +197,9 @@ def check_two_way(counts: Any, batch: int, length: int, state: Mapping[str, Any]
         raise ShapeError(f"two_way is integers [{batch}], the length of each row's prefix, not {about(counts)}")
     if state is None or torch.compiler.is_compiling() or counts.device.type != "cpu":
         return
-    seen = state["count"] if state["seen"] is None else state["seen"]
-    if bool(((counts > seen) & ((torch.as_tensor(seen) > 0) | (counts > length))).any()):
+    seen = torch.as_tensor(state["count"] if state["seen"] is None else state["seen"])
+    begin, end = (seen, length) if positions is None else (positions.amin(-1), positions.amax(-1) + 1)
+    if bool((counts > torch.where(seen > 0, begin, end)).any()):
         raise ShapeError("while decoding, the whole prefix of a row (two_way) lies in its first call")
 
 

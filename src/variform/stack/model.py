@@ -152,7 +152,8 @@ class Transformer(Model):
                 in front, as with a mask. With a decode state [.., L, Lk], of the new tokens and all keys so far.
             beside: for a mixer of this model, further keys and values, and what is added to that of its own.
             two_way: [B] integers, how many tokens at the beginning of each row see one another both ways, in attentions
-                `prefix`; what stands in front counts. With a decode state they lie in the first call.
+                `prefix`; what stands in front counts, and given positions say below which one they lie. With a decode
+                state they lie in the first call.
             passes: how often stacks run that run several times (`recycled`, `looped`), for this call.
             exit: the probability at which a looped stack lets a token out, for this call.
             state: decode state of `init_state` or the call before; the result is then (output, new state).
@@ -198,7 +199,8 @@ class Transformer(Model):
             check_streams(streams, batch, length, inputs.device, self.max_seq_len)
         streams.update(rare)
         if two_way is not None:
-            check_two_way(two_way, batch, length if prefix is None else length + prefix.shape[1], state)
+            ahead = 0 if prefix is None else prefix.shape[1]
+            check_two_way(two_way, batch, ahead + length, state, None if positions is None else ahead + positions)
         if beside is not None:
             check_beside(beside, self)
         recall = None if memories is None else recall_of(memories, self, streams, batch, state)

@@ -64,6 +64,21 @@ def test_what_follows_changes_nothing_and_decoding_is_equal() -> None:
 
 
 @torch.no_grad()
+def test_a_prefix_whose_tokens_stand_far_from_one_another() -> None:
+    """Where positions are given, they are what the prefix ends before, with a state as without."""
+    built, places, ends = model(), torch.arange(9) * 2 + 3, torch.tensor([11, 7])
+    whole = built(IDS, positions=places, two_way=ends)
+    assert not torch.allclose(whole, built(IDS, positions=places))
+    state, found = built.init_state(2, 9), []
+    for chunk, own in zip(IDS.split([5, 1, 3], 1), places.split([5, 1, 3]), strict=True):
+        out, state = built(chunk, positions=own, two_way=ends, state=state)
+        found.append(out)
+    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
+    with pytest.raises(ShapeError, match="lies in its first call"):
+        built(IDS[:, :3], positions=places[:3], two_way=ends, state=built.init_state(2, 9))
+
+
+@torch.no_grad()
 def test_a_prefix_in_pieces_is_refused() -> None:
     built = model()
     with pytest.raises(ShapeError, match="lies in its first call"):

@@ -12,11 +12,13 @@ from variform.errors import ShapeError
 from variform.ops.masks import Dense, Window
 from variform.parts.attention.hybrid import HybridAttention
 from variform.parts.attention.limited import LimitedAttention
+from variform.parts.feedforward.mlp import MLP
 from variform.parts.memories import Memories
 from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.gru import GatedRecurrentUnit
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.position.bias import AlibiBias, T5Bias
+from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.interspersed import InterspersedStack
 from variform.stack.model import Transformer
 from variform.stack.registers import RegisterStack
@@ -244,3 +246,29 @@ def test_added_tokens_among_padding_are_remembered(every: int | None) -> None:
         assert memories.valid is not None
         found, _ = net(x[row : row + 1], memories=own._replace(valid=memories.valid[row : row + 1]))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ragged", [False, True])
+def test_shifted_tokens_decode_behind_memories(ragged: bool) -> None:
+    bodies = [TokenShift.spec(body=MultiHead.spec(rotation="rotary")), TokenShift.spec(body=MLP.spec(), amount=2)]
+    sublayers = [Sublayer.spec(body=body) for body in bodies]
+    net = model(2, **{f"stacks.0.layers.{i}.sublayers": sublayers for i in range(2)}).eval()
+    x, valid = ids(), None
+    if ragged:
+        valid = torch.arange(5) < torch.tensor([[5], [3]])
+    _, memories = net(x[:, :5], valid=valid, memories=Memories(4))
+    expected, _ = net(x[:, 5:], memories=memories)
+    state, seen, given = net.init_state(2, 8, ahead=memories.length), torch.tensor([0, 0]), {"memories": memories}
+    found: list[list[Tensor]] = [[], []]
+    for counts in ((3, 1), (0, 2), (1, 1), (4, 4)):  # padded on the left and on the right in turn
+        width, left = max(counts), len(found[0]) % 2
+        chunk, real = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.bool)
+        places = [slice(width - n, width) if left else slice(0, n) for n in counts]
+        for row, (place, n) in enumerate(zip(places, counts, strict=True)):
+            chunk[row, place], real[row, place] = x[row, 5 + seen[row] : 5 + seen[row] + n], True
+        out, state = net(chunk, valid=real, state=state, **given)
+        seen, given = seen + torch.tensor(counts), {}
+        for row, place in enumerate(places):
+            found[row].append(out[row, place])
+    torch.testing.assert_close(torch.stack([torch.cat(row) for row in found]), expected, rtol=0, atol=1e-10)

@@ -13,6 +13,7 @@ from variform.errors import ShapeError
 from variform.ops.masks import And, Dense, KeyPadding
 from variform.parts.kinds import Stack, State, StreamPart
 from variform.parts.memories import Memories, Recall, joined_valid
+from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.condition import ConditionedStack
 from variform.stack.prefix import in_order
 from variform.stack.stack import LayerStack
@@ -109,13 +110,16 @@ def check_taken(recall: Recall) -> None:
 def decodes_behind(model: nn.Module) -> str:
     """What keeps memories from being read into a model's decode state; empty where nothing does.
 
-    They are read where attentions are; a part that keeps state elsewhere, or a stack that adds tokens, would miss them.
+    They are read where attentions are; a part elsewhere that keeps what stands in places of the whole sequence, or a
+    stack that adds tokens, would miss them. A shift of tokens elsewhere begins with the segment, as it does without a
+    state.
     """
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     steps = [m for m in model.modules() if isinstance(m, StreamPart) and m.remembers]
     of_context = [m for m in model.modules() if isinstance(m, Part) and "context" in getattr(m, "reads", ())]
     within = {id(m) for step in (*steps, *of_context) for m in step.modules()}  # a context is kept as it is
     outside = [m for m in model.modules() if isinstance(m, Part) and _keeps(m) and id(m) not in within]
+    outside = [m for m in outside if not isinstance(m, TokenShift)]
     if outside:
         return ", ".join(sorted({part.name for part in outside}))
     return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, (LayerStack, ConditionedStack))}))

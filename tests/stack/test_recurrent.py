@@ -107,3 +107,16 @@ def test_a_state_is_of_its_number_of_passes() -> None:
     ids = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(vf.ShapeError, match="the decode state holds 4 passes, and 2 were asked for"):
         model(ids, passes=2, state=model.init_state(1, 9))
+    whole, state = model(ids, passes=2), model.init_state(1, 9, passes=2)
+    for place in range(3):  # the state knows how many
+        one, state = model(ids[:, place : place + 1], state=state)
+        torch.testing.assert_close(one, whole[:, place : place + 1])
+    with pytest.raises(vf.ShapeError, match="the decode state holds 2 passes, and 3 were asked for"):
+        model(ids, passes=3, state=state)
+    with pytest.raises(vf.ShapeError, match="passes is a number of at least 1"):
+        model.init_state(1, 9, passes=0)
+    found = vf.generate(model, ids, 4, passes=2, greedy=True)
+    assert torch.equal(found, vf.generate(model, ids, 4, passes=2, greedy=True, use_cache=False))
+    plain = vf.build({**spec, "stacks": [inner], "dim": 16, "heads": 4, "causal": True, "vocab_size": 11})
+    with pytest.raises(vf.ShapeError, match="no part of this model reads it"):
+        plain.init_state(1, 9, passes=2)

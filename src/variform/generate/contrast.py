@@ -118,7 +118,13 @@ class Contrast(nn.Module):
     def init_state(self, batch: int, max_len: int, *, bucket: int = 0, **streams: Any) -> State:
         """Empty decode states of all of them."""
         models: tuple[Any, ...] = (self.expert, *self.amateurs)
-        return {"models": tuple(model.init_state(batch, max_len, bucket=bucket, **streams) for model in models)}
+        runs = {name: streams.pop(name) for name in ("passes",) if name in streams}
+        taken = [runs, *(_taken(amateur, runs) for amateur in self.amateurs)]
+        states = [
+            model.init_state(batch, max_len, bucket=bucket, **streams, **own)
+            for model, own in zip(models, taken, strict=True)
+        ]
+        return {"models": tuple(states)}
 
 
 def contrasted(expert: Tensor, amateur: Tensor, alpha: float = 0.1, beta: float = 0.5) -> Tensor:

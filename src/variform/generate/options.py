@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
         condition: [B, dim_condition] for adaptive parts.
         prefix: [B, P, dim] features that stand before the prompt, for a model whose embedding takes them.
         prefix_valid: [B, P] bool, False at padding of the prefix.
-        passes: how often stacks run that run several times; with a cache, what the model was made for.
+        passes: how often stacks run that run several times.
         exit: the probability at which a looped stack lets a token out.
         streams: of a program, the inputs that stay the same, by name (`{"attn_offset": offset}`).
         input: of a program with several inputs of ids, the name of the tokens'.

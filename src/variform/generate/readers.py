@@ -283,7 +283,7 @@ def _new_state(
     capacity = options.get("max_len") or (limit if keep_state else None) or needed
     if capacity < needed:
         raise ConfigError(f"this call needs room for {needed} tokens", path="max_len", value=capacity)
-    kept = {name: value for name, value in streams.items() if name in KEPT_STREAMS}
+    kept = {name: value for name, value in streams.items() if name in (*KEPT_STREAMS, "passes")}
     if streams.get("prefix") is not None:
         kept["ahead"] = streams["prefix"].shape[1]
     with evaluating(model), mode_of(options, keep_state):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 
 from variform.core.part import Can, Part
 from variform.core.spec import Shared, Spec, described
@@ -31,14 +32,21 @@ def refuse_undecodable(model: Part) -> None:
     Raises:
         ConfigError: naming each such part.
     """
-    if torch.compiler.is_compiling():  # decode states are made outside of graphs, which know nothing of specs
-        torch._dynamo.graph_break()  # not `torch.compiler.disable`: that loads the compiler with this module
+    (_apart if torch.compiler.is_compiling() else _refuse_undecodable)(model)
+
+
+def _refuse_undecodable(model: Part) -> None:
     if "_spec" in model.__dict__:
         problems = undecodable(model.spec)
     else:
         problems = _scan_modules(model)
     if problems:
         raise ConfigError(problems)
+
+
+_apart = _disable_dynamo(_refuse_undecodable)
+"""The same outside of graphs, which would trace for nothing how specs are walked. It is the form of
+`torch.compiler.disable` that loads the compiler when it is called, and not with this module."""
 
 
 def _scan(spec: Spec, path: str, problems: list[Problem]) -> None:

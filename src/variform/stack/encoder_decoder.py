@@ -152,16 +152,19 @@ class EncoderDecoder(Model):
         source_valid: Tensor | None = None,
         source_condition: Tensor | None = None,
         condition: Tensor | None = None,
+        passes: int | None = None,
         **streams: Any,
     ) -> State:
-        """Decode state that has read `source`; see `Transformer.init_state`, of which it keeps a `condition`."""
+        """Decode state that has read `source`; it keeps a `condition` and `passes` as `Transformer.init_state` does."""
         if streams:
-            taken = "source, source_valid, source_condition and condition"
+            taken = "source, source_valid, source_condition, condition and passes"
             raise ConfigError(f"an encoder-decoder's state takes {taken}, not {', '.join(streams)}")
         context = self.encode(source, source_valid, source_condition)
         more: dict[str, Any] = {} if source_valid is None else {"context_mask": source_valid}
         if condition is not None:
             more["condition"] = condition
+        if passes is not None:
+            more["passes"] = passes
         if ahead:
             more["ahead"] = ahead
         return {"decoder": self.decoder.init_state(batch, max_len, bucket=bucket, context=context, **more)}

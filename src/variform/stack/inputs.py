@@ -221,17 +221,18 @@ def check_kept(streams: Mapping[str, Any], batch: int, device: torch.device) -> 
     """Refuse streams that a new decode state cannot keep.
 
     Raises:
-        ConfigError: another stream than a context, its mask and its positions, and a condition of each row.
+        ConfigError: another stream than a context, its mask and its positions, a condition of each row, and passes.
         ShapeError: one that does not fit.
     """
     for name in streams:
-        kept = ("context", "context_mask", "context_positions", "condition")
+        kept = ("context", "context_mask", "context_positions", "condition", "passes")
         if name not in kept:
             raise ConfigError(f"a decode state keeps no {name!r}", hint=did_you_mean(name, kept))
     condition = streams.get("condition")
     if isinstance(condition, Tensor) and condition.dim() != 2:
         raise ShapeError(f"a decode state keeps a condition of each row, [{batch}, features], not {about(condition)}")
-    check_streams({"context_mask": None, **streams}, batch, 0, device, None)
+    sides = {name: value for name, value in streams.items() if name != "passes"}
+    check_streams({"context_mask": None, **sides}, batch, 0, device, None)
 
 
 def check_state_sizes(batch: Any, max_len: Any, bucket: Any, ahead: Any = 0) -> None:

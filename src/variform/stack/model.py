@@ -271,7 +271,8 @@ class Transformer(Model):
                 `prefix`; they do not count against `max_len`.
             **streams: what stays the same while decoding: `context`, which is read here and not given again (nor are
                 `context_positions`), and
-                `context_mask` and a `condition` of each row, which are given here or in each call.
+                `context_mask` and a `condition` of each row, which are given here or in each call; `passes`, how often
+                stacks run that run several times, with every token.
 
         Raises:
             ConfigError: the model, or a part of it, cannot decode; a size that is none, or another stream.

@@ -32,7 +32,7 @@ class RecycledStack(Stack):
 
     Args:
         stack: what runs.
-        passes: how many outside of training, and in decoding.
+        passes: how many outside of training.
         train_passes: most passes in training; `passes` in every call when None.
         dim: features.
         init_std: standard deviation of the initial W; torch's default when None.
@@ -94,8 +94,9 @@ class RecycledStack(Stack):
         return call(self.stack, x + self.project(y.detach()), streams, "passes.0", published)
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
-        """The stack's own, once a pass."""
-        return {f"passes.{place}": self.stack.init_state(batch, max_len, streams) for place in range(self.passes)}
+        """The stack's own, once a pass; the stream `passes` says how many."""
+        count = passes_asked(streams, self.passes)
+        return {f"passes.{place}": self.stack.init_state(batch, max_len, streams) for place in range(count)}
 
 
 @register("looped")
@@ -179,21 +180,23 @@ class LoopedStack(Stack):
         return y
 
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
-        """The stack's own, once a pass."""
-        return {f"passes.{place}": self.stack.init_state(batch, max_len, streams) for place in range(self.passes)}
+        """The stack's own, once a pass; the stream `passes` says how many."""
+        count = passes_asked(streams, self.passes)
+        return {f"passes.{place}": self.stack.init_state(batch, max_len, streams) for place in range(count)}
 
 
 def passes_asked(streams: Streams, usual: int) -> int:
-    """How often to run: what the call asks for, else what is usual.
+    """How often to run: what the call asks for, else what the decode state was made for, else what is usual.
 
     Raises:
         ShapeError: a number that is none, or another than the decode state was made for.
     """
-    asked = streams.get("passes")
+    asked, state = streams.get("passes"), streams.get("state")
+    held = usual if state is None else sum(name.startswith("passes.") for name in state)
     if asked is None:
-        return usual
+        return held
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise ShapeError(f"passes is a number of at least 1, not {asked!r}")
-    if streams.get("state") is not None and asked != usual:
-        raise ShapeError(f"the decode state holds {usual} passes, and {asked} were asked for")
+    if state is not None and asked != held:
+        raise ShapeError(f"the decode state holds {held} passes, and {asked} were asked for: init_state(passes=...)")
     return asked

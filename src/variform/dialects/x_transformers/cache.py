@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from variform.dialects.x_transformers.beside import CROSS
 from variform.dialects.x_transformers.call import placing
 from variform.dialects.x_transformers.errors import InputError
 from variform.errors import ConfigError
+from variform.ops.masks import Dense
+from variform.parts.beside import Beside
 from variform.parts.kinds import State
 from variform.stack.model import Transformer
 from variform.stack.state import room
 
 KEPT = ("context", "context_mask", "context_positions")
-FIRST = ("prefix", "prefix_valid")
+"""What a decode state has read before the first token."""
+
+FIRST = ("prefix", "prefix_valid", "mask", "bias", "two_way")
+"""What goes with the tokens of the first call alone: tokens after them see all of them, with nothing added."""
+
+ONCE = (*KEPT, "prefix", "prefix_valid", "two_way", "passes")
+"""What may be given with the first call alone, and is what it was in a later one."""
+
 BY_TOKEN = ("valid", "added", "numbers")
 CONDITIONS = ("condition", "injected")
 """Streams that are the same for all tokens of a row, or of each."""
+
+CALLED = {
+    "mask": "attn_mask or self_attn_kv_mask",
+    "bias": "attn_bias",
+    "context_positions": "context_pos",
+    "prefix": "prepend_embeds",
+    "prefix_valid": "prepend_mask",
+    "two_way": "prefix_attn_len",
+    "passes": "number of passes",
+    "added": "sum_embeds",
+    "numbers": "x_num",
+    "embedding_options": "token_emb_kwargs",
+}
+"""What upstream calls streams of the core."""
 
 
 @dataclass
@@ -61,7 +87,7 @@ class Cache:
         if state is None or state["clock"][0] != state["turn"] or room(state) < count:
             state = self._state(model, count)
         # Nothing but the first call reads what stands before the tokens, and the state holds the context.
-        given = {name: x for name, x in streams.items() if name not in (*KEPT, *FIRST)}
+        given = {name: x for name, x in streams.items() if name not in (*KEPT, *FIRST, "passes")}
         hidden, state = model(new, state=state, hidden=True, **given)
         ids = torch.cat((self.ids, new), 1)
         return hidden, Cache(ids, self._streams(streams, count), self._positions(streams, count), self.order, state)
@@ -74,7 +100,7 @@ class Cache:
             raise InputError(message)
         capacity = limit or 2 * (self.length + count)
         prefix = self.streams.get("prefix")
-        kept = {name: x for name, x in self.streams.items() if name in KEPT and x is not None}
+        kept = {name: x for name, x in self.streams.items() if name in (*KEPT, "passes") and x is not None}
         ahead = 0 if prefix is None else prefix.shape[1]
         try:
             state: State = model.init_state(self.ids.shape[0], capacity, ahead=ahead, **kept)
@@ -94,14 +120,17 @@ class Cache:
                 before = self.ids.new_ones(rows, dtype=torch.bool) if before is None else before
                 now = before.new_ones(before.shape[0], count) if now is None else now
             elif (before is None) != (now is None):
-                raise InputError(f"{name} must be given with all tokens, or with none")
+                raise InputError(f"{CALLED[name]} must be given with all tokens, or with none")
             joined[name] = None if before is None or now is None else torch.cat((before, now), 1)
         prefix = self.streams.get("prefix")
         read = self.length + (0 if prefix is None else prefix.shape[1])
         joined |= {name: _spread(self.streams.get(name), new.get(name), read, count) for name in CONDITIONS}
+        joined |= {name: _grown(name, self.streams.get(name), count) for name in ("mask", "bias")}
         ids = self.streams.get("further_ids")
         if ids is not None:
             joined["further_ids"] = {name: torch.cat((ids[name], new["further_ids"][name]), 1) for name in ids}
+        if self.streams.get("beside") is not None:
+            joined["beside"] = {mixer: _longer(one, new["beside"][mixer]) for mixer, one in joined["beside"].items()}
         return joined
 
     def _positions(self, new: dict[str, Any], count: int) -> Tensor | None:
@@ -114,6 +143,20 @@ class Cache:
         rows = max(before.dim(), now.dim())
         before, now = (x.expand(self.ids.shape[0], -1) if x.dim() < rows else x for x in (before, now))
         return torch.cat((before, now), -1)
+
+
+def _grown(name: str, of: Any, count: int) -> Any:
+    """A mask or bias of pairs over `count` more tokens, which see all that they may."""
+    if isinstance(of, Dense):
+        return replace(of, tensor=_grown(name, of.tensor, count))
+    return F.pad(of, (0, count, 0, count), value=True if name == "mask" else 0.0) if isinstance(of, Tensor) else of
+
+
+def _longer(before: Beside, now: Beside) -> Beside:
+    """What tokens were given beside their input, with that of further ones."""
+    if before.added is None or now.added is None:
+        return before
+    return before._replace(added=torch.cat((before.added, now.added), 1))
 
 
 def _spread(before: Tensor | None, now: Tensor | None, read: int, count: int) -> Tensor | None:
@@ -174,34 +217,91 @@ class Steps:
         if self.order != self.cache.order:
             orders = f"{self.cache.order or 'their own order'}, and this call runs them in {self.order or 'their own'}"
             raise InputError(f"what the cache holds was read by layers in {orders}: give the same order with each call")
-        if self.x.dim() != self.cache.ids.dim() or self.x.shape[0] != self.cache.ids.shape[0] or not count:
-            held = f"[{self.cache.ids.shape[0]}, {self.cache.length}]"
-            raise InputError(f"the cache holds {held} tokens, and {list(self.x.shape)} hold no new ones for it")
-        if self.age not in (1, count):
-            raise InputError(f"cache_age = {self.age} tokens are said to be new, and {count} are")
-        for name in ("mask", "bias", "prefix", "prefix_valid"):
-            if given[name] is not None and not (name.startswith("prefix") and not self.alone):
-                raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
-        for name in KEPT:
-            now, known = given.get(name), self.cache.streams.get(name)
-            if now is not None and now is not known and (known is None or not torch.equal(now, known)):
-                first = f"the {CALLED.get(name, name)} of the first call"
-                raise InputError(f"a call with a cache goes on with {first}, and this is another")
-        positions, valid = placing(self.causal, total, new.device, *self._whole(mask, pos, total), start)
-        if positions is None and self.cache.positions is not None:
-            positions = torch.arange(total, device=new.device)
+        self._check(new, given)
+        whole = placing(self.causal, total, new.device, *self._whole(mask, pos, total), start)
+        positions, valid = self._unchanged(*whole, total)
+        given = self._of_new(given, count)
         streams = {
-            **{name: x for name, x in given.items() if name not in ("mask", "bias")},
+            **{name: x for name, x in given.items() if name not in ("mask", "bias", "two_way")},
             "positions": None if positions is None else positions[..., -count:],
             "valid": None if valid is None else valid[:, -count:],
         }
-        for name in ("added", "numbers"):
-            if given.get(name) is not None:
-                streams[name] = given[name][:, -count:]
-        if given.get("further_ids") is not None:
-            streams["further_ids"] = {name: ids[:, -count:] for name, ids in given["further_ids"].items()}
         hidden, after = self.cache.read(model, new, streams)
         return hidden, after, streams["valid"]
+
+    def _check(self, new: Tensor, given: Mapping[str, Any]) -> None:
+        """Refuse what contradicts that which was read."""
+        cache, known = self.cache, self.cache.streams
+        if self.x.dim() != cache.ids.dim() or self.x.shape[0] != cache.ids.shape[0] or not new.shape[1]:
+            held = f"[{cache.ids.shape[0]}, {cache.length}]"
+            raise InputError(f"the cache holds {held} tokens, and {list(self.x.shape)} hold no new ones for it")
+        if self.age not in (1, new.shape[1]):
+            raise InputError(f"cache_age = {self.age} tokens are said to be new, and {new.shape[1]} are")
+        for name in ("mask", "bias"):
+            if given[name] is not None:
+                raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
+        if known.get("mask") is not None and not isinstance(known["mask"], Dense):
+            raise InputError("a cache does not keep what self_attn_kv_mask hides: padding is told by mask=...")
+        for name in ONCE:
+            if given.get(name) is not None and not same(given[name], known.get(name)):
+                first = f"the {CALLED.get(name, name)} of the first call"
+                raise InputError(f"a call with a cache goes on with {first}, and this is another")
+        if not same(given.get("embedding_options"), known.get("embedding_options")):
+            raise InputError("token_emb_kwargs are the same in each call that goes on from a cache")
+        self._check_beside(given.get("beside") or {}, known.get("beside") or {})
+        if not self.alone and not torch.equal(self.x[:, : cache.length], cache.ids):
+            raise InputError("the first tokens are not those that the cache has read: input_not_include_cache=True?")
+
+    @staticmethod
+    def _check_beside(now: Mapping[Any, Beside], before: Mapping[Any, Beside]) -> None:
+        if any(isinstance(mixer, CROSS) for mixer in (*now, *before)):
+            raise InputError("cross_attn_kv_residuals are for whole sequences: leave the cache out")
+        for mixer in {**now, **before}:
+            one, other = now.get(mixer, Beside()), before.get(mixer, Beside())
+            if not same(one._replace(added=None), other._replace(added=None)):
+                raise InputError("self_attn_additional_kv is the same in each call that goes on from a cache")
+            if (one.added is None) != (other.added is None):
+                raise InputError("self_attn_kv_residuals must be given with all tokens, or with none")
+
+    def _unchanged(
+        self, positions: Tensor | None, valid: Tensor | None, total: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Where all tokens stand and which are real, if those that were read stand where they did.
+
+        Raises:
+            InputError: they do not.
+        """
+        cache = self.cache
+        if positions is None and cache.positions is not None:
+            positions = torch.arange(total, device=self.x.device)
+        if positions is not None:
+            stood = torch.arange(cache.length, device=self.x.device) if cache.positions is None else cache.positions
+            if bool((positions[..., : cache.length] != stood).any()):
+                raise InputError("tokens that were read stood elsewhere: give pos or seq_start_pos with each call")
+        if valid is not None:
+            known = cache.streams.get("valid")
+            were = valid[:, : cache.length]
+            if not bool((were if known is None else were == known).all()):
+                raise InputError("the mask says of tokens that were read another thing than the call that read them")
+        return positions, valid
+
+    def _of_new(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """What is given by token, of the new ones alone; what is given to all tokens alike is left."""
+        prefix = self.cache.streams.get("prefix")
+        sizes = {self.cache.length + count + ahead for ahead in (0, 0 if prefix is None else prefix.shape[1])}
+
+        def last(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.dim() < 2 or x.shape[1] not in sizes else x[:, -count:]
+
+        found = dict(given)
+        for name in ("added", "numbers", "injected", "condition"):
+            if name != "condition" or (given.get(name) is not None and given[name].dim() == 3):
+                found[name] = last(given.get(name))
+        if given.get("further_ids") is not None:
+            found["further_ids"] = {name: last(ids) for name, ids in given["further_ids"].items()}
+        if given.get("beside") is not None:
+            found["beside"] = {mixer: one._replace(added=last(one.added)) for mixer, one in given["beside"].items()}
+        return {name: x for name, x in found.items() if x is not None or name in given}
 
     def _whole(self, mask: Tensor | None, pos: Tensor | None, total: int) -> tuple[Tensor | None, Tensor | None]:
         """Mask and positions over all tokens, from those of all or of the new ones."""
@@ -217,19 +317,22 @@ class Steps:
         return mask, pos
 
 
-CALLED = {
-    "mask": "attn_mask or self_attn_kv_mask",
-    "bias": "attn_bias",
-    "context_positions": "context_pos",
-    "prefix": "prepend_embeds",
-    "prefix_valid": "prepend_mask",
-}
-"""What upstream calls streams of the core."""
-
-
 def over_all(valid: Tensor | None, prefix: Tensor | None, prefix_valid: Tensor | None, x: Tensor) -> Tensor | None:
     """Which of what was read is real: prefix and tokens, [B, P + L]; None for all."""
     if prefix is None or (valid is None and prefix_valid is None):
         return valid
     ahead = torch.ones_like(prefix[..., 0], dtype=torch.bool) if prefix_valid is None else prefix_valid
     return torch.cat((ahead, x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid), 1)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments say the same; tensors are compared by value."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
+    return bool(a == b)

@@ -110,7 +110,6 @@ def decoding_options(
     own = {SIDE_STREAMS[name]: value for name, value in given.items()}
     own |= {"passes": asked.passes, "exit": asked.exit, "lengths": prompt_lens, "eos": eos_token}
     options: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    cache_kv = cache_kv and asked.passes is None  # a decode state is of as many passes as the model was made for
     longest, limit = wrapper.net.max_seq_len, wrapper.native.max_seq_len
     needed = length_of(prompts) + seq_len - 1
     if restricted and longest:

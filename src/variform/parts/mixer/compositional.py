@@ -306,6 +306,7 @@ class CrossCompositional(Mixer):
             tied=tied,
         )
         self.attention = attention
+        self.placed = attention.takes_positions
 
     @classmethod
     def derive(cls, facts: Facts) -> Facts:
@@ -358,7 +359,7 @@ class CrossCompositional(Mixer):
         state = streams.get("state")
         k, v = self._read(streams) if state is None else (state["k"], state["v"])
         refuse_unequal(self.attention, x.shape[1], k.shape[1])
-        sides = context_sides(self.attention, self.attention.takes_positions, x, streams)
+        sides = context_sides(self.attention, self.placed, x, streams)
         q, k, v = self.maps.by_head(self.maps.q(x), k, v)
         found = self.attention(q, k, v, sides)
         assert isinstance(found, Tensor)
@@ -381,7 +382,7 @@ class CrossCompositional(Mixer):
     def init_state(self, batch: int, max_len: int, streams: Streams) -> State:
         """The context's keys and values, computed once."""
         k, v = self._read(streams)
-        return {"k": k, "v": v, **told_positions(streams, batch, self.attention.takes_positions)}
+        return {"k": k, "v": v, **told_positions(streams, batch, self.placed)}
 
 
 def _head_facts(facts: Facts) -> dict[str, int]:

@@ -323,16 +323,17 @@ class TestCaches:
             built(Encoder)(ids(), cache=cache)
         model = built()
         _, cache = model(ids(), return_intermediates=True)
+        longer = torch.cat((ids(), ids(2, 13)), 1)
         with pytest.raises(InputError, match="hold no new ones"):
             model(ids(), cache=cache)
         with pytest.raises(InputError, match="takes no attn_mask"):
-            model(ids(2, 8), cache=cache, attn_mask=torch.ones(8, 8, dtype=torch.bool))
+            model(longer[:, :8], cache=cache, attn_mask=torch.ones(8, 8, dtype=torch.bool))
         with pytest.raises(InputError, match="return_intermediates=True"):
             model(ids(), cache=3)
         with pytest.raises(InputError, match="cache_age = 4"):
-            model(ids(2, 9), cache=cache, cache_age=4)
+            model(longer[:, :9], cache=cache, cache_age=4)
         with pytest.raises(InputError, match="positions end at 16"):
-            model(ids(2, 20), cache=cache)
+            model(longer, cache=cache)
 
 
 def test_further_ids_are_needed_and_known() -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import variform as vf
+from tests.generate.test_loop import gpt, prompts
 from variform.generate import min_p, temperature, top_k, top_p
 from variform.generate.samplers import chain, draw
 
@@ -89,3 +91,10 @@ def test_half_precision_draws_are_made_in_float32() -> None:
 def test_greedy_takes_the_most_probable() -> None:
     assert draw(LOGITS, [], greedy=True, generator=None).tolist()[0] == 1
     assert draw(LOGITS, [lambda x: -x], greedy=True, generator=None).tolist()[0] == 0
+
+
+def test_a_filter_of_another_vocabulary_is_refused() -> None:
+    for call in (vf.generate, vf.beam_search):
+        more = {"beams": 2, "stochastic": True} if call is vf.beam_search else {}
+        with pytest.raises(vf.ConfigError, match=r"a filter gave logits of shape \[\d+, 3\]"):
+            call(gpt(), prompts(3, 2), 2, filters=[lambda x: x[:, :3]], **more)  # type: ignore[operator]

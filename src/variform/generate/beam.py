@@ -13,6 +13,7 @@ from variform.generate.loop import Generation
 from variform.generate.options import Options
 from variform.generate.prompts import Prompts
 from variform.generate.readers import evaluating, mode_of
+from variform.generate.samplers import filtered
 
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "filters", "seed", "generator")
 
@@ -132,8 +133,7 @@ class _Search:
         loop = self.run_of
         flat = logits.flatten(0, 1)
         flat = flat.float() if flat.element_size() < 4 else flat
-        for apply in loop.filters:
-            flat = apply(flat)
+        flat = filtered(flat, loop.filters)
         uniform = torch.rand(flat.shape, dtype=flat.dtype, device=flat.device, generator=loop.generator)
         tiny = torch.finfo(flat.dtype).tiny
         noisy = flat - (-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()

@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from variform.errors import ConfigError
+
 Filter = Callable[[Tensor], Tensor]
 """From logits [B, V] to logits [B, V]."""
 
@@ -76,6 +78,21 @@ def chain(heat: float = 1.0, k: int | None = None, p: float | None = None, least
     return found
 
 
+def filtered(logits: Tensor, filters: Sequence[Filter]) -> Tensor:
+    """The logits after all filters, [B, V] -> [B, V].
+
+    Raises:
+        ConfigError: a filter gives another shape, which would be tokens of another vocabulary.
+    """
+    for apply in filters:
+        found = apply(logits)
+        if found.shape != logits.shape:
+            message = f"a filter gave logits of shape {list(found.shape)} for those of {list(logits.shape)}"
+            raise ConfigError(message, path="filters", hint="give tokens that are ruled out the logit -inf")
+        logits = found
+    return logits
+
+
 def draw(logits: Tensor, filters: Sequence[Filter], greedy: bool, generator: torch.Generator | None) -> Tensor:
     """Apply `filters` and take the most probable token, or draw one.
 
@@ -86,8 +103,7 @@ def draw(logits: Tensor, filters: Sequence[Filter], greedy: bool, generator: tor
     """
     if not greedy and logits.element_size() < 4:
         logits = logits.float()
-    for apply in filters:
-        logits = apply(logits)
+    logits = filtered(logits, filters)
     if greedy:
         return logits.argmax(-1)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)

@@ -59,6 +59,8 @@ def refuse_call(owner: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
             elsewhere = name in HONOURED and owner != "TransformerWrapper"
             others = [one for one in (*known, *HONOURED) if one != name]
             hint = "TransformerWrapper takes it" if elsewhere else did_you_mean(name, others)
+            if name == "return_hiddens":
+                hint = "layers alone take it; models tell as much with return_intermediates=True"
             raise KeywordError(f"{owner} has no argument {name!r}", path=name, hint=hint)
         if not is_default(value, known[name]):
             raise KeywordError(f"{owner}({name}=...) is not supported yet in this dialect", path=name, value=value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
@@ -212,9 +213,16 @@ def _both(sides: Mapping[str, Mapping[str, Any]], dim: int) -> dict[str, tuple[A
         try:
             parts[prefix] = _side(prefix, given, dim)
         except KeywordError as error:
-            problems += [replace(problem, path=prefix + problem.path) for problem in error.problems]
+            problems += [_of_side(problem, prefix) for problem in error.problems]
     raise_any(problems)
     return parts
+
+
+def _of_side(problem: Problem, prefix: str) -> Problem:
+    """A problem of a side, in which keywords are called as the caller writes them."""
+    meant = problem.hint.startswith("did you mean")
+    hint = re.sub(r"'(?!dim')(\w+)'", rf"'{prefix}\1'", problem.hint) if meant else problem.hint
+    return replace(problem, path=prefix + problem.path, hint=hint)
 
 
 def _side(prefix: str, given: Mapping[str, Any], dim: int) -> tuple[AttentionLayers, ModelDraft]:

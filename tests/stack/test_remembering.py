@@ -21,6 +21,7 @@ from variform.parts.position.bias import AlibiBias, T5Bias
 from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.interspersed import InterspersedStack
 from variform.stack.model import Transformer
+from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.registers import RegisterStack
 from variform.stack.sublayer import Sublayer
 
@@ -246,6 +247,24 @@ def test_added_tokens_among_padding_are_remembered(every: int | None) -> None:
         assert memories.valid is not None
         found, _ = net(x[row : row + 1], memories=own._replace(valid=memories.valid[row : row + 1]))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("passes", [None, 3])
+@pytest.mark.parametrize("around", [LoopedStack, RecycledStack])
+def test_stacks_that_run_again_decode_behind_memories(around: Any, passes: int | None) -> None:
+    net = model(2).eval()
+    net = model(2, **{"stacks.0": around.spec(stack=net.spec.args["stacks"][0], passes=2)}).eval()
+    x = ids()
+    _, memories = net(x[:, :5], memories=Memories(4), passes=passes)
+    expected, _ = net(x[:, 5:], memories=memories, passes=passes)
+    state, outs = net.init_state(2, 8, ahead=memories.length, passes=passes), []
+    given: dict[str, Any] = {"memories": memories}
+    for chunk in x[:, 5:].split([3, 1, 1, 3], 1):
+        out, state = net(chunk, state=state, **given)
+        outs.append(out)
+        given = {}
+    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()

@@ -16,8 +16,12 @@ from variform.parts.memories import Memories, Recall, joined_valid
 from variform.parts.stream_ops.token_shift import TokenShift
 from variform.stack.condition import ConditionedStack
 from variform.stack.prefix import in_order
+from variform.stack.recurrent import LoopedStack, RecycledStack
 from variform.stack.stack import LayerStack
 from variform.stack.state import Plan, plan
+
+PASSING = (LayerStack, ConditionedStack, LoopedStack, RecycledStack)
+"""Stacks that add no tokens and keep nothing of their own: what their mixers keep is all there is."""
 
 
 def recall_of(memories: Any, model: nn.Module, streams: Mapping[str, Any], batch: int, state: State | None) -> Recall:
@@ -122,7 +126,7 @@ def decodes_behind(model: nn.Module) -> str:
     outside = [m for m in outside if not isinstance(m, TokenShift)]
     if outside:
         return ", ".join(sorted({part.name for part in outside}))
-    return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, (LayerStack, ConditionedStack))}))
+    return ", ".join(sorted({stack.name for stack in stacks if not isinstance(stack, PASSING)}))
 
 
 def _check_pairs(streams: Mapping[str, Any], length: int, state: State | None) -> None:

@@ -39,6 +39,7 @@ class TestPools:
         pooled, told = model(ids(), mask=MASK, return_intermediates=True)
         close(told.attn_pooled_tokens, pooled)
         assert told.logits.shape == (2, 7, 11)
+        assert model(ids(), causal=True).shape == (2, 3, 16)  # an encoder, whatever a call asks of its attention
 
     def test_of_a_decoder_it_is_told_on_request(self) -> None:
         model = built(attn_pool=True, num_pooled_tokens=2, dim_pooled_tokens=8)

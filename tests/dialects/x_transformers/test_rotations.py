@@ -45,6 +45,7 @@ def test_compiled_whole() -> None:
         ({"polar_pos_emb": True}, {"rotary_pos_emb": (ROTARY, 1.0)}, "another rotation"),
         ({"rotary_pos_emb": True}, {"polar_pos_emb": (POLAR, torch.zeros(1, 1, 8))}, "built with polar_pos_emb"),
         ({"polar_pos_emb": True}, {"polar_pos_emb": (POLAR, torch.zeros(3, 1, 8))}, "one for each key head"),
+        ({"rotary_pos_emb": True}, {"rotary_pos_emb": (POLAR.repeat(1, 1, 3), 1.0)}, "at most a head's"),
     ],
 )
 def test_what_does_not_fit(layers: dict[str, Any], call: dict[str, Any], message: str) -> None:

@@ -163,3 +163,16 @@ def test_causality_of_a_call_leaves_cross_attention_alone(keywords: dict[str, An
     other[:, -1] += 1.0
     found, changed = (layers(x, context=one, causal=True) for one in (context, other))
     assert (found[:, 0] != changed[:, 0]).any()
+
+
+@torch.no_grad()
+def test_hidden_keys_count_for_no_contextual_position() -> None:
+    layers = xt.Decoder(dim=16, depth=2, heads=4, attn_dim_head=4, attn_use_cope=True, attn_cope_talking_heads=True)
+    size: Any = {"num_tokens": 11, "max_seq_len": 16, "use_abs_pos_emb": False}
+    model = xt.TransformerWrapper(attn_layers=layers, **size).double().eval()
+    ids = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
+    kept = [place for place in range(9) if place != 4]
+    seen = torch.ones(9, 9, dtype=torch.bool)
+    seen[:, 4] = False
+    found = model(ids, attn_mask=seen)[:, kept]
+    torch.testing.assert_close(found, model(ids[:, kept]), rtol=0, atol=1e-12)

@@ -92,6 +92,12 @@ class TestReturns:
             close(same, hidden)
             close(logits, model(ids()))
             assert model(ids(), return_embeddings_and_intermediates=True)[0].shape == (2, 7, 16)
+            (same, told), maps = model(ids(), return_embeddings_and_intermediates=True, return_attn=True)
+            close(same, hidden)
+            close(maps[0], told.attn_intermediates[0].post_softmax_attn)
+            (same, told), again = model(ids(), return_embeddings_and_intermediates=True, return_attn_z_loss=True)
+            close(same, hidden)
+            assert again is told
             excised = model(ids(), prepend_embeds=front(), return_embeddings=True, excise_prepend_embeds=True)
             assert excised.shape == (2, 7, 16)
 

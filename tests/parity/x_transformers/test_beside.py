@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests.parity.x_transformers.harness import agree, pair
 from variform.dialects.x_transformers import Decoder
 from variform.dialects.x_transformers.errors import InputError
+from variform.errors import ShapeError
 from variform.parts.beside import Beside
 
 B, L, LC, D = 2, 7, 5, 24
@@ -37,7 +38,14 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("keywords", [{}, {"attn_kv_heads": 2, "rotary_pos_emb": True}], ids=["plain", "grouped"])
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "grouped": {"attn_kv_heads": 2, "rotary_pos_emb": True},
+    "reversed": {"layers_execute_order": (2, 3, 0, 1)},
+}
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS.values(), ids=KEYWORDS)
 @pytest.mark.parametrize("call", CALLS)
 def test_stacks(call: str, keywords: dict[str, Any]) -> None:
     theirs, mine = pair(lambda package: package.Decoder(**LAYERS, **keywords))
@@ -101,8 +109,11 @@ def test_decoding_sees_further_keys_in_every_step() -> None:
         ({}, {"self_attn_additional_kv": noise(1)}, "a list of keys and values"),
         ({"attn_kv_heads": (1, 2)}, {"attn_mask": noise(4, L, L) > 0}, "key heads differ"),
         ({}, {"cross_attn_kv_residuals": noise(B, L, D)}, "are 1, and there are 0"),
+        ({}, {"self_attn_additional_kv": [(noise(B, 4, 3, 5), noise(B, 4, 3, 8))]}, "5 and 8 features a head, not 8"),
+        ({}, {"self_attn_additional_kv": further(4, 2), "additional_kv_mask": VALID[:, :2]}, "2 further keys"),
+        ({"layers_execute_order": (1, 3)}, {"mems": [noise(B, 2, D)]}, "no layer that runs attends"),
     ],
 )
 def test_what_does_not_fit_is_refused(keywords: dict[str, Any], call: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, ShapeError), match=message):
         Decoder(**LAYERS, **keywords).double()(noise(B, L, D), **call)

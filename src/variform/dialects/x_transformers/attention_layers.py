@@ -64,6 +64,7 @@ class AttentionLayers(nn.Module):
         self.depth = draft.depth
         self.pre_and_post_norm = draft.pre_and_post_norm
         self.causal = draft.causal
+        self.encodes = not draft.causal or self.prefixed  # whatever a call asks for
         self.cross_attend = draft.cross_attend
         self.depth_scaled = draft.residuals.starts_by_depth or draft.residuals.beta != 1.0
         self.disable_abs_pos_emb = draft.without_positions
@@ -200,7 +201,10 @@ class AttentionLayers(nn.Module):
             return out
         memories = memories_of(mems, mem_masks, 0, 0)
         recall = recall_of(memories, self.native, streams, x.shape[0], None)
-        y, published = self.native(x, {**streams, "memories": recall})
+        out = self.native(x, {**streams, "memories": recall})
+        if isinstance(out, Tensor):
+            raise InputError("mems were passed, and no layer that runs attends to its own sequence")
+        y, published = out
         check_taken(published["memories"])
         return y
 

@@ -16,6 +16,7 @@ from variform.parts.mixer.cross import CrossMultiHead
 from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
+from variform.stack.pool import LayerPool
 from variform.stack.stack import LayerStack
 from variform.weights.x_transformers import tiled_heads
 from variform.weights.x_transformers.stack import body_of, steps_of
@@ -136,9 +137,10 @@ def further_keys(heads: int, key_heads: int, k: Tensor, v: Tensor, valid: Tensor
 
 
 def mixers_in_order(layers: nn.Module) -> list[Any]:
-    """The attentions of a stack in the order in which they run."""
+    """The attentions of a stack in the order in which they run, which is not always that of checkpoints."""
     stack = next(module for module in layers.modules() if isinstance(module, LayerStack))
-    bodies = [body_of(step) for step in steps_of(stack)]
+    running = [layer for layer in stack.layers.in_order() if not isinstance(layer, LayerPool)]
+    bodies = [body_of(step) for layer in running for step in steps_of(layer)]
     return [body for body in bodies if isinstance(body, (*OWN, *CROSS))]
 
 

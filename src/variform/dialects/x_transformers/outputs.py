@@ -123,7 +123,9 @@ def answered(
         found.attn_z_loss = attention_z_loss(found.attn_intermediates, recorder.valid, weight)
     if recorder is not None and answers.draft.looped:
         _tell_loops(answers, recorder, asked)
-    if asked.gives_intermediates:
+    if asked.return_embeddings_and_intermediates and not asked.return_logits_and_embeddings:
+        out = out, found
+    if asked.holds_mems:
         return out, found
     if asked.return_attn:
         return out, [one.post_softmax_attn for one in found.attn_intermediates]

@@ -139,6 +139,9 @@ def _turned(mixer: Any, angles: Tensor, second: Any, polar: bool) -> Any:
             raise InputError(f"the phases are [{held.phase.shape[0]}, 1, features], one for each {side} head")
         phase = second.clamp(-2 * math.pi, 0.0)
         return changed(mixer, rotation=replaced(own, held, GivenPolar(angles, phase, held)))
+    size, most = angles.shape[-1], mixer.dim_head
+    if size > most or size % 2:
+        raise InputError(f"rotary_pos_emb turns an even number of features, at most a head's {most}, not {size}")
     if own is not None and held is None:
         raise InputError("rotary_pos_emb of a call: these layers have another rotation")
     turn = GivenRotary(angles, second)

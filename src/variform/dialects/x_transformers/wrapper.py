@@ -231,7 +231,7 @@ class TransformerWrapper(AroundLayers):
             recorder.found.cache = None if self.for_one_call else read.after
             recorder.found.mems = kept if return_mems and asked.gives_intermediates else None
         ahead = prepend_embeds.shape[1] if prepend_embeds is not None and excise_prepend_embeds and cache is None else 0
-        answers = Answers(self.native, self.draft, pools=not layers.causal or layers.prefixed)
+        answers = Answers(self.native, self.draft, pools=layers.encodes)
         answer = answered(answers, read.hidden, read.valid, asked, ahead, recorder, self._z_loss_weight(asked))
         return (answer, kept) if return_mems and not asked.holds_mems else answer
 

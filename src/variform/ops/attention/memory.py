@@ -38,6 +38,13 @@ def with_memory(call: Call, k: Tensor, v: Tensor, valid: Tensor | None = None) -
             raise ShapeError(f"further keys have {heads} heads: {told}")
         own_k, own_v = call.expanded()
         call = replace(call, k=own_k, v=own_v)
+    sizes, own = (k.shape[-1], v.shape[-1]), (call.k.shape[-1], call.v.shape[-1])
+    if sizes != own:
+        raise ShapeError(
+            f"further keys and values have {sizes[0]} and {sizes[1]} features a head, not {own[0]} and {own[1]}"
+        )
+    if valid is not None and valid.shape[-1] != count:
+        raise ShapeError(f"valid says of {valid.shape[-1]} further keys, and there are {count}")
     bare = replace(call, scores=())  # some modifiers are of all keys, those in front included
     return replace(
         call,

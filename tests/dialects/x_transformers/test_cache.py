@@ -173,6 +173,14 @@ def test_keys_hidden_by_a_call_are_not_kept() -> None:
         go_on(model, cache, "mask", None)
 
 
+def test_packed_documents_are_whole() -> None:
+    model = made()
+    packed = {"cu_seqlens_q": torch.tensor([0, 2, READ])}
+    cache = model(IDS[:1, :READ], return_intermediates=True, flash_pack_seq_kwargs=packed)[1]
+    with pytest.raises(ValueError, match="flash_pack_seq_kwargs are for whole sequences"):
+        model(IDS[:1], cache=cache)
+
+
 def test_additions_to_keys_of_a_context_are_for_whole_sequences() -> None:
     model = made(cross_attend=True)
     more = {"context": CONTEXT, "cross_attn_kv_residuals": drawn(2, ROWS, 4, DIM)}

@@ -97,3 +97,12 @@ def test_a_mistake_is_named(name: str) -> None:
     make, message = MISTAKES[name]
     with pytest.raises((ConfigError, ShapeError), match=message):
         make()
+
+
+def test_an_argument_of_generate_may_be_misspelt() -> None:
+    size: Any = {"num_tokens": 11, "max_seq_len": 8}
+    model = TransformerWrapper(attn_layers=Decoder(dim=16, depth=1, heads=2), **size)
+    with pytest.raises(ConfigError, match="generate has no argument 'temprature'; did you mean 'temperature'"):
+        AutoregressiveWrapper(model).generate(IDS, 3, temprature=1.0)
+    with pytest.raises(ConfigError, match="beam_search has no argument 'beems'; did you mean 'beams'"):
+        AutoregressiveWrapper(model).beam_search(IDS, 3, beems=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -241,3 +242,9 @@ def test_unknown_keywords_are_errors_with_what_was_meant(module: str, name: str)
         kind(*positional, **required, **{meant[:-1]: 1})
     assert f"no keyword '{meant[:-1]}'" in str(told.value)
     assert meant in str(told.value).replace(f"'{meant[:-1]}'", "")
+
+
+def test_every_public_name_is_found_in_the_documentation() -> None:
+    pages = "".join(page.read_text() for page in (Path(__file__).parents[3] / "docs").glob("*.md"))
+    names = {*EXPORTED, *ours.__all__, *(name for names in MODULES.values() for name in names)}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", pages)] == []

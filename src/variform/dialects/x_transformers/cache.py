@@ -242,6 +242,8 @@ class Steps:
                 raise InputError(f"a call with a cache takes no {CALLED[name]}: it was read, or is over all tokens")
         if known.get("mask") is not None and not isinstance(known["mask"], Dense):
             raise InputError("a cache does not keep what self_attn_kv_mask hides: padding is told by mask=...")
+        if known.get("segments") is not None:
+            raise InputError("flash_pack_seq_kwargs are for whole sequences: no cache goes on from them")
         for name in ONCE:
             if given.get(name) is not None and not same(given[name], known.get(name)):
                 first = f"the {CALLED.get(name, name)} of the first call"

@@ -275,7 +275,7 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values, where the model can.
             **streams: `context, context_mask, prepend_embeds, prepend_mask`.
         """
-        refuse_others("generate", streams, FEATURES_STREAMS)
+        refuse_others(self.generate, streams, FEATURES_STREAMS)
         if start_tokens.dim() not in (2, 3) or start_tokens.shape[-2] < 1:
             raise InputError(f"features to begin with are [B, L, d] or [L, d], not {list(start_tokens.shape)}")
         prompt = start_tokens if start_tokens.dim() == 3 else start_tokens.unsqueeze(0)

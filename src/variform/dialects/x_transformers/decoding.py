@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -51,16 +52,22 @@ FEATURES_STREAMS = ("context", "context_mask", "prepend_embeds", "prepend_mask")
 """Those that models of features, and of numbers, take while they generate."""
 
 
-def refuse_others(owner: str, streams: Mapping[str, Any], known: Sequence[str]) -> None:
+def refuse_others(method: Callable[..., Any], streams: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse arguments of the model that it does not take from token to token.
+
+    Args:
+        method: what was called; its own arguments may have been meant.
+        streams: what is left of the arguments.
+        known: those of the model.
 
     Raises:
         KeywordError: naming the first, and those that are known.
     """
     for name in streams:
         if name not in known:
-            message = f"{owner} has no argument {name!r}; the model is given {', '.join(known)}"
-            raise KeywordError(message, path=name, hint=did_you_mean(name, known))
+            own = [one for one in inspect.signature(method).parameters if one not in ("self", "streams", "kwargs")]
+            message = f"{method.__name__} has no argument {name!r}"
+            raise KeywordError(message, path=name, hint=did_you_mean(name, (*own, *known)))
 
 
 def check_count(value: Any, path: str = "seq_len") -> None:
@@ -103,7 +110,7 @@ def decoding_options(
     """
     check_count(seq_len)
     known = (*SIDE_STREAMS, *RUNS)
-    refuse_others(owner, streams, known)
+    refuse_others(getattr(wrapper, owner), streams, known)
     given = {name: value for name, value in streams.items() if value is not None}
     asked = taken(given, looped_inference=wrapper.net.looped)
     asked.check(wrapper.net.draft)

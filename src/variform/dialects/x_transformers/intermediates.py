@@ -22,7 +22,7 @@ from variform.parts.mixer.multi_head import MultiHead
 from variform.parts.mixer.projected import ProjectedAttention
 from variform.parts.mixer.projected_cross import ProjectedCrossAttention
 from variform.stack.model import Transformer
-from variform.stack.recurrent import LoopedStack, RecycledStack
+from variform.stack.recurrent import LoopedStack
 from variform.stack.registers import RegisterStack
 from variform.stack.stack import LayerStack
 from variform.stack.sublayer import Sublayer
@@ -249,8 +249,3 @@ def attention_z_loss(attentions: list[Intermediates], valid: Tensor | None, weig
 def looped_stack(model: Transformer) -> LoopedStack | None:
     """The part that loops, if one does."""
     return next((part for part in model.stacks.modules() if isinstance(part, LoopedStack)), None)
-
-
-def recycled_stack(model: Transformer) -> RecycledStack | None:
-    """The part that recycles, if one does."""
-    return next((part for part in model.stacks.modules() if isinstance(part, RecycledStack)), None)

@@ -197,7 +197,7 @@ class XLAutoregressiveWrapper(nn.Module):
             **streams: `context`, `context_mask` and `condition` of the model.
         """
         segments: Segments = self.__dict__["segments"]
-        refuse_others("forward", streams, SIDE_STREAMS)
+        refuse_others(self.forward, streams, SIDE_STREAMS)
         if ttt_recurrent_steps > 1 and self.fast is None:
             raise KeywordError("no module learns: give ttt_module_paths", path="ttt_recurrent_steps")
         memories = self._memories(mems)
@@ -276,7 +276,7 @@ class XLAutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values within a segment; the tokens are the same without.
             **streams: `context`, `context_mask` and `condition` of the model.
         """
-        refuse_others("generate", streams, SIDE_STREAMS)
+        refuse_others(self.generate, streams, SIDE_STREAMS)
         segments: Segments = self.__dict__["segments"]
         filters = filters_of(filter_logits_fn, filter_kwargs, temperature)
         if not isinstance(start_tokens, Tensor):

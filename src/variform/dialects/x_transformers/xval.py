@@ -289,7 +289,7 @@ class XValAutoregressiveWrapper(nn.Module):
             **streams: `context, context_mask, prepend_embeds, prepend_mask`.
         """
         check_count(seq_len)
-        refuse_others("generate", streams, FEATURES_STREAMS)
+        refuse_others(self.generate, streams, FEATURES_STREAMS)
         if start_tokens.dim() != 2 or start_tokens.shape[1] < 1 or start_tokens.shape != start_numbers.shape:
             shapes = f"{list(start_tokens.shape)} and {list(start_numbers.shape)}"
             raise InputError(f"ids and numbers to begin with have one shape [batch, length]; got {shapes}")

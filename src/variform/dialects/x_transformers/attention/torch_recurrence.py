@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +25,35 @@ _RUNS: dict[str, Callable[..., Any]] = {
     "RNN_RELU": torch.rnn_relu,
 }
 """The functions of torch, by what its modules call their mode."""
+
+
+class _Held(nn.Module):
+    """The weights of a recurrence by torch's names, and what it is; torch's compiler takes no module of torch's own.
+
+    Args:
+        module: what is copied.
+    """
+
+    def __init__(self, module: nn.RNNBase) -> None:
+        super().__init__()
+        self.mode, self.bias, self.num_layers, self.dropout = (
+            module.mode,
+            module.bias,
+            module.num_layers,
+            module.dropout,
+        )
+        self.bidirectional, self.hidden_size, self.proj_size = (
+            module.bidirectional,
+            module.hidden_size,
+            module.proj_size,
+        )
+        for name, weight in module.named_parameters():
+            self.register_parameter(name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """As torch's functions take them: layer by layer, each direction's together."""
+        return list(self._parameters.values())  # type: ignore[arg-type]
 
 
 class TorchRecurrence(Mixer):
@@ -56,7 +83,7 @@ class TorchRecurrence(Mixer):
         if type(module) not in KINDS or not module.batch_first:
             message = f"a torch.nn.GRU, LSTM or RNN with batch_first=True is needed, not {module}"
             raise ConfigError(message, path="module")
-        self.module: nn.RNNBase = copy.deepcopy(module)
+        self.module = _Held(module)
         self.kept = ("h", "c") if isinstance(module, nn.LSTM) else ("h",)
 
     @classmethod
@@ -88,9 +115,8 @@ class TorchRecurrence(Mixer):
     def _run(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         module = self.module
         begun = self._begun(x, self.init_state(x.shape[0], 0, {}) if state is None else state)
-        weights = list(chain(*module.all_weights))
         options = (module.bias, module.num_layers, module.dropout, self.training, module.bidirectional, True)
-        y, *last = _RUNS[module.mode](x, begun if len(begun) > 1 else begun[0], weights, *options)
+        y, *last = _RUNS[module.mode](x, begun if len(begun) > 1 else begun[0], module.weights, *options)
         return y, self._after(last)
 
     def _run_packed(self, x: Tensor, counts: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -99,11 +125,19 @@ class TorchRecurrence(Mixer):
         Shapes:
             x: [B, L, input_size]; counts: [B]
         """
+        module = self.module
         packed = pack_padded_sequence(x, counts.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        begun = None if state is None else self._begun(x, state)
-        out, last = self.module(packed, begun if begun is None or len(begun) > 1 else begun[0])
-        y, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
-        return y, self._after(last if isinstance(last, tuple) else (last,))
+        begun = self._begun(x, self.init_state(x.shape[0], 0, {}) if state is None else state)
+        by_length, back = packed.sorted_indices, packed.unsorted_indices
+        assert by_length is not None  # as lengths are told unsorted
+        assert back is not None
+        begun = tuple(one.index_select(1, by_length) for one in begun)
+        options = (module.bias, module.num_layers, module.dropout, self.training, module.bidirectional)
+        out, *last = _RUNS[module.mode](
+            packed.data, packed.batch_sizes, begun if len(begun) > 1 else begun[0], module.weights, *options
+        )
+        y, _ = pad_packed_sequence(packed._replace(data=out), batch_first=True, total_length=x.shape[1])
+        return y, self._after([one.index_select(1, back) for one in last])
 
     def _begun(self, x: Tensor, state: State) -> tuple[Tensor, ...]:
         """A state, as torch takes it: layers first."""

@@ -85,6 +85,11 @@ class Spec:
                     if isinstance(child, (Spec, Shared)):
                         yield f.name, index, child
 
+    def first(self, name: str) -> int | None:
+        """The first size of this name in the tree; None where nothing has one."""
+        values = (inner.get(name) for _, inner in self.walk())
+        return next((value for value in values if isinstance(value, int)), None)
+
     def walk(self, path: str = "") -> Iterator[tuple[str, Spec]]:
         """All specs of the tree with their dotted paths, the root first; a shared spec at each place it is used."""
         yield path, self

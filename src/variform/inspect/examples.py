@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from variform.core.part import Part
-from variform.core.spec import Spec
 from variform.errors import ConfigError
 from variform.parts.kinds import Head, Model, Norm, StreamPart
 
@@ -33,29 +32,23 @@ def example_arguments(part: Part, batch: int, length: int | None) -> Arguments:
     if not isinstance(part, StreamPart | Head | Norm):
         hint = "describe the mixer, layer or model that holds it"
         raise ConfigError(f"a {part.kind} cannot be run alone", hint=hint)
-    length = length or _fact(part.spec, "max_seq_len")
+    length = length or part.spec.first("max_seq_len")
     if length is None:
         raise ConfigError("give length, the number of tokens")
     x = torch.zeros(batch, length, _dim(part))
     read = {name for child in part.modules() if isinstance(child, Part) for name in child.reads}
     streams = {}
     if "context" in read:
-        streams["context"] = torch.zeros(batch, length, _fact(part.spec, "dim_context") or x.shape[-1])
+        streams["context"] = torch.zeros(batch, length, part.spec.first("dim_context") or x.shape[-1])
     if "condition" in read:
-        streams["condition"] = torch.zeros(batch, _fact(part.spec, "dim_condition") or x.shape[-1])
+        streams["condition"] = torch.zeros(batch, part.spec.first("dim_condition") or x.shape[-1])
     if isinstance(part, Norm):
         return (x, *streams.values()), {}
     return (x, streams), {}
 
 
 def _dim(part: Part) -> int:
-    dim = _fact(part.spec, "dim")
+    dim = part.spec.first("dim")
     if dim is None:
         raise ConfigError(f"nothing in this {part.kind} says how many features it takes", hint="give dim=...")
     return dim
-
-
-def _fact(spec: Spec, name: str) -> int | None:
-    """The first value of a field in the tree."""
-    values = (inner.get(name) for _, inner in spec.walk())
-    return next((value for value in values if isinstance(value, int)), None)

@@ -309,13 +309,16 @@ class Transformer(Model):
         else:
             inputs = torch.zeros(batch, length, self.dim)
         sides: dict[str, Any] = {}
+        described = self.__dict__.get("_spec")  # parts below may say what the model does not
         if "context" in self.reads_below:
-            sides["context"] = torch.zeros(batch, length or 1, self.dim_context or self.dim)
+            size = self.dim_context or (described and described.first("dim_context")) or self.dim
+            sides["context"] = torch.zeros(batch, length or 1, size)
         if "further_ids" in self.reads_below:
             names = [name for part in self.modules() if isinstance(part, SummedEmbedding) for name in part.names]
             sides["further_ids"] = {name: torch.zeros_like(inputs) for name in names}
         if "condition" in self.reads_below:
-            sides["condition"] = torch.zeros(batch, self.dim_condition or self.dim)
+            size = self.dim_condition or (described and described.first("dim_condition")) or self.dim
+            sides["condition"] = torch.zeros(batch, size)
         return (inputs,), sides
 
     @property

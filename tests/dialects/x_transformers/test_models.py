@@ -106,6 +106,12 @@ def test_the_cost_of_a_model_of_the_dialect() -> None:
     assert vf.describe(model, batch=2, length=7).params == sum(p.numel() for p in model.parameters())
 
 
+def test_the_cost_of_a_model_with_a_context_of_another_width() -> None:
+    layers = Decoder(dim=32, depth=2, heads=2, cross_attend=True, cross_attn_dim_context=24)
+    model = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=layers)
+    assert vf.describe(model, batch=3, length=11).params == sum(weight.numel() for weight in model.parameters())
+
+
 def test_the_same_gpt_natively() -> None:
     """A GPT written natively and by keywords computes one function."""
     native = vf.build(vf.models.gpt(vocab_size=11, dim=16, depth=2, heads=4, max_seq_len=9)).double().eval()

@@ -64,3 +64,9 @@ def test_schedules_over_layers() -> None:
     for wrong in ({"depth": 1}, {"depth": 3, "schedule": "square"}):
         with pytest.raises(KeywordError):
             layer_schedule(1, 2, **wrong)
+
+
+def test_a_default_may_be_written_out() -> None:
+    assert Decoder(dim=16, depth=1, heads=2, ff_glu_gate_softclamp_value=4.0).depth == 1
+    with pytest.raises(KeywordError, match="no effect without ff_glu"):
+        Decoder(dim=16, depth=1, heads=2, ff_glu_gate_softclamp_value=5.0)

@@ -228,6 +228,7 @@ def test_a_missing_keyword_is_a_key_error_too() -> None:
         ({"tie_token_emb": True, "dec_emb_dim": 8}, "one width on both sides"),
         ({"enc_dim": 8}, "both sides have the width dim"),
         ({"enc_attn_qk_nrom": True}, "enc_attn_qk_nrom.*did you mean 'enc_attn_qk_norm'"),
+        ({"dec_l2norm_embd": True}, "dec_l2norm_embd.*did you mean 'dec_l2norm_embed'"),
         ({"cross_attn_tokens_dropout": 1.0}, r"a probability in \[0, 1\)"),
         ({"tie_token_emb": True, "dec_num_tokens": 12}, "as many tokens as the encoder has, 11"),
         ({"enc_norm_add_unit_offset": False}, "the same on both sides"),

@@ -8,14 +8,18 @@ import torch
 import variform as vf
 from variform.dialects.x_transformers import (
     AutoregressiveWrapper,
+    ContinuousAutoregressiveWrapper,
+    ContinuousTransformerWrapper,
     Decoder,
     Encoder,
     TransformerWrapper,
     ViTransformerWrapper,
     XTransformer,
+    XValAutoregressiveWrapper,
+    XValTransformerWrapper,
 )
 from variform.dialects.x_transformers.errors import InputError, KeywordError
-from variform.weights.x_transformers import load_x_transformers, to_x_transformers
+from variform.weights import load_x_transformers, to_x_transformers
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "attn_dim_head": 4}
 
@@ -110,6 +114,19 @@ def test_the_cost_of_a_model_with_a_context_of_another_width() -> None:
     layers = Decoder(dim=32, depth=2, heads=2, cross_attend=True, cross_attn_dim_context=24)
     model = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=layers)
     assert vf.describe(model, batch=3, length=11).params == sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_cost_of_wrapped_models() -> None:
+    layers: Any = {"dim": 16, "depth": 1, "heads": 2}
+    for wrapper, net in (
+        (ContinuousAutoregressiveWrapper, ContinuousTransformerWrapper(max_seq_len=8, attn_layers=Decoder(**layers))),
+        (
+            XValAutoregressiveWrapper,
+            XValTransformerWrapper(num_tokens=9, numerical_token_id=3, max_seq_len=8, attn_layers=Decoder(**layers)),
+        ),
+    ):
+        found = vf.describe(wrapper(net), batch=2, length=7)
+        assert found.params == sum(weight.numel() for weight in net.parameters())
 
 
 def test_the_same_gpt_natively() -> None:

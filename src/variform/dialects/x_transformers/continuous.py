@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from variform.core.spec import Spec
 from variform.dialects.x_transformers.around import AroundDraft, AroundWrapper
 from variform.dialects.x_transformers.continuous_model import CONTINUOUS, ContinuousDraft
 from variform.dialects.x_transformers.decoding import FEATURES_STREAMS, check_count, in_upstream_terms, refuse_others
@@ -200,6 +201,11 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         """Where upstream's checkpoints have what."""
         own = {"loss_fn.": self.loss_fn} if isinstance(self.loss_fn, nn.Module) else {}
         return {"net.": self.net, **own}
+
+    @property
+    def spec(self) -> Spec:
+        """The full description of the model."""
+        return self.net.spec
 
     def forward(
         self,

@@ -72,7 +72,7 @@ class FeedForwardDraft:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 found.append(Problem(at + name, "a bound is greater than 0", value))
-        if self._bounds_gate and not self.glu:
+        if self._bounds_gate and not self.glu and self.glu_gate_softclamp_value != GATE_CLAMP:
             found.append(Problem(f"{at}glu_gate_softclamp_value", f"it has no effect without {at}glu"))
         if self.zero_init_output and self.output_proj_depth is not None:
             message = f"the output map starts at zero or scaled with depth: {at}zero_init_output or output_proj_depth"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from variform.core.spec import Spec
 from variform.dialects.x_transformers.errors import InputError, KeywordError
 from variform.dialects.x_transformers.table import REQUIRED, Table, completed, problems_of, raise_any, table_of
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
@@ -149,6 +150,11 @@ class NonAutoregressiveWrapper(nn.Module):
         if self.self_cond:
             found |= {"null_embed": self.null_embed, "to_self_cond.": self.to_self_cond}
         return found if self.token_critic is None else {**found, "token_critic.": self.token_critic}
+
+    @property
+    def spec(self) -> Spec:
+        """The full description of the model."""
+        return self.net.spec
 
     def forward(
         self,

@@ -22,7 +22,7 @@ from variform.dialects.x_transformers.read import resolved
 from variform.dialects.x_transformers.routes import KNOWN
 from variform.dialects.x_transformers.table import REQUIRED, Route, Table, kept, problems_of, raise_any
 from variform.dialects.x_transformers.wrapper import TransformerWrapper
-from variform.errors import Problem
+from variform.errors import Problem, did_you_mean
 from variform.stack.encoder_decoder import EncoderDecoder
 
 XTRANSFORMER: Table = {
@@ -220,8 +220,11 @@ def _both(sides: Mapping[str, Mapping[str, Any]], dim: int) -> dict[str, tuple[A
 
 def _of_side(problem: Problem, prefix: str) -> Problem:
     """A problem of a side, in which keywords are called as the caller writes them."""
-    meant = problem.hint.startswith("did you mean")
-    hint = re.sub(r"'(?!dim')(\w+)'", rf"'{prefix}\1'", problem.hint) if meant else problem.hint
+    path, hint = problem.path, problem.hint
+    if "." not in path and path not in (*KNOWN, *MODEL):  # those of layers and of models are all of a side
+        hint = did_you_mean(path, (*KNOWN, *SIDES[prefix]))
+    if hint.startswith("did you mean"):
+        hint = re.sub(r"'(?!dim')(\w+)'", rf"'{prefix}\1'", hint)
     return replace(problem, path=prefix + problem.path, hint=hint)
 
 

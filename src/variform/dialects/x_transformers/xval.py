@@ -221,6 +221,11 @@ class XValAutoregressiveWrapper(nn.Module):
         """Where upstream's checkpoints have what."""
         return {"net.": self.net}
 
+    @property
+    def spec(self) -> Spec:
+        """The full description of the model."""
+        return self.net.spec
+
     def forward(
         self,
         x: Tensor,

@@ -207,6 +207,16 @@ def test_each_step_may_remember_other_tokens() -> None:
         net(x, state=net.init_state(2, 40), memories=memories._replace(valid=(some, None)))
 
 
+def in_chunks(net: Any, x: Tensor, state: Any, memories: Memories) -> Tensor:
+    """What a decode state makes of 8 tokens behind memories."""
+    outs, given = [], {"memories": memories}
+    for chunk in x.split([3, 1, 1, 3], 1):
+        out, state = net(chunk, state=state, **given)
+        outs.append(out)
+        given = {}
+    return torch.cat(outs, 1)
+
+
 BESIDE = HybridAttention.spec(attention=LimitedAttention.spec(back=3), mixer=GatedRecurrentUnit.spec(dim_out=24))
 
 
@@ -223,12 +233,8 @@ def test_a_context_begins_with_the_segment_also_behind_memories(attention: vf.Sp
         valid[1, 3:] = False
     _, memories = net(x[:, :5], context=context, valid=valid, memories=Memories(4))
     expected, _ = net(x[:, 5:], context=context, memories=memories)
-    state, outs, given = net.init_state(2, 8, ahead=memories.length, context=context), [], {"memories": memories}
-    for chunk in x[:, 5:].split([3, 1, 1, 3], 1):
-        out, state = net(chunk, state=state, **given)
-        outs.append(out)
-        given = {}
-    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
+    state = net.init_state(2, 8, ahead=memories.length, context=context)
+    torch.testing.assert_close(in_chunks(net, x[:, 5:], state, memories), expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
@@ -258,13 +264,8 @@ def test_stacks_that_run_again_decode_behind_memories(around: Any, passes: int |
     x = ids()
     _, memories = net(x[:, :5], memories=Memories(4), passes=passes)
     expected, _ = net(x[:, 5:], memories=memories, passes=passes)
-    state, outs = net.init_state(2, 8, ahead=memories.length, passes=passes), []
-    given: dict[str, Any] = {"memories": memories}
-    for chunk in x[:, 5:].split([3, 1, 1, 3], 1):
-        out, state = net(chunk, state=state, **given)
-        outs.append(out)
-        given = {}
-    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
+    state = net.init_state(2, 8, ahead=memories.length, passes=passes)
+    torch.testing.assert_close(in_chunks(net, x[:, 5:], state, memories), expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()

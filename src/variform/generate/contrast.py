@@ -115,10 +115,12 @@ class Contrast(nn.Module):
             logits = contrasted(logits, amateur, alpha, beta)
         return logits if state is None else (logits, {"models": tuple(new for _, new in outs)})
 
-    def init_state(self, batch: int, max_len: int, *, bucket: int = 0, **streams: Any) -> State:
-        """Empty decode states of all of them."""
+    def init_state(
+        self, batch: int, max_len: int, *, bucket: int = 0, passes: int | None = None, **streams: Any
+    ) -> State:
+        """Empty decode states of all of them; `passes` is for those that take it."""
         models: tuple[Any, ...] = (self.expert, *self.amateurs)
-        runs = {name: streams.pop(name) for name in ("passes",) if name in streams}
+        runs = {} if passes is None else {"passes": passes}
         taken = [runs, *(_taken(amateur, runs) for amateur in self.amateurs)]
         states = [
             model.init_state(batch, max_len, bucket=bucket, **streams, **own)

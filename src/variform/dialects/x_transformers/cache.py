@@ -222,7 +222,7 @@ class Steps:
         positions, valid = self._unchanged(*whole, total)
         given = self._of_new(given, count)
         streams = {
-            **{name: x for name, x in given.items() if name not in ("mask", "bias", "two_way")},
+            **given,
             "positions": None if positions is None else positions[..., -count:],
             "valid": None if valid is None else valid[:, -count:],
         }
@@ -292,18 +292,21 @@ class Steps:
         prefix = self.cache.streams.get("prefix")
         sizes = {self.cache.length + count + ahead for ahead in (0, 0 if prefix is None else prefix.shape[1])}
 
-        def last(x: Tensor | None) -> Tensor | None:
-            return x if x is None or x.dim() < 2 or x.shape[1] not in sizes else x[:, -count:]
+        def last(x: Tensor) -> Tensor:
+            return x[:, -count:] if x.dim() > 1 and x.shape[1] in sizes else x
 
-        found = dict(given)
-        for name in ("added", "numbers", "injected", "condition"):
-            if name != "condition" or (given.get(name) is not None and given[name].dim() == 3):
-                found[name] = last(given.get(name))
-        if given.get("further_ids") is not None:
-            found["further_ids"] = {name: last(ids) for name, ids in given["further_ids"].items()}
-        if given.get("beside") is not None:
-            found["beside"] = {mixer: one._replace(added=last(one.added)) for mixer, one in given["beside"].items()}
-        return {name: x for name, x in found.items() if x is not None or name in given}
+        found = {name: x for name, x in given.items() if x is not None}
+        for name in ("added", "numbers", "injected"):
+            if name in found:
+                found[name] = last(found[name])
+        if "condition" in found and found["condition"].dim() == 3:
+            found["condition"] = last(found["condition"])
+        if "further_ids" in found:
+            found["further_ids"] = {name: last(ids) for name, ids in found["further_ids"].items()}
+        for mixer, one in found.get("beside", {}).items():
+            if one.added is not None:
+                found["beside"] = {**found["beside"], mixer: one._replace(added=last(one.added))}
+        return found
 
     def _whole(self, mask: Tensor | None, pos: Tensor | None, total: int) -> tuple[Tensor | None, Tensor | None]:
         """Mask and positions over all tokens, from those of all or of the new ones."""

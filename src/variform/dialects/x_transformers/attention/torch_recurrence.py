@@ -36,17 +36,9 @@ class _Held(nn.Module):
 
     def __init__(self, module: nn.RNNBase) -> None:
         super().__init__()
-        self.mode, self.bias, self.num_layers, self.dropout = (
-            module.mode,
-            module.bias,
-            module.num_layers,
-            module.dropout,
-        )
-        self.bidirectional, self.hidden_size, self.proj_size = (
-            module.bidirectional,
-            module.hidden_size,
-            module.proj_size,
-        )
+        self.mode, self.bias, self.dropout = module.mode, module.bias, module.dropout
+        self.num_layers, self.bidirectional = module.num_layers, module.bidirectional
+        self.hidden_size, self.proj_size = module.hidden_size, module.proj_size
         for name, weight in module.named_parameters():
             self.register_parameter(name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
